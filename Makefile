@@ -1,0 +1,43 @@
+# Every target sets up what it needs. Needed on the machine: Python >= 3.11 and make.
+PYTHON ?= python3
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export PYTHONPATH := $(CURDIR)
+unexport PYTHONDONTWRITEBYTECODE # without .pyc files every process parses torch anew: 10 s instead of 4
+
+.PHONY: repro test bench lab lint lock readme setup clean
+
+repro: setup ## run the whole pipeline: reports/index.html
+	dvc repro --pull
+
+test: setup data ## run the tests
+	python -m pytest
+
+bench: setup ## measure our CAMs beside grad-cam, captum and torchcam
+	python benchmarks/cams.py --json benchmarks/cams.json
+
+lab: setup data ## open the notebooks
+	jupyter lab notebooks
+
+lint: setup
+	ruff check . && ruff format --check .
+
+lock: setup ## pin anew what pyproject.toml asks for
+	uv pip compile -q --upgrade --universal --python-version 3.11 --all-extras --no-annotate --custom-compile-command "make lock" pyproject.toml -o requirements.lock
+
+readme: setup ## put the result table of the last run into README.md
+	python -m xai_utils.pipeline --readme
+
+setup: .venv/complete
+
+.venv/complete: requirements.lock
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"Python {v[0]}.{v[1]} is too old: 3.11 or newer is needed; name one with make PYTHON=/path/to/python3.11")'
+	test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install -q --disable-pip-version-check "$$(grep '^uv==' requirements.lock)"
+	.venv/bin/uv pip install -q --python .venv/bin/python -r requirements.lock
+	touch $@
+
+data: data.dvc | setup
+	dvc pull -q data.dvc && touch data
+
+clean: ## forget everything derived (not the environment, not the data)
+	rm -rf build .runs .checkpoints

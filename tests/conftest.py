@@ -1,0 +1,26 @@
+"""What all tests share: one thread, a fixed seed, and the real data where it lies beside the checkout."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def _deterministic():
+    torch.set_num_threads(1)  # small tensors: a second thread costs more than it gives
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def real() -> Path:
+    """The folder with real images and a pretrained network; tests skip where it is absent (CI requires it)."""
+    folder = Path(os.environ.get("XAI_REAL_DATA", ROOT.parent / "shared" / "real"))
+    if not folder.is_dir():
+        if os.environ.get("XAI_REQUIRE_REAL"):
+            pytest.fail(f"{folder} is missing and XAI_REQUIRE_REAL is set")
+        pytest.skip(f"no real data at {folder}; set XAI_REAL_DATA to its folder")
+    return folder

@@ -1,0 +1,178 @@
+"""Image folders: layouts, every kind of image, and every mistake named."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from xai_utils import datasets
+from xai_utils.datasets import DataError, on_disk
+
+
+def save(path, pixels=None, *, size=(8, 6), mode="RGB", **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.new(mode, size) if pixels is None else Image.fromarray(pixels)
+    image.save(path, **options)
+    return path
+
+
+def folder_of(root, *, classes=("a", "b"), images=4, size=(8, 6)):
+    for name in classes:
+        for number in range(images):
+            save(root / name / f"{number}.png", size=size)
+    return root
+
+
+def listed(root, **options):
+    return on_disk.find_images(root, **{"validation_fraction": 0.25, "seed": 0} | options)
+
+
+def test_layouts(tmp_path):
+    """train/ with val/ or test/, val/ alone, train/ alone, class folders directly: each gives the splits it says."""
+    for held_out in on_disk.HELD_OUT:
+        root = tmp_path / held_out
+        folder_of(root / "train", images=3)
+        folder_of(root / held_out, images=2)
+        found = listed(root)
+        assert found.classes == ("a", "b")
+        assert found.train[:3] == [("train/a/0.png", 0), ("train/a/1.png", 0), ("train/a/2.png", 0)]
+        assert found.validation[2:] == [(f"{held_out}/b/0.png", 1), (f"{held_out}/b/1.png", 1)]
+    only = listed(folder_of(tmp_path / "only" / "val").parent)
+    assert (len(only.train), len(only.validation), only.classes) == (0, 8, ("a", "b"))
+    for root in (folder_of(tmp_path / "flat"), folder_of(tmp_path / "unsplit" / "train").parent):
+        found = listed(root)
+        assert [label for _, label in found.train] == [0] * 3 + [1] * 3
+        assert [label for _, label in found.validation] == [0, 1]
+        assert len(dict(found.train + found.validation)) == 8
+        assert listed(root).validation == found.validation
+        assert any(listed(root, seed=seed).validation != found.validation for seed in range(1, 6))
+
+
+def test_hidden_files_and_notes_are_left_out_and_nested_images_are_found(tmp_path):
+    """A .DS_Store, a README and a hidden folder are no images; class/deeper/x.JPEG is one."""
+    root = folder_of(tmp_path / "set")
+    (root / "a" / ".DS_Store").write_bytes(b"x")
+    (root / "a" / "README.txt").write_text("x")
+    save(root / ".cache" / "x.png")
+    save(root / "a" / "deeper" / "x.JPEG")
+    found = listed(root)
+    assert found.classes == ("a", "b")
+    assert "a/deeper/x.JPEG" in dict(found.train + found.validation)
+
+
+def test_bad_folders_are_refused_by_name(tmp_path):
+    """Missing, empty, without classes, a class without images, one-sided classes, unknown kinds of files."""
+    folder_of(tmp_path / "good")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("x")
+    save(tmp_path / "loose" / "x.png")
+    (folder_of(tmp_path / "hollow") / "c").mkdir()
+    folder_of(tmp_path / "sided" / "train")
+    folder_of(tmp_path / "sided" / "val", classes=("a",))
+    (folder_of(tmp_path / "foreign") / "a" / "x.gif").write_bytes(b"GIF89a")
+    folder_of(tmp_path / "single", images=1)
+    for name, message in (
+        ("god", r"god does not exist; beside it lie empty, file, .*good"),
+        ("empty", r"empty is empty; beside it lie empty, file"),
+        ("file", "is a file, not a folder"),
+        ("loose", r"loose has no class folders; it holds x.png"),
+        ("hollow", "class 'c' .* holds no image"),
+        ("sided", "class 'b' is in train/ but not in val/"),
+        ("foreign", "x.gif is not an image of a known kind.*convert"),
+        ("single", "class 'a' has one image only"),
+    ):
+        with pytest.raises(DataError, match=message):
+            listed(tmp_path / name)
+    with pytest.raises(DataError, match=r"validation_fraction is 1\.5; it must lie between"):
+        listed(tmp_path / "good", validation_fraction=1.5)
+
+
+def test_every_kind_of_image_becomes_rgb(tmp_path):
+    """Grey, palette, transparent, CMYK, 1-bit and 16-bit images have the RGB values computed by hand."""
+    row = np.array([[0, 128, 255]], dtype=np.uint8)
+    grey = np.stack([row] * 3, axis=-1)
+    assert np.array_equal(on_disk.read_image(save(tmp_path / "grey.png", row)), grey)
+    deep = (row.astype(np.uint16) * 257).astype(np.uint16)
+    assert np.array_equal(on_disk.read_image(save(tmp_path / "deep.png", deep)), grey)
+    clear = np.array([[[255, 0, 0, 0], [255, 0, 0, 255], [0, 0, 0, 51]]], dtype=np.uint8)
+    on_white = [[[255, 255, 255], [255, 0, 0], [204, 204, 204]]]
+    for suffix in ("png", "webp"):
+        assert np.array_equal(on_disk.read_image(save(tmp_path / f"clear.{suffix}", clear, lossless=True)), on_white)
+    grey_clear = np.array([[[0, 0], [100, 255], [0, 51]]], dtype=np.uint8)
+    expected = [[[255] * 3, [100] * 3, [204] * 3]]
+    assert np.array_equal(on_disk.read_image(save(tmp_path / "la.png", grey_clear)), expected)
+    indexed = Image.new("P", (2, 1))
+    indexed.putpalette([10, 20, 30, 200, 100, 50])
+    indexed.putpixel((1, 0), 1)
+    indexed.save(tmp_path / "p.png")
+    assert np.array_equal(on_disk.read_image(tmp_path / "p.png"), [[[10, 20, 30], [200, 100, 50]]])
+    indexed.save(tmp_path / "pt.png", transparency=0)
+    assert np.array_equal(on_disk.read_image(tmp_path / "pt.png"), [[[255] * 3, [200, 100, 50]]])
+    Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(tmp_path / "cmyk.jpg", quality=95)
+    red = np.asarray(on_disk.read_image(tmp_path / "cmyk.jpg"), dtype=int)
+    assert np.abs(red - [255, 0, 0]).max() < 12
+    Image.new("1", (2, 2), 1).save(tmp_path / "bit.bmp")
+    assert np.array_equal(on_disk.read_image(tmp_path / "bit.bmp"), np.full((2, 2, 3), 255))
+
+
+def test_exif_orientation_is_applied(tmp_path):
+    """Orientation 6 (turn clockwise): the left column of the stored image is the top row of the upright one."""
+    pixels = np.zeros((2, 3, 3), dtype=np.uint8)
+    pixels[:, 0] = [250, 0, 0]
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    upright = np.asarray(on_disk.read_image(save(tmp_path / "x.png", pixels, exif=exif)))
+    assert upright.shape == (3, 2, 3)
+    assert (upright[0] == [250, 0, 0]).all()
+    assert not upright[1:].any()
+
+
+def test_bad_images_are_refused_by_name(tmp_path, monkeypatch):
+    """Cut off, empty, text named .jpg, GIF named .png, absurdly large: one line that names the file."""
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    for suffix in ("jpg", "png", "bmp", "webp"):
+        path = save(tmp_path / f"cut.{suffix}", noise)
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        with pytest.raises(DataError, match=rf"cut\.{suffix}: .*(damaged or cut off|not a readable)"):
+            on_disk.read_image(path)
+    (tmp_path / "zero.jpg").touch()
+    (tmp_path / "text.jpg").write_text("not an image")
+    save(tmp_path / "gif.png", noise, format="GIF")
+    for name, message in (
+        ("zero.jpg", r"zero.jpg: the file is empty \(0 bytes\)"),
+        ("text.jpg", "text.jpg: not a readable image; allowed are JPEG, PNG, WEBP, BMP"),
+        ("gif.png", "gif.png: not a readable image"),
+        ("absent.png", "absent.png: "),
+    ):
+        with pytest.raises(DataError, match=message) as caught:
+            on_disk.read_image(tmp_path / name)
+        assert "\n" not in str(caught.value)
+    big = save(tmp_path / "big.png", noise)
+    for limit in (3000, 1000):  # Pillow warns above the limit and refuses above twice the limit
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        with pytest.raises(DataError, match=rf"big.png: more than {limit} pixels"):
+            on_disk.read_image(big)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("file,x0,y0,x1\n", "column 'y1' is missing; the first line must be file,x0,y0,x1,y1"),
+        ("", "column 'file' is missing"),
+        ("file,x0,y0,x1,y1\na/9.png,0,0,1,1\n", "line 2: unknown file 'a/9.png'"),
+        ("file,x0,y0,x1,y1\na/0.png,0,zero,1,1\n", "line 2: column 'y0' holds 'zero', not a number"),
+        ("file,x0,y0,x1,y1\na/0.png,0,nan,1,1\n", "column 'y0' holds 'nan'"),
+        ("file,x0,y0,x1,y1\na/0.png,0,0,1\n", "column 'y1' holds None"),
+        ("file,x0,y0,x1,y1\na/0.png,3,0,2,1\n", "line 2: empty box 3,0,2,1 of a/0.png"),
+        ("file,x0,y0,x1,y1\na/0.png,0,0,9,6\n", "of a/0.png lies outside its image of 8 x 6 pixels"),
+        ("file,x0,y0,x1,y1\na/0.png,0,0,8,7\n", "of a/0.png lies outside its image of 8 x 6 pixels"),
+        ("file,x0,y0,x1,y1\na/0.png,-1,0,8,6\n", "of a/0.png lies outside"),
+        (b"file,x0,y0,x1,y1\n\xff,0,0,8,6\n", "not a readable UTF-8 CSV file"),
+    ],
+)
+def test_a_wrong_boxes_file_is_refused_and_nothing_stays_behind(tmp_path, text, message):
+    """Every mistake in boxes.csv is named; the target folder and its surroundings stay as they were."""
+    root = folder_of(tmp_path / "set")
+    (root / "boxes.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(DataError, match=message):
+        datasets.prepare(root, tmp_path / "out", image_size=8)
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]

@@ -1,0 +1,181 @@
+"""Rules that every explainer keeps, generated over the registry, and the checks of `explain`."""
+
+import contextlib
+import gc
+import inspect
+
+import numpy as np
+import pytest
+import torch
+from test_layers import same, settled, snapshot
+from torch import nn
+
+from xai_utils.explainers import CONTROLS, EXPLAINERS, cam_maps, explain, explain_many
+from xai_utils.networks import build
+
+FAST = {"smooth_grad_cam_plus_plus": {"samples": 3, "chunk": 4}}  # fewer draws than a report would use
+
+
+def generated(method, seed=3):
+    """The method's quick options, with a fresh generator if it draws."""
+    options = dict(FAST.get(method, {}))
+    if "generator" in inspect.signature(EXPLAINERS[method]).parameters:
+        options["generator"] = torch.Generator().manual_seed(seed)
+    return options
+
+
+@pytest.fixture(scope="module")
+def small():
+    torch.manual_seed(2)
+    return settled(build("small_resnet", range(4)))
+
+
+@pytest.fixture
+def images():
+    return torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(5))
+
+
+def test_controls_by_hand():
+    """Sobel of a step of 1 is 4 beside the step and 0 elsewhere; the Gaussian is 1 in the middle; noise is seeded."""
+    step = torch.zeros(1, 3, 5, 6)
+    step[..., 3:] = 1
+    expected = torch.zeros(1, 5, 6)
+    expected[..., 2:4] = 4
+    torch.testing.assert_close(explain(None, step, method="sobel_edges"), expected)
+    odd = explain(None, torch.zeros(2, 3, 9, 5), method="centred_gaussian")
+    assert odd[1, 4, 2] == 1
+    assert odd[0, 0, 2].item() == pytest.approx(np.exp(-((4 / 2.25) ** 2) / 2))
+    assert odd[0, 4, 0].item() == pytest.approx(np.exp(-((2 / 1.25) ** 2) / 2))
+    draws = [explain(None, step, method="random", generator=torch.Generator().manual_seed(s)) for s in (0, 0, 1)]
+    assert torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[0], draws[2])
+    assert set(CONTROLS) <= set(EXPLAINERS)
+
+
+@pytest.mark.parametrize("method", EXPLAINERS)
+def test_batch_equals_singles(method, small, images):
+    """A batch gives each image's map as if it were alone, with its own target, raw, finite and without graph."""
+    target, options = torch.tensor([2, 0, 3]), generated(method)
+    maps = explain(small, images, target, method=method, **options)
+    assert maps.shape == (3, 64, 64)
+    assert maps.dtype == torch.float32
+    assert maps.isfinite().all()
+    assert maps.flatten(1).std(1).min() > 0
+    assert not maps.requires_grad
+    options = generated(method)
+    singles = [explain(small, images[n : n + 1], target[n : n + 1], method=method, **options) for n in range(3)]
+    torch.testing.assert_close(maps, torch.cat(singles), rtol=1e-4, atol=1e-5 * float(maps.abs().max()))
+
+
+@pytest.mark.parametrize("method", EXPLAINERS)
+def test_default_target_is_the_prediction(method, small, images):
+    """No target means the class that the model predicts."""
+    with torch.no_grad():
+        predicted = small(images).argmax(1)
+    maps = [explain(small, images, target, method=method, **generated(method)) for target in (None, predicted)]
+    torch.testing.assert_close(*maps)
+
+
+@pytest.mark.parametrize("method", EXPLAINERS)
+def test_model_is_left_as_found(method, small, images):
+    """In train mode with odd flags, under no_grad, with a gradient in place: same maps, and nothing changes."""
+    expected = explain(small, images, method=method, **generated(method))
+    small.train()
+    small.network.layer2.eval()
+    small.network.fc.weight.grad = torch.ones_like(small.network.fc.weight)
+    small.network.conv1.weight.requires_grad_(False)
+    try:
+        before = snapshot(small)
+        for mode in (torch.no_grad, torch.enable_grad, torch.inference_mode):
+            with mode():
+                maps = explain(small, images, method=method, **generated(method))
+            torch.testing.assert_close(maps, expected)
+        assert same(before, snapshot(small))
+        assert (small.network.fc.weight.grad == 1).all()
+    finally:
+        small.network.conv1.weight.requires_grad_(True)
+        small.zero_grad()
+        small.eval()
+
+
+@pytest.mark.parametrize("method", EXPLAINERS)
+def test_model_is_left_as_found_after_an_exception(method, small, images):
+    """A model that fails in its last layer keeps its hooks, modules and flags; the exception gets through."""
+
+    def fail(*_):
+        raise KeyError("broken head")
+
+    small.train()
+    handle = small.network.fc.register_forward_hook(fail)
+    before = snapshot(small)
+    with contextlib.nullcontext() if method in CONTROLS else pytest.raises(KeyError, match="broken head"):
+        explain(small, images, method=method, **generated(method))
+    assert torch.is_grad_enabled()
+    assert same(before, snapshot(small))
+    handle.remove()
+    small.eval()
+
+
+@pytest.mark.parametrize("method", EXPLAINERS)
+def test_nothing_is_retained(method, small, images):
+    """A second call leaves no tensor behind: no graph, no captured activation."""
+    explain(small, images, method=method, **generated(method))
+    counts = []
+    for _ in range(2):
+        explain(small, images, method=method, **generated(method))
+        gc.collect()
+        counts.append(sum(type(thing) is torch.Tensor for thing in gc.get_objects()))
+    assert counts[0] == counts[1]
+
+
+def test_any_module_is_explained(images):
+    """A user's bare network works like a target, its default layer found by a probe."""
+    pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(7, 4))
+    model = nn.Sequential(nn.Conv2d(3, 7, 5, stride=4), nn.ReLU(), pool).eval()
+    torch.testing.assert_close(explain(model, images), explain(model, images, layer="1"))
+    with pytest.raises(ValueError, match=r"9 is not a class.*0\.\.3"):
+        explain(model, images, 9)
+
+
+def test_many_share_one_pass(small, images):
+    """Plain CAMs of one layer cost one pass together, and the maps are those of single calls, in the order asked."""
+    passes = []
+    handle = small.network.conv1.register_forward_hook(lambda *_: passes.append(1))
+    methods = {"random": {}, "xgrad_cam": {}, "grad_cam": {"layer": "layer3"}, "grad_cam_plus_plus": {}}
+    maps = explain_many(small, images, methods=methods)
+    handle.remove()
+    assert list(maps) == list(methods)
+    assert len(passes) == 2
+    for method in ("xgrad_cam", "grad_cam", "grad_cam_plus_plus"):
+        torch.testing.assert_close(maps[method], explain(small, images, method=method, **methods[method]))
+
+
+def test_explain_errors(small, images, monkeypatch):
+    """Each wrong argument is named together with what is allowed."""
+    cases = [
+        ({"method": "gradcam"}, r"'gradcam' is unknown; choose one of grad_cam, .*centred_gaussian"),
+        ({"method": "grad_cam", "samples": 3}, "grad_cam has no option 'samples'; its options: layer"),
+        ({"method": "sobel_edges", "layer": "x"}, "sobel_edges has no option 'layer'; its options: none"),
+        ({"layer": "layer9"}, "'layer9' is unknown; close names: layer4, layer3"),
+        ({"layer": "avgpool"}, r"'avgpool' returns \(3, 256, 1, 1\), not a map"),
+        ({"target": 4}, r"4 is not a class of this model; give 0\.\.3"),
+        ({"target": torch.tensor([0, 1])}, r"shape \(2,\).*\(3,\)"),
+        ({"method": "smooth_grad_cam_plus_plus", "samples": 0}, "samples is 0"),
+        ({"method": "smooth_grad_cam_plus_plus", "noise_fraction": -1}, "noise_fraction is -1"),
+    ]
+    for options, message in cases:
+        with pytest.raises(ValueError, match=message):
+            explain(small, images, **options)
+    for wrong, message in ((images * 255, r"reach from .* to 25\d"), (images[0], r"\(3, 64, 64\)"),
+                           ((images * 255).byte(), "uint8"), (images * float("nan"), "nan")):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            explain(small, wrong)
+    with pytest.raises(ValueError, match="must name one or more of grad_cam, grad_cam_plus_plus, xgrad_cam"):
+        cam_maps(small, images, methods=["smooth_grad_cam_plus_plus"])
+
+    def broken(model, images, target):
+        return torch.stack([torch.zeros(4, 4), torch.full((4, 4), torch.inf), torch.full((4, 4), torch.nan)])
+
+    monkeypatch.setitem(EXPLAINERS, "broken", broken)
+    with pytest.raises(ValueError, match="broken gives infinite or undefined values for image 1, 2 of the batch"):
+        explain(small, images, method="broken")

@@ -1,0 +1,158 @@
+"""One notebook as one stage: parameters in, live output, a normalised copy and a page out, and tidy failures."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import nbformat
+import pytest
+from conftest import ROOT
+
+PARAMETERS = 'seed = 0\nrows = 6\nopacity = 0.55\ncolour_map = "viridis"'
+
+
+def stage_of(folder, *cells, parameters=PARAMETERS):
+    """A project in `folder` whose stage `figures` is a notebook of `cells`."""
+    notebook = nbformat.v4.new_notebook()
+    notebook.cells = [nbformat.v4.new_markdown_cell("# A stage\n\nWhat it does.")]
+    notebook.cells += [nbformat.v4.new_code_cell(source) for source in (parameters, *cells)]
+    notebook.cells[1].metadata["tags"] = ["parameters"]
+    (folder / "notebooks").mkdir(parents=True)
+    nbformat.write(notebook, folder / "notebooks" / "10_figures.ipynb")
+    shutil.copy(ROOT / "params.yaml", folder)
+    (folder / "dvc.yaml").write_text("stages: {figures: {outs: [build/half, reports/figures.html]}}")
+    return folder
+
+
+def command(folder):
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+    return {
+        "args": [sys.executable, "-m", "xai_utils.pipeline", "figures"],
+        "cwd": folder,
+        "env": environment | {"PYTHONPATH": str(ROOT)},
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+        "text": True,
+    }
+
+
+def run(folder):
+    process = subprocess.Popen(**command(folder))
+    out, error = process.communicate(timeout=120)
+    return process.returncode, out, error
+
+
+def test_two_runs_at_two_places_are_byte_identical(tmp_path):
+    """Times, ids and folders leave no trace; class names appear as text; parameters come from params.yaml."""
+    cells = (
+        "import os, sys, time, pandas as pd\nprint('rows', rows, time.time() > 0, object(), file=sys.stderr)",
+        "print(os.getcwd(), rows)\nprint(object())",
+        "pd.DataFrame({'class': ['<img src=x onerror=alert(1)>']})",
+        "object()",
+    )
+    results = []
+    for name in ("one", "another place"):
+        folder = stage_of(tmp_path / name, *cells)
+        text = (folder / "params.yaml").read_text()
+        (folder / "params.yaml").write_text(text.replace("rows: 6", "rows: 4"))
+        status, out, error = run(folder)
+        assert status == 0, error
+        assert f"{folder} 4" in out
+        page = (folder / "reports" / "figures.html").read_text()
+        results.append((page, (folder / "build" / "runs" / "figures.ipynb").read_text()))
+        assert not (folder / ".runs" / "figures.ipynb").exists()
+    assert "&lt;img src=x onerror=alert(1)&gt;" in results[0][0]
+    assert "<img src=x" not in results[0][0]
+    assert "rows = 4" in re.sub(r"<[^>]+>", "", results[0][0])
+    # the folder is printed by the notebook itself, and normalised to "."
+    assert results[0] == results[1]
+    assert not re.search(r"<script|https?://(?!www\.w3\.org)", results[0][0])
+
+
+def test_a_failing_stage_keeps_its_notebook_and_no_half_results(tmp_path):
+    """The traceback is kept and named with its cell; what the stage had written is removed."""
+    half = "from pathlib import Path\nPath('build/half').mkdir(parents=True)\nPath('build/half/a').write_text('x')"
+    folder = stage_of(tmp_path / "p", half, "1 / 0")
+    status, _, error = run(folder)
+    assert status == 1
+    assert "ZeroDivisionError: division by zero" in error
+    assert re.search(r"stage figures failed in cell 4 \(1 / 0", error)
+    assert ".runs/figures.ipynb" in error
+    kept = nbformat.read(folder / ".runs" / "figures.ipynb", as_version=4)
+    assert any(output.output_type == "error" for cell in kept.cells for output in cell.get("outputs", []))
+    assert not (folder / "build" / "half").exists()
+    assert not (folder / "reports" / "figures.html").exists()
+
+
+def test_wrong_parameters_stop_before_anything_runs(tmp_path):
+    """An unknown key in params.yaml, or a parameter the notebook lacks, is one line and no kernel."""
+    folder = stage_of(tmp_path / "p", "print('ran')", parameters="seed = 0\nrows = 6\nopacity = 0.55")
+    status, out, error = run(folder)
+    assert (status, out) == (1, "")
+    assert error.strip() == (
+        "10_figures.ipynb: its parameters cell must name exactly what params.yaml gives; "
+        "missing: colour_map; too many: none"
+    )
+    text = (folder / "params.yaml").read_text()
+    (folder / "params.yaml").write_text(text.replace("opacity: 0.55", "opacity: 5"))
+    status, out, error = run(folder)
+    assert (status, out) == (1, "")
+    assert error.strip() == ("params.yaml: figures.opacity = 5 is not allowed; it should be less than or equal to 1")
+
+
+def test_output_is_live(tmp_path):
+    """A line printed by the notebook arrives while its cell still runs."""
+    wait = (
+        "import time\nfrom pathlib import Path\nprint('epoch 1', flush=True)\n"
+        "deadline = time.time() + 60\n"
+        "while not Path('go').exists() and time.time() < deadline: time.sleep(0.05)\n"
+        "assert Path('go').exists()"
+    )
+    folder = stage_of(tmp_path / "p", wait)
+    process = subprocess.Popen(**command(folder))
+    assert process.stdout.readline().strip() == "epoch 1"
+    (folder / "go").touch()
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 0, error
+
+
+def test_a_killed_kernel_is_a_failed_stage(tmp_path):
+    """A kernel that dies (out of memory, say) is reported, and nothing is left that looks finished."""
+    folder = stage_of(tmp_path / "p", "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)")
+    status, _, error = run(folder)
+    assert status == 1
+    assert "stage figures failed" in error
+    assert "DeadKernelError" in error
+    assert not (folder / "reports" / "figures.html").exists()
+
+
+def test_a_checkout_that_cannot_be_written_is_named(tmp_path):
+    """The folder that cannot be written stands in the message, before a kernel starts."""
+    folder = stage_of(tmp_path / "p", "print('ran')")
+    (folder / ".runs").write_text("a file in the way")
+    status, out, error = run(folder)
+    assert (status, out) == (1, "")
+    assert "cannot write into .runs/" in error
+
+
+def test_a_saved_notebook_is_stripped_to_the_same_source(tmp_path):
+    """Outputs, counts and ids of a notebook saved after a look at it do not reach the copy that stages depend on."""
+    from xai_utils import pipeline
+
+    folder = stage_of(tmp_path / "p", "1 + 1")
+    path = folder / "notebooks" / "10_figures.ipynb"
+    pipeline.strip_all(folder / "notebooks", folder / "clean")
+    before = (folder / "clean" / "10_figures.ipynb").read_bytes()
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells[2].outputs = [nbformat.v4.new_output("stream", text="2")]
+    notebook.cells[2].execution_count = 7
+    notebook.cells[2].id = "abcdef"
+    notebook.metadata["language_info"] = {"name": "python", "version": "3.99"}
+    nbformat.write(notebook, path)
+    pipeline.strip_all(folder / "notebooks", folder / "clean")
+    assert (folder / "clean" / "10_figures.ipynb").read_bytes() == before
+    path.write_text("not json")
+    with pytest.raises(ValueError, match=r"10_figures.ipynb is no notebook"):
+        pipeline.strip_all(folder / "notebooks", folder / "clean")

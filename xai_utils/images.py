@@ -1,0 +1,214 @@
+"""Pixel space: what every room shares about images and maps.
+
+Images are float (N, C, H, W) in [0, 1], maps are float (N, H, W). Nothing here knows a network; a baseline that
+needs one (the colour that the network's normalisation maps to zero) reads the buffer `model.mean`.
+
+The papers state lengths and areas at 224 pixels. `scaled_length` and `scaled_area` are the one place that carries
+them to another size.
+"""
+
+import math
+
+import torch
+from scipy.ndimage import gaussian_filter1d
+from torch.nn import functional
+
+REFERENCE_SIZE = 224
+BLUR_SIGMA, BLUR_KERNEL = 10.0, 55  # the strong blur of meaningful perturbation, at 224 pixels
+RISE_SIGMA, RISE_KERNEL = 5.0, 11  # the substrate of the insertion game, at 224 pixels
+
+
+def _pair(size):
+    height, width = (size, size) if isinstance(size, int) else (int(side) for side in size)
+    if height < 1 or width < 1:
+        raise ValueError(f"size {size} has no pixels; give an int or (height, width), both at least 1")
+    return height, width
+
+
+def scaled_area(at_224, size):
+    """An area or a pixel sum that holds at 224 pixels, at `size` (int or (H, W)): at_224 * H * W / 224²."""
+    height, width = _pair(size)
+    return float(at_224) * height * width / REFERENCE_SIZE**2
+
+
+def scaled_length(at_224, size):
+    """A length in pixels that holds at 224 pixels, at `size` (int or (H, W)): at_224 * sqrt(H * W) / 224."""
+    height, width = _pair(size)
+    return float(at_224) * math.sqrt(height * width) / REFERENCE_SIZE
+
+
+def resize(tensor, size):
+    """Bilinear resize without corner alignment of (N, C, H, W) or (N, H, W) to `size` (int or (H, W))."""
+    size = _pair(size)
+    if tensor.ndim not in (3, 4):
+        raise ValueError(f"cannot resize a tensor of shape {tuple(tensor.shape)}; give (N, C, H, W) or (N, H, W)")
+    if tuple(tensor.shape[-2:]) == size:
+        return tensor
+    stacked = tensor if tensor.ndim == 4 else tensor[:, None]  # (N, C, H, W)
+    resized = functional.interpolate(stacked, size=size, mode="bilinear", align_corners=False)
+    return resized if tensor.ndim == 4 else resized[:, 0]
+
+
+def _odd(length):
+    """The odd kernel size nearest to `length`, at least 3: one pixel is no blur."""
+    return 2 * max(1, round((length - 1) / 2)) + 1
+
+
+def _smoothing_matrix(weights, length, padding):
+    """The matrix (length, length) that convolves one axis with `weights` (k,), k odd.
+
+    A matrix instead of a convolution, because reflection then folds as often as a kernel wider than the image
+    needs, and because matrix products keep full precision where GPU convolutions round to TF32.
+    """
+    radius = len(weights) // 2
+    positions = torch.arange(length)[:, None] + torch.arange(-radius, radius + 1)  # (length, k)
+    values = weights.expand_as(positions).clone()
+    if padding == "reflect":
+        period = max(1, 2 * (length - 1))
+        positions = positions.abs() % period
+        positions = torch.minimum(positions, period - positions) if length > 1 else torch.zeros_like(positions)
+    elif padding == "zeros":
+        values[(positions < 0) | (positions >= length)] = 0
+        positions = positions.clamp(0, length - 1)
+    else:
+        raise ValueError(f"padding {padding!r} is unknown; choose 'reflect' or 'zeros'")
+    return torch.zeros(length, length, dtype=weights.dtype).scatter_add_(1, positions, values)
+
+
+def _smooth(images, weights, padding):
+    """Convolve both spatial axes of (..., H, W) with the same one-dimensional `weights`; differentiable."""
+    rows, columns = (_smoothing_matrix(weights, length, padding).to(images) for length in images.shape[-2:])
+    return rows @ images @ columns.T
+
+
+def gaussian_blur(images, sigma, *, kernel_size=None, padding="reflect"):
+    """Gaussian blur of (N, C, H, W) images or (N, H, W) maps, each channel alone; differentiable.
+
+    `sigma` in pixels of these images; `kernel_size` is odd, by default 5.5 sigma (55 at sigma 10);
+    `padding` is "reflect" (constants stay constant) or "zeros".
+    """
+    if not sigma > 0:
+        raise ValueError(f"sigma is {sigma}; a blur needs a positive sigma in pixels")
+    kernel_size = _odd(5.5 * sigma) if kernel_size is None else int(kernel_size)
+    if kernel_size < 1 or kernel_size % 2 == 0:
+        raise ValueError(f"kernel_size is {kernel_size}; give an odd positive number, e.g. {_odd(kernel_size)}")
+    offsets = torch.arange(kernel_size, dtype=torch.float64) - kernel_size // 2
+    weights = torch.exp(-0.5 * (offsets / sigma) ** 2)
+    return _smooth(images, weights / weights.sum(), padding)
+
+
+def rank_pixels(maps):
+    """Ranks (N, H, W) int64 of the pixels of `maps` (N, H, W): 0 = most salient, ties by row-major index.
+
+    A stable sort, so that any count of top pixels is exact even on a constant map. NaN has no place in a ranking:
+    ValueError naming the images.
+    """
+    if maps.ndim != 3:
+        raise ValueError(f"maps have shape {tuple(maps.shape)}; ranking needs (N, H, W)")
+    flat = maps.reshape(len(maps), -1)  # (N, H*W)
+    broken = flat.isnan().any(1).nonzero().flatten().tolist()
+    if broken:
+        raise ValueError(f"the maps of images {broken} contain NaN, which cannot be ranked; explain them again")
+    order = torch.argsort(flat, dim=1, descending=True, stable=True)
+    positions = torch.arange(flat.shape[1], device=maps.device).expand_as(order)
+    return torch.empty_like(order).scatter_(1, order, positions).reshape(maps.shape)
+
+
+def keep_top(ranks, count):
+    """The `count` most salient pixels as bool (N, H, W), exactly; `count` is an int or one per image (N,)."""
+    pixels = ranks.shape[-2] * ranks.shape[-1]
+    counts = torch.as_tensor(count, device=ranks.device)
+    if counts.is_floating_point():
+        raise TypeError(f"count is {count!r}; give whole numbers of pixels, rounded by the caller")
+    if ((counts < 0) | (counts > pixels)).any():
+        raise ValueError(f"cannot keep {count} pixels of maps with {pixels}; the count lies in 0..{pixels}")
+    return ranks < counts.reshape(-1, 1, 1)
+
+
+def perturb(images, keep, baseline):
+    """images * keep + baseline * (1 - keep): all channels of a pixel go together. Differentiable in all three.
+
+    `images` and `baseline` (N, C, H, W), `keep` (N, H, W) bool or float in [0, 1]; float masks blend.
+    """
+    if keep.ndim != 3 or keep.shape[-2:] != images.shape[-2:]:
+        shapes = f"keep is {tuple(keep.shape)} and images are {tuple(images.shape)}"
+        raise ValueError(f"{shapes}; keep must be (N, H, W) with the images' height and width")
+    keep = keep[:, None]  # (N, 1, H, W)
+    if keep.dtype == torch.bool:
+        return torch.where(keep, images, baseline)
+    return images * keep + baseline * (1 - keep)
+
+
+def unit_range(maps):
+    """Each map (S - min) / (max - min), in [0, 1]; a constant map becomes 0, for it says nothing. (N, H, W)."""
+    low = maps.amin((-2, -1), keepdim=True)
+    span = maps.amax((-2, -1), keepdim=True) - low
+    return torch.where(span > 0, (maps - low) / torch.where(span > 0, span, 1), 0)
+
+
+def _mean_colour(model, images):
+    mean = getattr(model, "mean", None)
+    if not isinstance(mean, torch.Tensor) or mean.numel() != images.shape[1]:
+        found = "none" if mean is None else f"shape {tuple(getattr(mean, 'shape', ()))}"
+        raise ValueError(
+            f"this baseline needs model.mean, one value for each of {images.shape[1]} channels, and found {found}; "
+            "wrap the network as a Target, or choose the baseline 'black' or 'blur'"
+        )
+    return mean.detach().to(images).reshape(1, -1, 1, 1)
+
+
+def black(model, images):
+    """All pixels zero."""
+    return torch.zeros_like(images)
+
+
+def mean(model, images):
+    """The colour that the network's normalisation maps to zero."""
+    return _mean_colour(model, images).expand_as(images)
+
+
+def blur(model, images):
+    """Gaussian of sigma 10, 55 wide, with reflection (both at 224 pixels)."""
+    size = images.shape[-2:]
+    kernel_size = _odd(scaled_length(BLUR_KERNEL, size))
+    return gaussian_blur(images, scaled_length(BLUR_SIGMA, size), kernel_size=kernel_size)
+
+
+def rise_weights(size):
+    """One axis (k,) of the kernel that RISE's published evaluation blurs with; its outer product is the kernel.
+
+    A delta of 11 pixels smoothed with sigma 5 under reflection (both at 224 pixels): sum 1 and almost flat, because
+    the tails that leave the 11 pixels are folded back.
+    """
+    delta = torch.zeros(_odd(scaled_length(RISE_KERNEL, size)), dtype=torch.float64)
+    delta[len(delta) // 2] = 1
+    return torch.from_numpy(gaussian_filter1d(delta.numpy(), scaled_length(RISE_SIGMA, size), mode="reflect"))
+
+
+def rise_blur(model, images):
+    """RISE's reference kernel with zero padding in normalised space: beyond the border lies the mean colour."""
+    colour = _mean_colour(model, images)
+    return colour + _smooth(images - colour, rise_weights(images.shape[-2:]), "zeros")  # the std cancels
+
+
+def rise_blur_gauss(model, images):
+    """As `rise_blur`, with a plain truncated Gaussian (sigma 5, 11 wide at 224 pixels) instead of RISE's kernel."""
+    colour, size = _mean_colour(model, images), images.shape[-2:]
+    options = {"kernel_size": _odd(scaled_length(RISE_KERNEL, size)), "padding": "zeros"}
+    return colour + gaussian_blur(images - colour, scaled_length(RISE_SIGMA, size), **options)
+
+
+BASELINES = {"black": black, "mean": mean, "blur": blur, "rise_blur": rise_blur, "rise_blur_gauss": rise_blur_gauss}
+
+
+def baseline(name_or_tensor, model, images):
+    """What removed pixels show, (N, C, H, W): a name in `BASELINES`, or a tensor that broadcasts to `images`."""
+    if isinstance(name_or_tensor, torch.Tensor):
+        try:
+            return name_or_tensor.to(images).expand_as(images)
+        except RuntimeError as error:
+            shapes = f"{tuple(name_or_tensor.shape)} does not broadcast to the images' {tuple(images.shape)}"
+            raise ValueError(f"the baseline's shape {shapes}") from error
+    if name_or_tensor not in BASELINES:
+        raise ValueError(f"baseline {name_or_tensor!r} is unknown; choose one of {', '.join(BASELINES)}, or a tensor")
+    return BASELINES[name_or_tensor](model, images)

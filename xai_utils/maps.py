@@ -1,0 +1,138 @@
+"""Maps of many images: made in batches, shared among processes, kept as files.
+
+A folder of maps holds one `<method>.npy` float32 (n, S, S) per method and `explained.json` with
+    split     the split of the prepared data that was explained
+    indices   (n) which of its images
+    targets   (n) the explained classes: those that the target predicts
+    methods   method -> its options, in the order of the tables
+    passes    method -> forward equivalents, counted (see metrics.cost)
+"""
+
+import inspect
+import json
+import shutil
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from xai_utils import datasets, distributed, explainers
+from xai_utils.metrics import cost
+from xai_utils.networks import targets
+
+BATCH = 32  # images in memory at once; random methods draw per batch, so another number draws other maps
+COUNTED = 2  # images on which passes are counted
+
+
+@dataclass(frozen=True)
+class Maps:
+    """An opened folder of maps."""
+
+    split: str
+    indices: np.ndarray  # (n,)
+    targets: np.ndarray  # (n,)
+    methods: dict[str, dict]
+    passes: dict[str, float]
+    arrays: dict[str, np.ndarray]  # method -> (n, S, S)
+
+
+def make_maps(settings: dict, *, compute: distributed.Compute, log=None):
+    """Explain images of the held-out split with every method and write the folder of maps, whole or not at all.
+
+    `settings`: data, target and maps (folders), images (how many), methods (name -> options), seed.
+    `log(text)` gets a line per batch on the main process.
+    """
+    compute = compute.resolved()
+    unknown = [name for name in settings["methods"] if name not in explainers.EXPLAINERS]
+    if unknown:
+        raise ValueError(f"method {unknown[0]!r} is unknown; choose among {', '.join(explainers.EXPLAINERS)}")
+    folder = Path(settings["maps"])
+    partial_folder = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial_folder, ignore_errors=True)
+    partial_folder.mkdir(parents=True)
+    try:
+        work = (settings | {"maps": str(partial_folder)}, compute.device, log)
+        distributed.run(_explain, *work, processes=compute.processes, threads=compute.threads, device=compute.device)
+        shutil.rmtree(folder, ignore_errors=True)
+        partial_folder.rename(folder)
+    finally:
+        shutil.rmtree(partial_folder, ignore_errors=True)
+
+
+def _explain(settings, device, log):
+    """One process's part: every world_size()-th batch, written into the rows of shared files."""
+    data = datasets.load(settings["data"])
+    split, methods, folder = data.validation, settings["methods"], Path(settings["maps"])
+    if not len(split):
+        raise ValueError(f"{settings['data']} holds out no image; raise prepare_data.validation_fraction")
+    indices = split.subset(min(settings["images"], len(split)), settings["seed"])
+    model = targets.inference_copy(targets.load(settings["target"], device), split.tensor(indices[:1]).to(device))
+    size = split.images.shape[-2:]
+    if distributed.is_main():
+        for name in methods:
+            np.lib.format.open_memmap(folder / f"{name}.npy", "w+", np.float32, (len(indices), *size)).flush()
+    distributed.gather_in_order(torch.zeros(len(distributed.shard(distributed.world_size()))), distributed.world_size())
+    arrays = {name: np.lib.format.open_memmap(folder / f"{name}.npy", "r+") for name in methods}
+    starts = range(0, len(indices), BATCH)
+
+    def explain(batches):
+        """Predicted classes (1, BATCH) of one batch of images, whose maps are written."""
+        start = starts[batches[0]]
+        rows = slice(start, min(start + BATCH, len(indices)))
+        images = split.tensor(indices[rows]).to(device)
+        with torch.inference_mode():
+            predicted = model(images).argmax(1)
+        for name, maps in explainers.explain_many(
+            model, images, predicted, _seeded(methods, settings, start, device)
+        ).items():
+            arrays[name][rows] = maps.cpu().numpy()
+        if log and distributed.is_main():
+            log(f"explained {rows.stop} of {len(indices)} images")
+        return torch.nn.functional.pad(predicted.cpu(), (0, BATCH - len(predicted)))[None]
+
+    predicted = distributed.map_in_order(explain, len(starts), batch_size=1).flatten()[: len(indices)]
+    for array in arrays.values():
+        array.flush()
+    if distributed.is_main():
+        images = split.tensor(indices[:COUNTED]).to(device)
+        passes = {
+            name: round(
+                cost.counted_forward_equivalents(model, images, partial(explainers.explain, method=name, **options)), 4
+            )
+            for name, options in _seeded(methods, settings, 0, device).items()
+        }
+        record = {
+            "split": "validation",
+            "indices": indices.tolist(),
+            "targets": predicted.tolist(),
+            "methods": methods,
+            "passes": passes,
+        }
+        (folder / "explained.json").write_text(json.dumps(record, indent=1) + "\n")
+
+
+def _seeded(methods, settings, start, device):
+    """The options of each method, with a generator for those that draw, fixed by the seed and the batch."""
+    options = {}
+    for name, given in methods.items():
+        options[name] = dict(given)
+        if "generator" in inspect.signature(explainers.EXPLAINERS[name]).parameters:
+            seed = settings["seed"] * 1_000_003 + start
+            options[name]["generator"] = torch.Generator(device).manual_seed(seed)
+    return options
+
+
+def load(folder) -> Maps:
+    """Open a folder of maps; the arrays stay on disk until they are read."""
+    folder = Path(folder)
+    try:
+        record = json.loads((folder / "explained.json").read_text())
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{folder} holds no maps (no explained.json); run the stage explain") from None
+    arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in record["methods"]}
+    for name, array in arrays.items():
+        if len(array) != len(record["indices"]):
+            raise ValueError(f"{folder / name}.npy holds {len(array)} maps of {len(record['indices'])}; explain again")
+    return Maps(arrays=arrays, **{k: np.asarray(v) if k in ("indices", "targets") else v for k, v in record.items()})

@@ -1,0 +1,175 @@
+"""Insertion, deletion and faithfulness: what happens to the class probability when pixels go in the map's order.
+
+A ranking is made once per map and serves all curves; the perturbed images of all curves share batches of `chunk`.
+The score is always the softmax probability of the target. What removed pixels show is a named baseline of
+`xai_utils.images`: "mean" is zero in the network's normalised space (the mean colour), "black" zero in pixel space.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+
+from xai_utils.images import baseline, keep_top, perturb, rank_pixels, scaled_area
+from xai_utils.networks import class_indices, evaluating
+
+FAITHFULNESS_STEPS = 32
+
+
+class Protocol(NamedTuple):
+    """One curve: at each point the `counts[point]` most salient pixels are kept ("insert") or removed ("delete")."""
+
+    name: str
+    counts: tuple  # pixels, from 0 to H*W
+    baseline: object  # what the other pixels show: a name in BASELINES or a tensor
+    direction: str  # "insert" or "delete"
+
+    @property
+    def fractions(self):
+        """The x axis: counts as fractions of all pixels, 0 to 1."""
+        return [count / self.counts[-1] for count in self.counts]
+
+
+def _classes(model, images, target, chunk):
+    """`target` as indices (N,), checked; one image tells how many classes there are when none must be predicted."""
+    asked = images if target is None else images[:1]
+    logits = torch.cat([model(batch) for batch in asked.split(chunk)])
+    return class_indices(logits.expand(len(images), -1), target)
+
+
+def step_counts(pixels, pixels_per_step):
+    """Pixels changed at each point of a curve, 0 … pixels, in ceil(pixels / pixels_per_step) steps.
+
+    `pixels_per_step` may be a fraction (a scaled area): each count is rounded, so that a step that is 1/28 of
+    the image at 224 pixels is 1/28 at every size; below one pixel it counts as one.
+    """
+    if not pixels_per_step > 0:
+        raise ValueError(f"pixels_per_step is {pixels_per_step}; give a positive number of pixels at 224 (e.g. 224)")
+    pixels_per_step = max(1.0, pixels_per_step)
+    steps = math.ceil(pixels / pixels_per_step - 1e-9)
+    counts = [min(pixels, math.floor(step * pixels_per_step + 0.5)) for step in range(steps)]
+    return (*counts, pixels)
+
+
+def deletion_protocol(size, *, pixels_per_step=224, baseline="mean"):
+    """RISE's deletion game; `pixels_per_step` holds at 224 pixels and scales with the area of `size` (H, W)."""
+    counts = step_counts(size[0] * size[1], scaled_area(pixels_per_step, size))
+    return Protocol("deletion", counts, baseline, "delete")
+
+
+def insertion_protocol(size, *, pixels_per_step=224, baseline="rise_blur"):
+    """RISE's insertion game; `pixels_per_step` holds at 224 pixels and scales with the area of `size` (H, W)."""
+    counts = step_counts(size[0] * size[1], scaled_area(pixels_per_step, size))
+    return Protocol("insertion", counts, baseline, "insert")
+
+
+def faithfulness_protocol(size, *, baseline="blur"):
+    """The curve behind M_F: the top i/32 pixels stay, the rest is blurred, i = 0 … 32."""
+    pixels = size[0] * size[1]
+    counts = tuple(math.floor(pixels * step / FAITHFULNESS_STEPS + 0.5) for step in range(FAITHFULNESS_STEPS + 1))
+    return Protocol("faithfulness", counts, baseline, "insert")
+
+
+CURVES = {"insertion": insertion_protocol, "deletion": deletion_protocol, "faithfulness": faithfulness_protocol}
+
+
+def probability_curves(model, images, target, ranks, protocols, *, chunk=64):
+    """The target's probability along each protocol: dict name -> (N, points) float32 on the CPU.
+
+    `ranks` (N, H, W) from `rank_pixels`. Every (protocol, point, image) is one perturbed image; they fill batches of
+    `chunk` regardless of the curve they belong to, so `chunk` bounds memory and changes nothing but float noise.
+    """
+    if chunk < 1:
+        raise ValueError(f"chunk is {chunk}; give the number of perturbed images per batch, at least 1")
+    for protocol in protocols:
+        if protocol.direction not in ("insert", "delete"):
+            raise ValueError(f"direction {protocol.direction!r} is unknown; choose 'insert' or 'delete'")
+    number, device = len(images), images.device
+    ranks = ranks.to(device)
+    with torch.inference_mode(), evaluating(model):
+        target = _classes(model, images, target, chunk)
+        removed = torch.stack([baseline(protocol.baseline, model, images) for protocol in protocols])  # (P, N, C, H, W)
+        entries = [
+            (which, count, protocol.direction == "delete")
+            for which, protocol in enumerate(protocols)
+            for count in protocol.counts
+        ]
+        which, counts, inverted = (torch.tensor(column, device=device) for column in zip(*entries, strict=True))
+        scores = []
+        for items in torch.arange(len(entries) * number, device=device).split(chunk):
+            entry, image = items // number, items % number
+            keep = keep_top(ranks[image], counts[entry]) ^ inverted[entry, None, None]  # (chunk, H, W)
+            perturbed = perturb(images[image], keep, removed[which[entry], image])
+            scores.append(model(perturbed).softmax(1).gather(1, target[image, None])[:, 0])  # (chunk,)
+    scores = torch.cat(scores).float().cpu().reshape(len(entries), number).T  # (N, points of all curves)
+    lengths = [len(protocol.counts) for protocol in protocols]
+    names = [protocol.name for protocol in protocols]
+    return {name: part.clone() for name, part in zip(names, scores.split(lengths, 1), strict=True)}
+
+
+def perturbation_curves(model, images, target, maps, *, curves=tuple(CURVES), chunk=64, **options):
+    """Several named curves (see `CURVES`) with one ranking: dict name -> (N, points).
+
+    `options` belong to the curves: dict name -> options of its protocol, e.g. `deletion={"baseline": "black"}`.
+    """
+    unknown = [name for name in (*curves, *options) if name not in CURVES]
+    if unknown:
+        raise ValueError(f"curves {unknown} are unknown; choose among {', '.join(CURVES)}")
+    protocols = [CURVES[name](images.shape[-2:], **options.get(name, {})) for name in curves]
+    return probability_curves(model, images, target, rank_pixels(maps), protocols, chunk=chunk)
+
+
+def area_under_curve(curves):
+    """(sum_i c_i - (c_0 + c_last) / 2) / steps of (N, steps + 1): the mean height (N,), whatever the step count."""
+    if curves.shape[-1] < 2:
+        raise ValueError(f"a curve of {curves.shape[-1]} points has no area; it needs at least its two end points")
+    precise = curves.double()
+    ends = (precise[..., 0] + precise[..., -1]) / 2
+    return ((precise.sum(-1) - ends) / (curves.shape[-1] - 1)).float()
+
+
+def faithfulness_score(curves, *, variant="paper", min_gap=0.05):
+    """M_F in percent (N,) from curves q (N, 33): q_0 fully blurred, q_32 the image (DGLE, eq. 8).
+
+    paper:   100 * sum_{i=1..32} q_i / 32 / (q_32 - q_0)
+    offset:  100 * sum_{i=1..32} (q_i - q_0) / 32 / (q_32 - q_0)
+
+    NaN where q_32 - q_0 < `min_gap`: blurring hardly moves the class, the quotient would explode.
+
+    Notes: the paper subtracts q_0 only below the bar, so values above 100 are possible and a straight line from
+    0 to 1 gives 51.5625; the offset variant subtracts it in both places.
+    """
+    if variant not in ("paper", "offset"):
+        raise ValueError(f"variant {variant!r} is unknown; choose 'paper' or 'offset'")
+    precise = curves.double()
+    start, gap = precise[:, :1], precise[:, -1] - precise[:, 0]
+    kept = precise[:, 1:] if variant == "paper" else precise[:, 1:] - start
+    usable = (gap >= min_gap) & (gap > 0)
+    return torch.where(usable, 100 * kept.mean(1) / torch.where(usable, gap, 1), torch.nan).float()
+
+
+def insertion(model, images, target, maps, *, pixels_per_step=224, baseline="rise_blur", chunk=64):
+    """Area under the insertion curve (N,), in [0, 1], higher is better (RISE, Petsiuk et al. 2018).
+
+    From the blurred image, copy the next `pixels_per_step` (at 224 pixels) most salient pixels from the image.
+    """
+    options = {"pixels_per_step": pixels_per_step, "baseline": baseline}
+    curves = perturbation_curves(model, images, target, maps, curves=("insertion",), chunk=chunk, insertion=options)
+    return area_under_curve(curves["insertion"])
+
+
+def deletion(model, images, target, maps, *, pixels_per_step=224, baseline="mean", chunk=64):
+    """Area under the deletion curve (N,), in [0, 1], lower is better (RISE, Petsiuk et al. 2018).
+
+    Replace the next `pixels_per_step` (at 224 pixels) most salient pixels by the baseline.
+    """
+    options = {"pixels_per_step": pixels_per_step, "baseline": baseline}
+    curves = perturbation_curves(model, images, target, maps, curves=("deletion",), chunk=chunk, deletion=options)
+    return area_under_curve(curves["deletion"])
+
+
+def faithfulness(model, images, target, maps, *, variant="paper", min_gap=0.05, baseline="blur", chunk=64):
+    """M_F in percent (N,), higher is better; NaN where the image is skipped (see `faithfulness_score`)."""
+    options, curve = {"baseline": baseline}, "faithfulness"
+    curves = perturbation_curves(model, images, target, maps, curves=(curve,), chunk=chunk, faithfulness=options)
+    return faithfulness_score(curves[curve], variant=variant, min_gap=min_gap)

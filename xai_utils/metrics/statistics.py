@@ -1,0 +1,93 @@
+"""Means with intervals, paired comparisons, and the correction for many of them. NaN marks a missing score."""
+
+import numpy as np
+from scipy import stats
+
+BATCH_ELEMENTS = 4_000_000  # resampled values held at once: 32 MB
+
+
+def _vector(values, name):
+    values = np.asarray(values, dtype=np.float64)
+    if values.ndim != 1:
+        raise ValueError(f"{name} has shape {values.shape}; give one value per image, (N,)")
+    return values
+
+
+def bootstrap_interval(values, *, confidence=0.95, resamples=2000, seed):
+    """Percentile bootstrap interval (low, high) of the mean of `values` (N,), the same for the same seed.
+
+    One value, or equal values, are their own interval. ValueError when empty or when NaN has not been dropped:
+    how many images failed is a number of its own.
+    """
+    values = _vector(values, "values")
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence is {confidence}; give a share between 0 and 1, e.g. 0.95")
+    if len(values) == 0 or not np.isfinite(values).all():
+        broken = int((~np.isfinite(values)).sum())
+        raise ValueError(f"{len(values)} values, {broken} of them not finite; drop and count the failures first")
+    if values.min() == values.max():
+        return float(values[0]), float(values[0])
+    interval = stats.bootstrap(
+        (values,),
+        np.mean,
+        n_resamples=resamples,
+        batch=max(1, BATCH_ELEMENTS // len(values)),
+        confidence_level=confidence,
+        method="percentile",
+        random_state=np.random.default_rng(seed),
+    ).confidence_interval
+    return float(interval.low), float(interval.high)
+
+
+def summary(values, seed, *, confidence=0.95, resamples=2000):
+    """dict mean, low, high, n, failures: NaN values are left out and counted; all three are NaN when none is left."""
+    values = _vector(values, "values")
+    counted = values[~np.isnan(values)]
+    result = {"mean": np.nan, "low": np.nan, "high": np.nan, "n": len(counted), "failures": len(values) - len(counted)}
+    if len(counted):
+        low, high = bootstrap_interval(counted, confidence=confidence, resamples=resamples, seed=seed)
+        result |= {"mean": float(counted.mean()), "low": low, "high": high}
+    return result
+
+
+def paired_test(a, b, *, confidence=0.95, resamples=9999, seed):
+    """Is a better than b on the same images? dict difference, low, high, p, n.
+
+    `difference` is the mean of a - b with its bootstrap interval; `p` is two-sided, from flipping the signs of the
+    differences (every flip when there are at most `resamples`, else a random `resamples` of them). Pairs with NaN
+    are left out.
+    """
+    a, b = _vector(a, "a"), _vector(b, "b")
+    if a.shape != b.shape:
+        raise ValueError(f"a has {len(a)} values and b {len(b)}; a paired test needs the same images in the same order")
+    differences = a - b
+    differences = differences[~np.isnan(differences)]
+    if len(differences) == 0:
+        return {"difference": np.nan, "low": np.nan, "high": np.nan, "p": np.nan, "n": 0}
+    low, high = bootstrap_interval(differences, confidence=confidence, seed=seed)
+    test = stats.permutation_test(
+        (differences,),
+        np.mean,
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=resamples,
+        batch=max(1, BATCH_ELEMENTS // len(differences)),
+        random_state=np.random.default_rng(seed),
+    )
+    result = {"difference": float(differences.mean()), "low": low, "high": high}
+    return result | {"p": float(test.pvalue), "n": len(differences)}
+
+
+def holm(p_values):
+    """Holm's step-down adjustment (N,) in the given order: adjusted p below 0.05 keeps all false alarms below 5 %.
+
+    adjusted_(i) = max_{j <= i} min(1, (N - j + 1) p_(j)),   p_(1) <= p_(2) <= …
+    """
+    p_values = _vector(p_values, "p_values")
+    if not ((p_values >= 0) & (p_values <= 1)).all():
+        raise ValueError(f"p_values {p_values.tolist()} must lie in 0..1; drop the tests that had no images")
+    order = np.argsort(p_values, kind="stable")
+    steps = np.minimum(1, (len(p_values) - np.arange(len(p_values))) * p_values[order])
+    adjusted = np.empty_like(p_values)
+    adjusted[order] = np.maximum.accumulate(steps)
+    return adjusted

@@ -1,0 +1,35 @@
+"""Networks: the classifiers to be explained, and what can be asked of their layers."""
+
+from xai_utils.networks.architectures import ARCHITECTURES
+from xai_utils.networks.inference import inference_copy
+from xai_utils.networks.layers import (
+    cam_layer,
+    captured,
+    checked_target,
+    class_indices,
+    evaluating,
+    find_layer,
+    head_gradient,
+    layer_names,
+)
+from xai_utils.networks.targets import IMAGENET_MEAN, IMAGENET_STD, Target, build, load, replace_head, save
+
+__all__ = [
+    "ARCHITECTURES",
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "Target",
+    "build",
+    "cam_layer",
+    "captured",
+    "checked_target",
+    "class_indices",
+    "evaluating",
+    "find_layer",
+    "head_gradient",
+    "inference_copy",
+    "layer_names",
+    "load",
+    "replace_head",
+    "save",
+]

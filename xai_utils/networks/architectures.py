@@ -1,0 +1,80 @@
+"""Untrained classifier networks by name: torchvision's, and two of ours.
+
+`ARCHITECTURES[name](number_of_classes)` gives a network that takes normalised images (N, 3, H, W) and returns
+logits (N, number_of_classes), and nothing else: no auxiliary heads, no normalisation of its own.
+"""
+
+from functools import partial
+
+import torchvision
+from torch import nn
+from torch.nn import functional
+from torchvision.models.resnet import BasicBlock, ResNet
+
+WITHOUT_FEATURE_MAPS = ("vit_", "swin_")  # tokens or channels-last activations: no (N, C, h, w) map to explain
+WITH_AUXILIARY_HEADS = ("googlenet", "inception_v3")
+
+
+class SmallResNet(ResNet):
+    """A ResNet-10 of half width for images near 96 pixels: 6x6 last map, 1.2 M parameters, 0.14 GMAC.
+
+    Against torchvision's ResNet: one basic block per stage, channels 32-64-128-256, a 3x3 stem with stride 2 and no
+    max pooling, because a stem made for 224 pixels would leave a 3x3 map.
+    """
+
+    def __init__(self, num_classes):
+        super().__init__(BasicBlock, [1, 1, 1, 1], num_classes=num_classes)
+        self.conv1 = nn.Conv2d(3, 32, 3, stride=2, padding=1, bias=False)
+        nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
+        self.bn1 = nn.BatchNorm2d(32)
+        self.maxpool = nn.Identity()
+        self.fc = nn.Linear(256, num_classes)
+
+    def _make_layer(self, block, planes, *arguments, **options):
+        if planes == 64:  # the first stage follows the narrow stem
+            self.inplanes = 32
+        return super()._make_layer(block, planes // 2, *arguments, **options)
+
+
+class SamePaddedConv2d(nn.Conv2d):
+    """A convolution padded as TensorFlow's "SAME": just enough for ceil(size / stride), the odd pixel at the end.
+
+    PyTorch pads both sides alike, so weights trained in TensorFlow would see every even-sized image shifted.
+    """
+
+    def forward(self, images):
+        padding = []
+        for axis in (1, 0):  # functional.pad begins with the last axis
+            size, stride = images.shape[-2 + axis], self.stride[axis]
+            reach = self.dilation[axis] * (self.kernel_size[axis] - 1) + 1
+            missing = max(0, (-(-size // stride) - 1) * stride + reach - size)
+            padding += [missing // 2, missing - missing // 2]
+        return self._conv_forward(functional.pad(images, padding), self.weight, self.bias)
+
+
+def tf_mobilenet_v2(num_classes):
+    """MobileNetV2 whose five stride-2 convolutions pad as TensorFlow does; torchvision's state-dict keys."""
+    network = torchvision.models.mobilenet_v2(num_classes=num_classes)
+    for name, module in list(network.named_modules()):
+        if isinstance(module, nn.Conv2d) and module.stride == (2, 2):
+            padded = SamePaddedConv2d(
+                module.in_channels, module.out_channels, module.kernel_size, stride=2, groups=module.groups, bias=False
+            )
+            padded.load_state_dict(module.state_dict())
+            network.set_submodule(name, padded)
+    return network
+
+
+def torchvision_network(num_classes, *, name):
+    """torchvision's `name`, untrained: only the logits, of images that the wrapper has normalised."""
+    # init_weights is those networks' default, said aloud because torchvision warns that it will change
+    plain = {"aux_logits": False, "transform_input": False, "init_weights": True}
+    options = plain if name in WITH_AUXILIARY_HEADS else {}
+    return torchvision.models.get_model(name, weights=None, num_classes=num_classes, **options)
+
+
+ARCHITECTURES = {
+    name: partial(torchvision_network, name=name)
+    for name in torchvision.models.list_models(module=torchvision.models)
+    if not name.startswith(WITHOUT_FEATURE_MAPS)
+} | {"small_resnet": SmallResNet, "tf_mobilenet_v2": tf_mobilenet_v2}

@@ -1,0 +1,204 @@
+"""A network's layers: their names, their activations, and the gradient that begins at one of them.
+
+Names are those of `named_modules()`, relative to the model, or to `model.layer_root` where a wrapper has one (a
+`Target` names its network's layers: "layer4"). Hooks live only inside a call or a `with`; the user's model is left
+as it was found, also after an exception.
+"""
+
+import difflib
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from torchvision import models
+
+LAST_MAPS = {  # the last convolutional map before pooling
+    models.ResNet: "layer4",
+    models.GoogLeNet: "inception5b",
+    models.Inception3: "Mixed_7c",
+    models.MobileNetV2: "features",
+    models.MobileNetV3: "features",
+    models.DenseNet: "features",
+    models.EfficientNet: "features",
+}
+
+
+def layer_root(model):
+    """The module that layer names are relative to."""
+    return getattr(model, "layer_root", model)
+
+
+def layer_names(model):
+    """The names of all layers, in the order of their definition."""
+    return [name for name, _ in layer_root(model).named_modules() if name]
+
+
+def find_layer(model, name):
+    """The module called `name`; an unknown name is a ValueError with the nearest names."""
+    layers = dict(layer_root(model).named_modules())
+    if name in layers and name:
+        return layers[name]
+    names = layer_names(model)
+    close = difflib.get_close_matches(str(name), names, n=6, cutoff=0.5)
+    top = [child for child, _ in layer_root(model).named_children()]
+    raise ValueError(
+        f"layer {name!r} is unknown; "
+        + (f"close names: {', '.join(close)}; " if close else "")
+        + f"top level: {', '.join(top)}; layer_names(model) lists all {len(names)}"
+    )
+
+
+@contextmanager
+def evaluating(model):
+    """The model in eval mode; afterwards each module has the training flag that it had."""
+    flags = [(module, module.training) for module in model.modules()]
+    try:
+        if any(training for _, training in flags):
+            model.eval()
+        yield model
+    finally:
+        for module, training in flags:
+            module.training = training
+
+
+def _is_map(output):
+    return isinstance(output, torch.Tensor) and output.ndim == 4 and output.shape[2] * output.shape[3] > 1
+
+
+def cam_layer(model, images):
+    """The name of the layer that class activation maps explain by default: the last convolutional map.
+
+    torchvision's families have theirs in a table (VGG: the last ReLU before the last pooling). Any other model is
+    probed with the first image: the module that finishes last with an output (N, C, h, w), h * w > 1.
+    """
+    root = layer_root(model)
+    for family, name in LAST_MAPS.items():
+        if isinstance(root, family):
+            return name
+    if isinstance(root, models.VGG):
+        return f"features.{max(i for i, module in enumerate(root.features) if isinstance(module, nn.ReLU))}"
+    found = []
+    handles = [
+        module.register_forward_hook(lambda _, __, output, name=name: found.append(name) if _is_map(output) else None)
+        for name, module in root.named_modules()
+        if name
+    ]
+    try:
+        with evaluating(model), torch.no_grad():
+            model(images[:1])
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not found:
+        raise ValueError(
+            f"no layer of {type(root).__name__} returns a map (N, C, h, w) with h * w > 1 for images of shape "
+            f"{tuple(images.shape)}; name one with `layer`, or give larger images"
+        )
+    return found[-1]
+
+
+@contextmanager
+def captured(model, layers):
+    """The outputs of the named layers in the passes made inside the `with`: a dict name -> tensor, the last call's.
+
+        with captured(model, ["layer3", "layer4"]) as activations, torch.no_grad():
+            model(images)
+
+    Outputs keep their graph where gradients are on, and are not copied: a layer whose output a later module
+    overwrites (an in-place ReLU after a batch norm) is a RuntimeError at the end of the `with`.
+    """
+    activations, versions = {}, {}
+
+    def keeper(name):
+        def keep(_, __, output):
+            if not isinstance(output, torch.Tensor):
+                raise TypeError(f"layer {name!r} returns a {type(output).__name__}, not a tensor; choose another layer")
+            if output.is_inference():  # such tensors do not count their changes, so only a copy is safe
+                output, version = output.clone(), None
+            else:
+                version = output._version
+            activations[name], versions[name] = output, version
+
+        return keep
+
+    modules = {name: find_layer(model, name) for name in layers}
+    handles = [module.register_forward_hook(keeper(name)) for name, module in modules.items()]
+    try:
+        yield activations
+    finally:
+        for handle in handles:
+            handle.remove()
+    for name, version in versions.items():
+        if version is not None and activations[name]._version != version:
+            raise RuntimeError(
+                f"the output of layer {name!r} was overwritten in place by a later module; capture that module, or "
+                "set inplace=False on it"
+            )
+
+
+def checked_target(target, images, classes=None):
+    """`target` as class indices (N,) on the device of `images` (N, …); an int serves all images.
+
+    ValueError for another shape, for numbers that are not whole, and for classes outside 0..classes-1.
+    """
+    target = torch.as_tensor(target, device=images.device)
+    if target.dtype == torch.bool or target.is_floating_point():
+        raise ValueError(f"target is {target.dtype}; give whole class indices (torch.long)")
+    if target.ndim == 0:
+        target = target.expand(len(images))
+    if target.shape != images.shape[:1]:
+        raise ValueError(f"target has shape {tuple(target.shape)}; give one class index per image: ({len(images)},)")
+    outside = target[(target < 0) | (target >= (classes or torch.iinfo(torch.long).max))]
+    if len(outside):
+        allowed = f"0..{classes - 1}" if classes else "0 or more"
+        raise ValueError(f"target {int(outside[0])} is not a class of this model; give {allowed}")
+    return target.long()
+
+
+def class_indices(logits, target=None):
+    """`target` as class indices (N,), checked against `logits` (N, K); None is the predicted class."""
+    return logits.argmax(1) if target is None else checked_target(target, logits, logits.shape[1])
+
+
+def head_gradient(model, images, layer, target=None):
+    """One pass and the gradient of each image's class logit at `layer`: everything a class activation map needs.
+
+    Returns activation (N, C, h, w), gradient (N, C, h, w), logits (N, K) and target (N,), all without graph.
+    The trunk up to the layer runs without gradients, only the head behind it is recorded and differentiated; a layer
+    that is called several times counts with its last call. Neither the parameters' `grad` nor their `requires_grad`
+    is touched; works inside `no_grad` and `inference_mode`, in train mode (explained as in eval mode), and with
+    frozen parameters. ValueError where the layer is unknown, has no map (N, C, h, w), or does not reach the logits.
+    """
+    module, leaf = find_layer(model, layer), None
+
+    def begin_graph(_, __, output):
+        nonlocal leaf
+        if not _is_map(output):
+            shape = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
+            raise ValueError(
+                f"layer {layer!r} returns {shape}, not a map (N, C, h, w) with h * w > 1; choose a convolutional "
+                f"layer (default: cam_layer) or larger images than {tuple(images.shape[-2:])}"
+            )
+        leaf = output.detach().requires_grad_()
+        torch.set_grad_enabled(True)  # until the no_grad below ends
+        return leaf.clone()  # a following in-place ReLU writes into the copy
+
+    with evaluating(model), torch.inference_mode(False), torch.no_grad():
+        handle = module.register_forward_hook(begin_graph)
+        try:
+            logits = model(images.clone() if images.is_inference() else images)
+        finally:
+            handle.remove()
+        if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
+            shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+            raise ValueError(f"the model returns {shape}; wrap it so that it returns logits (N, K)")
+        if leaf is None:
+            raise ValueError(f"layer {layer!r} is not run by the model's forward pass; choose another layer")
+        target, gradient = class_indices(logits, target).clone(), None  # the caller may be in inference mode
+        if logits.requires_grad:
+            with torch.enable_grad():
+                score = logits.gather(1, target[:, None]).sum()  # images do not mix in eval mode
+            (gradient,) = torch.autograd.grad(score, leaf, allow_unused=True)
+        if gradient is None:
+            raise ValueError(f"the logits do not depend differentiably on layer {layer!r}; choose another layer")
+        return leaf.detach(), gradient, logits.detach(), target

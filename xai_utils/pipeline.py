@@ -1,0 +1,183 @@
+"""Run one notebook as one stage:  python -m xai_utils.pipeline STAGE
+
+Parameters are checked first; the notebook's prints appear live; the executed copy is normalised and rendered to
+reports/STAGE.html. A stage that fails keeps its executed notebook in .runs/ and removes what it had half written.
+"""
+
+import argparse
+import ast
+import ctypes
+import json
+import os
+import re
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+# jsonschema imports it only to check IRIs, and it builds a grammar for 4 s in every process
+sys.modules.setdefault("rfc3987_syntax", None)
+
+import nbformat  # noqa: E402
+
+from xai_utils import parameters, report  # noqa: E402
+
+ROOT = Path(__file__).resolve().parent.parent
+STRIPPED, RUNS, FAILED, REPORTS = Path("build/notebooks"), Path("build/runs"), Path(".runs"), Path("reports")
+
+
+def enter_project():
+    """Make the checkout's root the working folder, whichever folder a notebook was opened from."""
+    os.chdir(ROOT)
+
+
+def notebooks(folder=Path("notebooks")) -> dict[str, Path]:
+    """Stage -> its notebook NN_STAGE.ipynb, in the order of the numbers."""
+    found = {path.stem.split("_", 1)[1]: path for path in sorted(folder.glob("[0-9][0-9]_*.ipynb"))}
+    return {stage: found[stage] for stage in found if stage in parameters.STAGES}
+
+
+def strip_all(source=Path("notebooks"), target=STRIPPED):
+    """Copies without outputs: stages depend on these, so that saving a notebook after a look at it reruns nothing."""
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
+    for path in sorted(source.glob("*.ipynb")):
+        try:
+            notebook = nbformat.read(path, as_version=4)
+        except Exception as error:
+            raise ValueError(f"{path} is no notebook ({error}); restore it with: git checkout {path}") from None
+        nbformat.write(report.strip(notebook), target / path.name)
+
+
+def run(stage: str) -> int:
+    """Run `stage` on the parameters of params.yaml; the exit status."""
+    try:
+        given = parameters.resolve(parameters.read(), stage)
+        source = notebooks(STRIPPED)[stage] if STRIPPED.is_dir() else notebooks()[stage]
+        _check_parameters_cell(source, given)
+    except (OSError, KeyError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    _die_with_parent()
+    sys.stdout.reconfigure(line_buffering=True)  # live, also through a pipe
+    executed = FAILED / f"{stage}.ipynb"
+    for path in (FAILED, RUNS, REPORTS):
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            (path / ".writable").touch()
+            (path / ".writable").unlink()
+        except OSError as error:
+            print(f"cannot write into {path}/: {error.strerror}; the checkout must be writable", file=sys.stderr)
+            return 1
+    failure = _execute(source, executed, given)
+    if failure is not None:
+        _remove_outputs(stage)
+        print(f"\nstage {stage} failed{failure}\nits notebook as far as it ran: {executed}", file=sys.stderr)
+        return 1
+    result = report.normalise(nbformat.read(executed, as_version=4), root=Path.cwd())
+    pages = [("index.html", "all reports")]
+    pages += [(f"{s}.html", report.title(nbformat.read(p, as_version=4))) for s, p in notebooks(source.parent).items()]
+    report.render(result, REPORTS / f"{stage}.html", pages)
+    nbformat.write(result, RUNS / f"{stage}.ipynb")
+    executed.unlink()
+    return 0
+
+
+def _check_parameters_cell(source: Path, given: dict):
+    """papermill only warns of a parameter that the notebook does not have; a typo must not run with a default."""
+    cells = nbformat.read(source, as_version=4).cells
+    cell = next((cell for cell in cells if "parameters" in cell.metadata.get("tags", [])), None)
+    if cell is None:
+        raise parameters.ParameterError(f"{source.name}: no cell has the tag 'parameters'")
+    declared = {node.targets[0].id for node in ast.parse(cell.source).body}
+    if declared != set(given):
+        raise parameters.ParameterError(
+            f"{source.name}: its parameters cell must name exactly what params.yaml gives; "
+            f"missing: {', '.join(sorted(set(given) - declared)) or 'none'}; "
+            f"too many: {', '.join(sorted(declared - set(given))) or 'none'}"
+        )
+
+
+def _execute(source: Path, executed: Path, given: dict) -> str | None:
+    """None, or what went wrong and where."""
+    import papermill
+    from jupyter_client.kernelspec import KernelSpec
+    from jupyter_client.manager import AsyncKernelManager
+
+    class ThisPython(AsyncKernelManager):
+        """The interpreter that runs this module runs the notebook, whatever kernels are installed."""
+
+        def __init__(self, **options):
+            super().__init__(**options | {"transport": "ipc"})  # no port, and no warning about TCP
+
+        @property
+        def kernel_spec(self):
+            argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+            return KernelSpec(argv=argv, display_name="Python 3", language="python")
+
+    os.environ["PYTHONPATH"] = str(ROOT)  # this checkout's package, not an installed one
+    try:
+        papermill.execute_notebook(
+            str(source),
+            str(executed),
+            given,
+            kernel_name="python3",
+            language="python",
+            progress_bar=False,
+            record_timing=False,
+            coalesce_streams=True,
+            stdout_file=sys.stdout,
+            stderr_file=sys.stderr,
+            kernel_manager_class=ThisPython,
+        )
+    except papermill.PapermillExecutionError as error:
+        plain = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback))  # without the colours
+        lines = [line for line in plain.splitlines() if line.strip()]
+        first = error.source.strip().splitlines()[0] if error.source.strip() else ""
+        return f" in cell {error.cell_index} ({first} …):\n" + "\n".join(lines[-12:])
+    except KeyboardInterrupt:
+        return ": interrupted"
+    except Exception as error:  # a kernel that was killed, a full disk: the same words and the same tidying
+        return f": {type(error).__name__}: {error}"
+    return None
+
+
+def _remove_outputs(stage: str):
+    """What a failed stage had written so far is no result."""
+    outputs = parameters.read("dvc.yaml")["stages"][stage]
+    for kind in ("outs", "metrics", "plots"):
+        for entry in outputs.get(kind, []):
+            path = Path(entry if isinstance(entry, str) else next(iter(entry)))
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def _die_with_parent():
+    """When dvc is killed, its stage must not go on writing beside the next run."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="python -m xai_utils.pipeline", description=__doc__.splitlines()[0])
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("stage", nargs="?", help=", ".join(parameters.STAGES))
+    what.add_argument("--strip", action="store_true", help=f"copy notebooks without outputs to {STRIPPED}")
+    what.add_argument("--readme", action="store_true", help="put the last result table into README.md")
+    chosen = parser.parse_args()
+    os.chdir(Path.cwd() if Path("params.yaml").is_file() else ROOT)
+    if chosen.strip:
+        strip_all()
+    elif chosen.readme:
+        from xai_utils import tables
+
+        report.update_readme(Path("README.md"), tables.markdown(json.loads((REPORTS / "evaluate.json").read_text())))
+    else:
+        sys.exit(run(chosen.stage))
+
+
+if __name__ == "__main__":
+    main()

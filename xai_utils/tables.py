@@ -1,0 +1,153 @@
+"""Result tables: what a report, the front page and the README show of a scored run."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas
+
+from xai_utils.evaluation import compare_methods
+from xai_utils.metrics import METRICS
+
+PAPERS = {  # our method and metric -> file, row, column of a published table
+    ("grad_cam", "insertion"): ("akd_table4_insertion_deletion.csv", "Grad-CAM", "ins"),
+    ("grad_cam", "deletion"): ("akd_table4_insertion_deletion.csv", "Grad-CAM", "del"),
+    ("grad_cam", "faithfulness"): ("dgle_tables_1_2_3.csv", "Grad CAM", "table1_M_F"),
+    ("grad_cam", "box_average_precision"): ("dgle_tables_1_2_3.csv", "Grad CAM", "table2_M_I"),
+    ("grad_cam", "pointing_game"): ("dgle_tables_1_2_3.csv", "Grad CAM", "table3_M_PG"),
+    ("grad_cam_plus_plus", "faithfulness"): ("dgle_tables_1_2_3.csv", "Grad CAM++", "table1_M_F"),
+    ("grad_cam_plus_plus", "box_average_precision"): ("dgle_tables_1_2_3.csv", "Grad CAM++", "table2_M_I"),
+    ("grad_cam_plus_plus", "pointing_game"): ("dgle_tables_1_2_3.csv", "Grad CAM++", "table3_M_PG"),
+}
+
+
+def digits(metric: str) -> int:
+    """Decimals worth showing: percent with one, shares with three."""
+    return 1 if METRICS[metric].unit == "percent" else 3
+
+
+def summarise(result: dict, table: pandas.DataFrame, passes: dict, *, confidence: float, seed: int) -> dict:
+    """A scored run as plain JSON: per metric what it is, per method the means with intervals, and the protocol.
+
+    `result` from `evaluation.evaluate`, `table` from `evaluation.score_table`, `passes` from the maps' record.
+    """
+    scored = [name for name in METRICS if name in table]
+    curves = {
+        name: f"Removed pixels: {about['baseline']}; {about['points']} points, end points included."
+        for name, about in result["protocol"]["curves"].items()
+    }
+    metrics = {
+        name: {
+            "label": METRICS[name].label,
+            "arrow": {True: "↑", False: "↓", None: ""}[METRICS[name].higher_is_better],
+            "unit": METRICS[name].unit,
+            "n": int(table[f"{name}_n"].iloc[0]),
+        }
+        for name in scored
+    }
+    methods = {
+        method: {
+            name: {
+                part: round(float(row[name + end]), 5)
+                for part, end in (("mean", ""), ("low", "_low"), ("high", "_high"))
+            }
+            for name in scored
+        }
+        | {"passes": passes[method], "failures": int(row["failures"])}
+        for method, row in table.iterrows()
+    }
+    used = sorted({about["n"] for about in metrics.values()})
+    scored_on = f"{used[0]} to {used[-1]}" if used[0] < used[-1] else f"all {used[0]}"
+    protocol = (
+        f"{len(result['indices'])} held-out images ({scored_on} scored by each metric), seed {seed}, "
+        f"{confidence:.0%} bootstrap intervals; the explained class is the predicted one, right on {np.mean(result['targets'] == result['labels']):.0%} of the images; {result['protocol']['score']}."
+    )
+    return {"metrics": metrics, "methods": methods, "curves": curves, "protocol": protocol}
+
+
+def best(summary: dict, metric: str) -> str:
+    """The method with the best mean of `metric`."""
+    sign = -1 if METRICS[metric].higher_is_better else 1
+    return min(summary["methods"], key=lambda method: sign * summary["methods"][method][metric]["mean"])
+
+
+def shown(summary: dict, *, bold=("", "")) -> pandas.DataFrame:
+    """The summary as text: mean and interval per cell, the best of each column between `bold`."""
+    columns = {}
+    for name, about in summary["metrics"].items():
+        places, winner = digits(name), best(summary, name)
+        columns[f"{about['label']} {about['arrow']}"] = [
+            f"{bold[0] if method == winner else ''}{row[name]['mean']:.{places}f}{bold[1] if method == winner else ''}"
+            f" [{row[name]['low']:.{places}f}, {row[name]['high']:.{places}f}]"
+            for method, row in summary["methods"].items()
+        ]
+    columns["passes"] = [f"{row['passes']:.2f}" for row in summary["methods"].values()]
+    columns["failures"] = [str(row["failures"]) for row in summary["methods"].values()]
+    return pandas.DataFrame(columns, index=pandas.Index(summary["methods"], name="method"))
+
+
+def html(summary: dict) -> str:
+    """`shown` as an HTML table; method names are ours, so nothing in it needs escaping."""
+    return shown(summary, bold=("<b>", "</b>")).to_html(escape=False, border=0)
+
+
+def markdown(summary: dict) -> str:
+    """`shown` as a Markdown table with the protocol under it."""
+    table = shown(summary, bold=("**", "**"))
+    head = ["method", *table.columns]
+    rows = [[f"`{method}`", *row] for method, row in zip(table.index, table.to_numpy(), strict=True)]
+    lines = ["| " + " | ".join(cells) + " |" for cells in ([*head], ["---", *["---:"] * (len(head) - 1)], *rows)]
+    return "\n".join([*lines, "", summary["protocol"]])
+
+
+def against_controls(frame, table, metrics, *, controls, seed) -> pandas.DataFrame:
+    """Each method against the best control, per metric: paired difference, Holm-corrected p, intervals apart or not.
+
+    `frame` from `evaluation.score_frame`, `table` from `evaluation.score_table`. Empty where no control was scored.
+    """
+    rows = []
+    controls = [name for name in controls if name in table.index]
+    for name in metrics if controls else ():
+        better = METRICS[name].higher_is_better
+        rival = table.loc[controls, name].idxmax() if better else table.loc[controls, name].idxmin()
+        compared = compare_methods(frame, name, reference=rival, seed=seed)
+        for method in table.index.drop(controls):
+            ours, theirs = table.loc[method], table.loc[rival]
+            apart = (
+                ours[f"{name}_low"] > theirs[f"{name}_high"] if better else ours[f"{name}_high"] < theirs[f"{name}_low"]
+            )
+            rows.append(
+                {
+                    "metric": METRICS[name].label,
+                    "method": method,
+                    "best control": rival,
+                    "difference": f"{compared.loc[method, 'difference']:+.{digits(name)}f}",
+                    "p (Holm)": f"{compared.loc[method, 'p_holm']:.4f}",
+                    "apart": "yes" if apart else "no",
+                }
+            )
+    return pandas.DataFrame(rows).set_index(["metric", "method"]) if rows else pandas.DataFrame()
+
+
+def beside_papers(table, metrics, published: Path) -> pandas.DataFrame:
+    """Ours beside each printed number for the same method and metric (pointing game in percent)."""
+    rows = []
+    for (method, metric), (file, name, column) in PAPERS.items():
+        if method not in table.index or metric not in metrics:
+            continue
+        printed = pandas.read_csv(Path(published) / file)
+        ours = (
+            table.loc[method, "pointing_game_by_category"] * 100
+            if metric == "pointing_game"
+            else table.loc[method, metric]
+        )
+        row = printed[printed["method"] == name]
+        if "metric" in printed:
+            values = row[row["metric"] == column].drop(columns=["method", "metric"]).iloc[0].to_dict()
+        else:
+            values = {"ImageNet": row[column].iloc[0]}
+        places = 1 if metric == "pointing_game" else digits(metric)
+        about = {"metric": METRICS[metric].label, "method": method, "ours": f"{ours:.{places}f}"}
+        rows.append(
+            about | {f"paper, {data}": f"{value:.{4 if places == 3 else 2}f}" for data, value in values.items()}
+        )
+    return pandas.DataFrame(rows).fillna("").set_index(["metric", "method"]) if rows else pandas.DataFrame()

@@ -1,0 +1,180 @@
+"""What each training of the project minimises, as `training.Task`s made from plain settings."""
+
+import hashlib
+import math
+from pathlib import Path
+
+import torch
+from torch.nn import functional
+
+from xai_utils import datasets, distributed, networks, training
+from xai_utils.networks import targets
+
+WEIGHTS, CHECKPOINTS = Path("data/weights"), Path(".checkpoints")
+VALIDATION_BATCH = 256
+
+
+def starting_target(name: str, classes, *, seed: int) -> targets.Target:
+    """The target before training: a new network of architecture `name`, or the checkpoint data/weights/`name`.
+
+    A checkpoint that lacks one of `classes` gets a new last layer for them; one that knows them all keeps its own.
+    """
+    checkpoints = sorted(path.parent.name for path in WEIGHTS.glob("*/target.json"))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if name in checkpoints:
+            target = targets.load(WEIGHTS / name)
+            return target if set(classes) <= set(target.classes) else targets.replace_head(target, classes)
+        if name in targets.ARCHITECTURES:
+            return targets.build(name, classes)
+    raise ValueError(
+        f"no target '{name}'; checkpoints in {WEIGHTS}: {', '.join(checkpoints) or 'none'}; "
+        f"architectures: {', '.join(targets.ARCHITECTURES)}"
+    )
+
+
+def class_indices(classes, target_classes) -> torch.Tensor:
+    """For each class of the data, its index among the target's classes (matched by name)."""
+    missing = [name for name in classes if name not in target_classes]
+    if missing:
+        raise ValueError(
+            f"the target does not know {len(missing)} of the data's {len(classes)} classes, e.g. '{missing[0]}'; "
+            "train it on them (finetune_target.epochs > 0) or name the class folders as the checkpoint does"
+        )
+    place = {name: index for index, name in enumerate(target_classes)}
+    return torch.tensor([place[name] for name in classes])
+
+
+def augmented(images, generator, *, smallest_crop: float):
+    """Random resized crops (area `smallest_crop` to 1, aspect 3/4 to 4/3) and horizontal flips of a batch.
+
+    One affine grid for the whole batch; crops stay inside the image.
+    """
+    count = len(images)
+    draw = torch.rand(5, count, generator=generator)
+    area = smallest_crop + (1 - smallest_crop) * draw[0]
+    aspect = torch.exp((2 * draw[1] - 1) * math.log(4 / 3))
+    width = torch.sqrt(area * aspect).clamp(max=1)  # as a share of the image's
+    height = torch.sqrt(area / aspect).clamp(max=1)
+    flip = torch.where(draw[2] < 0.5, -1.0, 1.0)
+    affine = torch.zeros(count, 2, 3)
+    affine[:, 0, 0], affine[:, 1, 1] = width * flip, height
+    affine[:, 0, 2] = (2 * draw[3] - 1) * (1 - width)  # grids run from -1 to 1
+    affine[:, 1, 2] = (2 * draw[4] - 1) * (1 - height)
+    grid = functional.affine_grid(affine, list(images.shape), align_corners=False)
+    return functional.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
+
+
+def _logits(model, split):
+    """The model's logits for every image of `split`, on the CPU; the processes share the work."""
+    device = next(model.parameters()).device
+    return distributed.map_in_order(
+        lambda indices: model(split.tensor(indices).to(device)).float().cpu(), len(split), batch_size=VALIDATION_BATCH
+    )
+
+
+def predictions(target, split, *, compute: distributed.Compute) -> torch.Tensor:
+    """The class (N,) that `target` predicts for each image of `split`, on one process."""
+    compute = compute.resolved()
+    torch.set_num_threads(compute.threads)
+    if not len(split):
+        return torch.zeros(0, dtype=torch.long)
+    model = targets.inference_copy(target.to(compute.device), split.tensor([0]).to(compute.device))
+    with torch.inference_mode():
+        return _logits(model, split).argmax(1)
+
+
+def target_task(settings: dict) -> training.Task:
+    """Cross-entropy on the labels (AKD §4: the target T is fine-tuned on the fine-grained classes).
+
+    `settings`: data (folder of prepared data), target, seed, epochs, batch_size, learning_rate, schedule, halve_every,
+    momentum, weight_decay, smallest_crop.
+    """
+    data = datasets.load(settings["data"])
+    target = starting_target(settings["target"], data.classes, seed=settings["seed"])
+    target.to(memory_format=torch.channels_last)  # convolutions run 1.5 times as fast, on CPUs too
+    place = class_indices(data.classes, target.classes)
+    train_labels = place[torch.as_tensor(data.train.labels)]
+    validation_labels = place[torch.as_tensor(data.validation.labels)]
+
+    def batch(indices, generator):
+        images = data.train.tensor(indices)
+        return augmented(images, generator, smallest_crop=settings["smallest_crop"]), train_labels[indices]
+
+    def loss(model, batch, generator):
+        images, labels = batch
+        logits = model(images)
+        hits = (logits.detach().argmax(1) == labels).float().mean()
+        return functional.cross_entropy(logits, labels), {"train_accuracy": hits}
+
+    def validate(model):
+        logits = _logits(model, data.validation)
+        hits = (logits.argmax(1) == validation_labels).double()
+        return {
+            "validation_loss": functional.cross_entropy(logits.double(), validation_labels).item(),
+            "validation_accuracy": hits.mean().item(),
+        }
+
+    def optimizer(model):
+        return torch.optim.SGD(
+            model.parameters(),
+            lr=settings["learning_rate"],
+            momentum=settings["momentum"],
+            weight_decay=settings["weight_decay"],
+            nesterov=settings["momentum"] > 0,
+        )
+
+    return training.Task(
+        model=target,
+        examples=len(train_labels),
+        batch=batch,
+        loss=loss,
+        validate=validate if len(data.validation) else None,
+        optimizer=optimizer,
+        schedule=learning_rate_factor(settings),
+        epochs=settings["epochs"],
+        batch_size=settings["batch_size"],
+    )
+
+
+def fit_target(settings: dict, *, compute, checkpoint_steps=None, log=None) -> tuple[targets.Target, list[dict]]:
+    """The trained target in eval mode, and the history of its training; 0 epochs take it as it comes."""
+    data = datasets.load(settings["data"])
+    target = starting_target(settings["target"], data.classes, seed=settings["seed"])
+    class_indices(data.classes, target.classes)  # before any work, where the checkpoint is to be used as it is
+    if settings["epochs"] == 0:
+        return target.eval(), []
+    if not len(data.train):
+        raise ValueError(f"{settings['data']} has no training image; set finetune_target.epochs to 0")
+    fitted = training.fit(
+        target_task,
+        settings,
+        compute=compute,
+        checkpoints=CHECKPOINTS / "finetune_target",
+        code=[Path(__file__), datasets, networks],
+        data_hash=_fingerprint(settings["data"], WEIGHTS / settings["target"]),
+        checkpoint_steps=checkpoint_steps,
+        log=log,
+    )
+    target.load_state_dict(fitted.weights)
+    return target.eval(), fitted.history
+
+
+def _fingerprint(*folders) -> str:
+    """One hash of all files in the folders that exist."""
+    digest = hashlib.sha256()
+    for file in sorted(file for folder in folders for file in Path(folder).rglob("*") if file.is_file()):
+        with file.open("rb") as handle:
+            digest.update(f"{file.name} {hashlib.file_digest(handle, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
+def learning_rate_factor(settings: dict):
+    """progress in epochs -> factor of the learning rate: `halving` (AKD §4) or `cosine` after one warm-up epoch."""
+    epochs, every = settings["epochs"], settings["halve_every"]
+    if settings["schedule"] == "halving":
+        return lambda epoch: 0.5 ** (epoch // every)
+    warm = min(1.0, epochs / 4)
+    return lambda epoch: (
+        min(epoch / warm, 1.0) * 0.5 * (1 + math.cos(math.pi * max(0.0, epoch - warm) / (epochs - warm)))
+    )
