@@ -59,7 +59,8 @@ def summarise(result: dict, table: pandas.DataFrame, passes: dict, *, confidence
     scored_on = f"{used[0]} to {used[-1]}" if used[0] < used[-1] else f"all {used[0]}"
     protocol = (
         f"{len(result['indices'])} held-out images ({scored_on} scored by each metric), seed {seed}, "
-        f"{confidence:.0%} bootstrap intervals; the explained class is the predicted one, right on {np.mean(result['targets'] == result['labels']):.0%} of the images; {result['protocol']['score']}."
+        f"{confidence:.0%} bootstrap intervals; the explained class is the predicted one, "
+        f"right on {np.mean(result['targets'] == result['labels']):.0%} of the images; {result['protocol']['score']}."
     )
     return {"metrics": metrics, "methods": methods, "curves": curves, "protocol": protocol}
 
