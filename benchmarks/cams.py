@@ -90,7 +90,8 @@ def measure(forward, rows, rounds):
     ratios, plain = {name: [] for name in rows}, []
     for function in (forward, *(function for function, _, _ in rows.values())):
         function()  # warm up: memory, kernels, imports
-    for _ in range(rounds):
+    for turn in range(rounds):
+        print(f"round {turn + 1} of {rounds}", file=sys.stderr)
         for name, (function, passes, _) in rows.items():
             forward()  # not timed: memory that the row before has just freed makes this pass faster than others
             plain.append(seconds(forward))

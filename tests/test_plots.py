@@ -1,0 +1,78 @@
+"""Pictures: linear overlays, stable files, captions that cannot inject HTML."""
+
+import io
+
+import numpy as np
+from PIL import Image
+
+from xai_utils import plots
+
+
+def test_an_overlay_is_linear_and_a_constant_map_is_the_colour_of_zero():
+    """opacity * colour + (1 - opacity) * image, the map stretched from its own minimum to its own maximum."""
+    from matplotlib import colormaps
+
+    image = np.full((3, 1, 3), 0.5)
+    drawn = plots.overlay(image, np.array([[-1.0, 0.0, 3.0]]), opacity=0.4)
+    for column, unit in enumerate((0.0, 0.25, 1.0)):
+        expected = 0.4 * np.array(colormaps["viridis"](unit)[:3]) + 0.6 * 0.5
+        np.testing.assert_allclose(drawn[0, column], expected, atol=1e-12)
+    flat = plots.overlay(image, np.full((1, 3), 7.0), opacity=1)
+    np.testing.assert_allclose(flat[0, 0], colormaps["viridis"](0)[:3])
+
+
+def test_uint8_and_float_images_show_the_same():
+    """255 and 1.0 are both white, and channels come last."""
+    image = np.zeros((3, 2, 1), dtype=np.uint8)
+    image[0, 1] = 255
+    assert plots.pixels(image)[1, 0].tolist() == [1, 0, 0]
+    assert plots.pixels(image / 255)[1, 0].tolist() == [1, 0, 0]
+
+
+def test_the_same_figure_is_the_same_file(tmp_path):
+    """Two drawings of equal data are equal bytes, and no library version stands in them."""
+    files = []
+    for name in ("a.png", "b.png"):
+        random = np.random.default_rng(0)
+        images, maps = random.random((2, 3, 8, 8)), {"grad_cam_plus_plus": random.random((2, 8, 8))}
+        plots.save(plots.method_grid(images, maps, ["one", "two"]), tmp_path / "new" / name)
+        files.append((tmp_path / "new" / name).read_bytes())
+    assert files[0] == files[1]
+    assert b"atplotlib" not in files[0]
+    assert Image.open(io.BytesIO(files[0])).size[0] > 200
+
+
+def test_curves_state_the_area_that_the_metric_gives():
+    """The legend's area of a mean curve 0, 0.5, 1 is 0.5 whatever the number of points."""
+    curves = {"a": np.array([[0.0, 0.4, 1.0], [0.0, 0.6, 1.0]])}
+    figure = plots.score_curves(curves, colours=plots.method_colours(["a"]), label="insertion", inwards="inserted")
+    assert figure.axes[0].get_legend().get_texts()[0].get_text() == "a  0.500"
+
+
+def test_controls_are_grey_and_methods_are_not():
+    """Colours tell methods from controls, in every figure alike."""
+    colours = plots.method_colours(["grad_cam", "random"], ["random", "sobel_edges"])
+    assert len(set(colours["random"])) == 1
+    assert len(set(colours["grad_cam"][:3])) == 3
+    assert set(colours) == {"grad_cam", "random", "sobel_edges"}
+
+
+def test_captions_are_escaped(monkeypatch):
+    """A caption with a tag in it is shown as text under the figure."""
+    from IPython import display
+
+    shown = []
+    monkeypatch.setattr(display, "display", shown.append)
+    plots.show(plots.image_grid([[np.zeros((4, 4, 3))]]), "a <b>bold</b> class")
+    assert shown[1].data == "<figcaption>a &lt;b&gt;bold&lt;/b&gt; class</figcaption>"
+
+
+def test_history_is_drawn_with_what_it_has():
+    """Without held-out images there is only the training's line."""
+    rows = [
+        {"epoch": 1, "train_loss": 2.0, "train_accuracy": 0.1},
+        {"epoch": 2, "train_loss": 1.0, "train_accuracy": 0.5},
+    ]
+    loss, accuracy = plots.training_curves(rows).axes
+    assert [len(axis.lines) for axis in (loss, accuracy)] == [1, 1]
+    assert loss.lines[0].get_ydata().tolist() == [2.0, 1.0]

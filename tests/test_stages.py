@@ -1,0 +1,173 @@
+"""All stages, one after the other, on tiny data: what a user of any image folder gets."""
+
+import csv
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from PIL import Image, ImageDraw
+from ruamel.yaml import YAML
+
+from xai_utils import networks, parameters
+
+HOSTILE = "<img src=x onerror=alert(1)>"
+
+
+def project(folder, **changes):
+    """A copy of the pipeline in `folder` with some parameters changed ("section.key": value)."""
+    for name in ("notebooks", "data"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
+    shutil.copy(ROOT / "dvc.yaml", folder)
+    yaml = YAML()
+    values = yaml.load(ROOT / "params.yaml")
+    for key, value in changes.items():
+        *path, last = key.split(".")
+        place = values
+        for part in path:
+            place = place[part]
+        place[last] = value
+    yaml.dump(values, folder / "params.yaml")
+    return folder
+
+
+def run(folder, *stages):
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+    for stage in stages:
+        command = [sys.executable, "-m", "xai_utils.pipeline", stage]
+        done = subprocess.run(
+            command,
+            cwd=folder,
+            env=environment | {"PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, f"{stage}: {done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The whole pipeline at the smoke scale, on an image folder with boxes and a class name that attacks HTML."""
+    folder = tmp_path_factory.mktemp("a project") / "p"
+    source, random, rows = folder.parent / "images", np.random.default_rng(0), []
+    for label, (name, colour) in enumerate({HOSTILE: "red", "plain": "blue"}.items()):
+        for number in range(8):
+            file = source / name / f"{number}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            image = Image.fromarray(random.integers(90, 160, (70, 90, 3), dtype=np.uint8))
+            x, y = (int(v) for v in random.integers(15, 35, 2))
+            ImageDraw.Draw(image).rectangle((x, y, x + 24, y + 19), fill=colour)
+            image.save(file)
+            if label or number:  # one image has no box
+                rows.append([f"{name}/{number}.png", x, y, x + 25, y + 20])
+    with (source / "boxes.csv").open("w", newline="") as handle:
+        csv.writer(handle).writerows([["file", "x0", "y0", "x1", "y1"], *rows])
+    project(folder, dataset=str(source), scale="smoke")
+    run(folder, *parameters.STAGES)
+    return folder
+
+
+def test_every_stage_leaves_its_page_and_its_results(finished):
+    """Each stage has a page that opens from disk, and what dvc.yaml promises exists."""
+    for stage, about in parameters.read(ROOT / "dvc.yaml")["stages"].items():
+        for kind in ("outs", "metrics"):
+            for entry in about.get(kind, []) if stage != "strip" else []:
+                path = finished / (entry if isinstance(entry, str) else next(iter(entry)))
+                assert path.exists(), f"{stage} promises {path.name}"
+    for page in (finished / "reports").glob("*.html"):
+        text = re.sub(r"base64,[A-Za-z0-9+/=\s]+", "", page.read_text())
+        assert not re.search(r"<script|(?:src|href)=\"(?:https?:)?//", text)
+        assert str(finished) not in text
+
+
+def test_a_hostile_class_name_is_text_in_every_page(finished):
+    """A class called like an HTML tag never becomes one, and does appear."""
+    pages = {page.stem: page.read_text() for page in (finished / "reports").glob("*.html")}
+    assert "&lt;img src=x onerror=alert(1)&gt;" in pages["finetune_target"]
+    for name, text in pages.items():
+        assert "<img src=x" not in text, name
+
+
+def test_scores_are_complete_and_within_range(finished):
+    """Every method has every metric; shares lie in [0, 1]; Grad-CAM costs one pass, the controls none."""
+    summary = json.loads((finished / "reports" / "evaluate.json").read_text())
+    values = parameters.read(ROOT / "params.yaml")
+    assert list(summary["methods"]) == list(values["explain"]["methods"])
+    assert list(summary["metrics"]) == values["evaluate"]["metrics"]
+    for row in summary["methods"].values():
+        for name in ("insertion", "deletion", "pointing_game"):
+            assert 0 <= row[name]["low"] <= row[name]["mean"] <= row[name]["high"] <= 1
+    assert summary["methods"]["grad_cam"]["passes"] == pytest.approx(1, abs=0.01)
+    assert summary["methods"]["random"]["passes"] == 0
+    speed = json.loads((finished / "reports" / "measure_speed.json").read_text())
+    assert all(row["frames per second"] > 0 for row in speed["methods"].values())
+
+
+def test_a_second_run_gives_the_same_bytes(finished):
+    """Explaining and scoring again changes no file of maps, scores or reports; nor does the number of processes."""
+    watched = ["reports/explain.html", "reports/evaluate.html", "reports/evaluate.json", "build/maps/random.npy"]
+    watched += ["build/scores/scores.csv", "build/scores/curves.npz"]
+    before = {name: (finished / name).read_bytes() for name in watched}
+    run(finished, "explain", "evaluate")
+    for name in watched:
+        assert (finished / name).read_bytes() == before[name], name
+
+
+def test_a_wrong_method_stops_the_stage_before_work(finished):
+    """The error names the methods that exist; the earlier maps are gone, as DVC would have removed them."""
+    folder = finished.parent / "wrong"
+    shutil.copytree(finished, folder, symlinks=True)
+    text = (folder / "params.yaml").read_text()
+    (folder / "params.yaml").write_text(text.replace("    xgrad_cam: {}", "    x_grad_cam: {}"))
+    command = [sys.executable, "-m", "xai_utils.pipeline", "explain"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert "method 'x_grad_cam' is unknown; choose among grad_cam, " in done.stderr
+    assert not (folder / "build" / "maps").exists()
+
+
+@pytest.mark.real
+def test_a_pretrained_network_explains_real_images(real, tmp_path):
+    """A checkpoint as target, no training: MobileNetV2 on ImageNet pictures is right, and its maps beat random ones."""
+    from safetensors.torch import load_file
+
+    rows = list(csv.DictReader((real / "imagenet-samples" / "labels.csv").open()))
+    names = {int(row["class_index"]): row["synset"] for row in rows}
+    target = networks.build(
+        "tf_mobilenet_v2", [names.get(i, f"class {i}") for i in range(1000)], mean=[0.5] * 3, std=[0.5] * 3
+    )
+    weights = load_file(real / "mobilenet_v2" / "mobilenet_v2_tf2_ptq.fp16.safetensors")
+    target.network.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in weights.items()})
+    for row in rows[::40]:
+        file = real / "imagenet-samples" / "images" / row["file"]
+        (tmp_path / "images" / "val" / row["synset"]).mkdir(parents=True)
+        shutil.copy(file, tmp_path / "images" / "val" / row["synset"])
+    folder = project(
+        tmp_path / "p",
+        **{
+            "dataset": str(tmp_path / "images"),
+            "target": "mobilenet",
+            "scale": "smoke",
+            "finetune_target.epochs": 0,
+            "prepare_data.image_size": 224,
+            "explain.images": 10,
+            "explain.methods": {"grad_cam": {}, "random": {}},
+            "scales.smoke.explain": {},
+        },
+    )
+    networks.save(target.eval(), folder / "data" / "weights" / "mobilenet")
+    run(folder, "prepare_data", "finetune_target", "explain", "evaluate")
+    assert json.loads((folder / "reports" / "finetune_target.json").read_text())["top1"] >= 0.7
+    summary = json.loads((folder / "reports" / "evaluate.json").read_text())
+    assert list(summary["metrics"]) == ["insertion", "deletion", "faithfulness"]  # there are no boxes
+    insertion = {method: row["insertion"]["mean"] for method, row in summary["methods"].items()}
+    assert insertion["grad_cam"] > insertion["random"] + 0.05
+    assert torch.isfinite(torch.tensor(list(insertion.values()))).all()

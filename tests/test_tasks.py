@@ -1,0 +1,67 @@
+"""The target's training: where it starts, how it is augmented, what its learning rate does."""
+
+import pytest
+import torch
+
+from xai_utils import networks, tasks
+
+
+def test_augmented_images_stay_in_range():
+    """Interpolation and reflection invent no value: shapes stay, a range stays a range, a constant stays itself."""
+    images = torch.rand(64, 3, 8, 8)
+    cropped = tasks.augmented(images, torch.Generator().manual_seed(0), smallest_crop=0.3)
+    assert cropped.shape == images.shape
+    assert images.min() <= cropped.min()
+    assert cropped.max() <= images.max()
+    constant = torch.full((16, 3, 8, 8), 0.25)
+    assert torch.allclose(tasks.augmented(constant, torch.Generator().manual_seed(1), smallest_crop=0.1), constant)
+
+
+def test_crops_cover_the_promised_share_of_the_image():
+    """On a ramp from 0 to 1 the range that a crop spans is its width: the widths and heights multiply to the area."""
+    ramp = torch.linspace(0, 1, 64).expand(200, 1, 64, 64)
+    images = torch.cat([ramp, ramp.transpose(2, 3)], 1)
+    cropped = tasks.augmented(images, torch.Generator().manual_seed(0), smallest_crop=0.5)
+    width = cropped[:, 0].amax((1, 2)) - cropped[:, 0].amin((1, 2))
+    height = cropped[:, 1].amax((1, 2)) - cropped[:, 1].amin((1, 2))
+    assert (width * height > 0.5 * 0.8).all()  # a width above 1 is cut to 1, half a pixel is lost on each side
+    assert (width * height).mean() == pytest.approx(0.72, abs=0.05)
+    flipped = cropped[:, 0, 0, 0] > cropped[:, 0, 0, -1]
+    assert 60 < flipped.sum() < 140
+
+
+def test_augmentation_is_a_function_of_its_generator():
+    """Equal seeds give equal crops, another seed others."""
+    images = torch.rand(4, 3, 16, 16)
+    draw = [tasks.augmented(images, torch.Generator().manual_seed(s), smallest_crop=0.5) for s in (0, 0, 1)]
+    assert torch.equal(draw[0], draw[1])
+    assert not torch.equal(draw[0], draw[2])
+
+
+def test_learning_rates_by_hand():
+    """Halving: 1, 1/2, 1/4 every 20 epochs (AKD). Cosine: up over one epoch, then 1/2 midway and 0 at the end."""
+    halving = tasks.learning_rate_factor({"schedule": "halving", "epochs": 100, "halve_every": 20})
+    assert [halving(epoch) for epoch in (0, 19.9, 20, 45)] == [1, 1, 0.5, 0.25]
+    cosine = tasks.learning_rate_factor({"schedule": "cosine", "epochs": 11, "halve_every": 20})
+    assert [round(cosine(epoch), 6) for epoch in (0, 0.5, 1, 6, 11)] == [0, 0.5, 1, 0.5, 0]
+
+
+def test_a_target_is_an_architecture_or_a_checkpoint(tmp_path, monkeypatch):
+    """The same seed gives the same new network; a checkpoint keeps its head if it knows the classes; else the list."""
+    monkeypatch.setattr(tasks, "WEIGHTS", tmp_path)
+    one, two = (tasks.starting_target("small_resnet", ["a", "b"], seed=3) for _ in range(2))
+    assert all(torch.equal(x, y) for x, y in zip(one.parameters(), two.parameters(), strict=True))
+    networks.save(one, tmp_path / "mine")
+    assert tasks.starting_target("mine", ["b"], seed=0).classes == ("a", "b")
+    other = tasks.starting_target("mine", ["b", "c", "d"], seed=0)
+    assert other.classes == ("b", "c", "d")
+    assert torch.equal(other.network.conv1.weight, one.network.conv1.weight)
+    with pytest.raises(ValueError, match=r"no target 'yours'; checkpoints in .*: mine; architectures: alexnet, "):
+        tasks.starting_target("yours", ["a"], seed=0)
+
+
+def test_labels_follow_the_classes_names():
+    """Class folders are matched to a checkpoint's classes by name, and a missing one is named."""
+    assert tasks.class_indices(["c", "a"], ["a", "b", "c"]).tolist() == [2, 0]
+    with pytest.raises(ValueError, match=r"does not know 1 of the data's 2 classes, e.g. 'x'"):
+        tasks.class_indices(["a", "x"], ["a", "b"])
