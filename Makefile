@@ -6,7 +6,8 @@ unexport PYTHONDONTWRITEBYTECODE # without .pyc files every process parses torch
 
 .PHONY: repro test bench lab lint lock readme setup clean
 
-repro: setup ## run the whole pipeline: reports/index.html
+repro: setup data ## run the whole pipeline: reports/index.html
+	python -m xai_utils.pipeline --check
 	dvc repro --pull
 
 test: setup data ## run the tests

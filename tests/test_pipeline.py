@@ -102,6 +102,27 @@ def test_wrong_parameters_stop_before_anything_runs(tmp_path):
     assert error.strip() == ("params.yaml: figures.opacity = 5 is not allowed; it should be less than or equal to 1")
 
 
+def test_all_stages_are_checked_before_the_first_runs(tmp_path):
+    """`--check` names every problem at once: a typo in the last section, a data set that is not there."""
+    (tmp_path / "data" / "birds").mkdir(parents=True)
+    shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks")
+    good = (ROOT / "params.yaml").read_text()
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    bad = good.replace("opacity: 0.55", "opacity: 5").replace("dataset: data/birds", "dataset: data/brids")
+    for text, expected in (
+        (good, ""),
+        (
+            bad,
+            "params.yaml: dataset = 'data/brids' is no folder; data/ holds birds\n"
+            "params.yaml: figures.opacity = 5 is not allowed; it should be less than or equal to 1\n",
+        ),
+    ):
+        (tmp_path / "params.yaml").write_text(text)
+        command = [sys.executable, "-m", "xai_utils.pipeline", "--check"]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (bool(expected), expected)
+
+
 def test_output_is_live(tmp_path):
     """A line printed by the notebook arrives while its cell still runs."""
     wait = (

@@ -158,7 +158,7 @@ def test_the_readme_shows_the_committed_results():
     def committed(name):
         return subprocess.run(["git", "show", f"HEAD:{name}"], cwd=ROOT, capture_output=True, text=True)
 
-    results, readme = committed("reports/evaluate.json"), committed("README.md")
+    results, readme = committed("reports/results.json"), committed("README.md")
     if results.returncode or readme.returncode:
         pytest.skip("not a git checkout with committed results")
     block = readme.stdout.split(report.RESULTS_START)[1].split(report.RESULTS_END)[0].strip()

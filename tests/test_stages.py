@@ -97,7 +97,7 @@ def test_a_hostile_class_name_is_text_in_every_page(finished):
 
 def test_scores_are_complete_and_within_range(finished):
     """Every method has every metric; shares lie in [0, 1]; Grad-CAM costs one pass, the controls none."""
-    summary = json.loads((finished / "reports" / "evaluate.json").read_text())
+    summary = json.loads((finished / "reports" / "results.json").read_text())
     values = parameters.read(ROOT / "params.yaml")
     assert list(summary["methods"]) == list(values["explain"]["methods"])
     assert list(summary["metrics"]) == values["evaluate"]["metrics"]
@@ -112,7 +112,7 @@ def test_scores_are_complete_and_within_range(finished):
 
 def test_a_second_run_gives_the_same_bytes(finished):
     """Explaining and scoring again changes no file of maps, scores or reports; nor does the number of processes."""
-    watched = ["reports/explain.html", "reports/evaluate.html", "reports/evaluate.json", "build/maps/random.npy"]
+    watched = ["reports/explain.html", "reports/evaluate.html", "reports/results.json", "build/maps/random.npy"]
     watched += ["build/scores/scores.csv", "build/scores/curves.npz"]
     before = {name: (finished / name).read_bytes() for name in watched}
     run(finished, "explain", "evaluate")
@@ -166,7 +166,7 @@ def test_a_pretrained_network_explains_real_images(real, tmp_path):
     networks.save(target.eval(), folder / "data" / "weights" / "mobilenet")
     run(folder, "prepare_data", "finetune_target", "explain", "evaluate")
     assert json.loads((folder / "reports" / "finetune_target.json").read_text())["top1"] >= 0.7
-    summary = json.loads((folder / "reports" / "evaluate.json").read_text())
+    summary = json.loads((folder / "reports" / "results.json").read_text())
     assert list(summary["metrics"]) == ["insertion", "deletion", "faithfulness"]  # there are no boxes
     insertion = {method: row["insertion"]["mean"] for method, row in summary["methods"].items()}
     assert insertion["grad_cam"] > insertion["random"] + 0.05

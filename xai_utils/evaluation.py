@@ -1,6 +1,5 @@
 """Scores of saved maps: every method on the same images, every metric on the same ranking, shared among processes."""
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +7,7 @@ import pandas
 import torch
 
 from xai_utils import datasets, distributed, maps
+from xai_utils.checkpoints import write_atomically
 from xai_utils.metrics import METRICS, metric
 from xai_utils.metrics.localisation import break_zero_ties, mean_over_categories
 from xai_utils.metrics.perturbation import CURVES, perturbation_curves
@@ -151,19 +151,21 @@ def write_scores(frame, path):
     """Write a `score_frame` as CSV with six significant digits, whole or not at all; `pandas.read_csv` reads it."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".part")
-    frame.to_csv(unfinished, index=False, float_format="%.6g", lineterminator="\n")
-    os.replace(unfinished, path)
+    options = {"index": False, "float_format": "%.6g", "lineterminator": "\n"}
+    write_atomically(path, lambda partial: frame.to_csv(partial, **options))
 
 
 def write_curves(result, path):
     """Write the curves of every image as NPZ: "<method>.<curve>" -> (n, points)."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name("unfinished-" + path.name)
     named = {f"{method}.{name}": values for method, of in result["curves"].items() for name, values in of.items()}
-    np.savez(unfinished, **named)
-    os.replace(unfinished, path)
+
+    def write(partial):
+        with partial.open("wb") as file:  # given a name, numpy would append .npz
+            np.savez(file, **named)
+
+    write_atomically(path, write)
 
 
 def _same_images(frame, name):

@@ -49,6 +49,26 @@ def strip_all(source=Path("notebooks"), target=STRIPPED):
         nbformat.write(report.strip(notebook), target / path.name)
 
 
+def check() -> int:
+    """Whether all stages could begin: parameters, notebooks, data set. Minutes of training must not end in a typo."""
+    problems = []
+    for stage in parameters.STAGES:
+        try:
+            given = parameters.resolve(parameters.read(), stage)
+            _check_parameters_cell(notebooks()[stage], given)
+            source = Path(given.get("dataset", "."))
+            if not source.is_dir():
+                there = sorted(path.name for path in source.parent.glob("*/")) if source.parent.is_dir() else []
+                problems.append(
+                    f"params.yaml: dataset = '{source}' is no folder; "
+                    f"{source.parent}/ holds {', '.join(there) or 'no folder'}"
+                )
+        except (OSError, KeyError, ValueError) as error:
+            problems.append(str(error))
+    print("\n".join(dict.fromkeys(problems)), end="\n" if problems else "", file=sys.stderr)
+    return bool(problems)
+
+
 def run(stage: str) -> int:
     """Run `stage` on the parameters of params.yaml; the exit status."""
     try:
@@ -165,16 +185,19 @@ def main():
     parser = argparse.ArgumentParser(prog="python -m xai_utils.pipeline", description=__doc__.splitlines()[0])
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("stage", nargs="?", help=", ".join(parameters.STAGES))
+    what.add_argument("--check", action="store_true", help="check the parameters of all stages and run nothing")
     what.add_argument("--strip", action="store_true", help=f"copy notebooks without outputs to {STRIPPED}")
     what.add_argument("--readme", action="store_true", help="put the last result table into README.md")
     chosen = parser.parse_args()
     os.chdir(Path.cwd() if Path("params.yaml").is_file() else ROOT)
-    if chosen.strip:
+    if chosen.check:
+        sys.exit(check())
+    elif chosen.strip:
         strip_all()
     elif chosen.readme:
         from xai_utils import tables
 
-        report.update_readme(Path("README.md"), tables.markdown(json.loads((REPORTS / "evaluate.json").read_text())))
+        report.update_readme(Path("README.md"), tables.markdown(json.loads((REPORTS / "results.json").read_text())))
     else:
         sys.exit(run(chosen.stage))
 

@@ -26,28 +26,34 @@ STYLE = {
 }
 
 
-def png(figure: Figure) -> bytes:
-    """The figure as PNG of 256 colours, a quarter of the size and to the eye the same; equal figures, equal bytes."""
-    drawn, small = io.BytesIO(), io.BytesIO()
-    figure.savefig(drawn, format="png", dpi=DPI)
-    Image.open(drawn).convert("RGB").quantize(256).save(small, format="png", optimize=True)
-    return small.getvalue()
+def encoded(figure: Figure, kind: str) -> bytes:
+    """The figure as a "png" or "jpeg" file without library versions in it: equal figures, equal bytes."""
+    buffer, file = io.BytesIO(), io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DPI)
+    options = {"optimize": True} if kind == "png" else {"quality": 90, "subsampling": 0}
+    Image.open(buffer).convert("RGB").save(file, format=kind, **options)
+    return file.getvalue()
 
 
 def show(figure: Figure, caption: str):
-    """Display `figure` in a notebook with `caption` under it (which is its alternative text, too)."""
+    """Display `figure` in a notebook with `caption` under it (which is its alternative text, too).
+
+    As PNG or JPEG, whichever is smaller: PNG for curves, JPEG for photographs.
+    """
     from IPython import display
 
+    files = {kind: encoded(figure, kind) for kind in ("png", "jpeg")}
+    kind = min(files, key=lambda kind: len(files[kind]))
     width = int(figure.get_figwidth() * 96)
-    display.display(display.Image(png(figure), format="png", width=width, metadata={"alt": caption}))
+    display.display(display.Image(files[kind], format=kind, width=width, metadata={"alt": caption}))
     display.display(display.HTML(f"<figcaption>{html.escape(caption)}</figcaption>"))
 
 
 def save(figure: Figure, path):
-    """Write `figure` to `path` as PNG."""
+    """Write `figure` to `path`, as PNG or JPEG by its suffix (.png, .jpg)."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(png(figure))
+    path.write_bytes(encoded(figure, {".png": "png", ".jpg": "jpeg"}[path.suffix]))
 
 
 def pixels(image) -> np.ndarray:
@@ -129,7 +135,8 @@ def training_curves(history: list[dict]) -> Figure:
                           ("validation_accuracy", accuracy)):  # fmt: skip
             if key in history[0]:
                 axis.plot(epochs, [row[key] for row in history], label=key.split("_")[0], marker=".")
-        loss.set(xlabel="epoch", ylabel="cross-entropy", ylim=(0, None))
+        top = 1.15 * max(row["train_loss"] for row in history)  # held-out losses of the first epochs can be huge
+        loss.set(xlabel="epoch", ylabel="cross-entropy", ylim=(0, top))
         accuracy.set(xlabel="epoch", ylabel="top-1 accuracy", ylim=(0, 1.02))
         loss.legend()
         accuracy.legend(loc="lower right")

@@ -84,7 +84,7 @@ def render(notebook, page: Path, pages: list[tuple[str, str]]):
 
 
 def write_index(folder: Path, notebooks: dict[str, Path], picture: Path, table: str, protocol: str):
-    """The front page: the result picture, the result table, a card for each report."""
+    """The front page: the result picture (JPEG), the result table (HTML), a card for each report."""
     from jinja2 import Environment
 
     sources = {stage: nbformat.read(path, as_version=4) for stage, path in notebooks.items()}

@@ -71,32 +71,34 @@ def best(summary: dict, metric: str) -> str:
     return min(summary["methods"], key=lambda method: sign * summary["methods"][method][metric]["mean"])
 
 
-def shown(summary: dict, *, bold=("", "")) -> pandas.DataFrame:
-    """The summary as text: mean and interval per cell, the best of each column between `bold`."""
+def _cells(summary: dict, layout: str, bold: str) -> pandas.DataFrame:
+    """The summary as text: `layout` gets mean, low and high, `bold` the mean of the best of a column."""
     columns = {}
     for name, about in summary["metrics"].items():
-        places, winner = digits(name), best(summary, name)
-        columns[f"{about['label']} {about['arrow']}"] = [
-            f"{bold[0] if method == winner else ''}{row[name]['mean']:.{places}f}{bold[1] if method == winner else ''}"
-            f" [{row[name]['low']:.{places}f}, {row[name]['high']:.{places}f}]"
-            for method, row in summary["methods"].items()
-        ]
+        winner = best(summary, name)
+        texts = []
+        for method, row in summary["methods"].items():
+            parts = {part: f"{value:.{digits(name)}f}" for part, value in row[name].items()}
+            parts["mean"] = bold.format(parts["mean"]) if method == winner else parts["mean"]
+            texts.append(layout.format(**parts))
+        columns[f"{about['label']} {about['arrow']}"] = texts
     columns["passes"] = [f"{row['passes']:.2f}" for row in summary["methods"].values()]
     columns["failures"] = [str(row["failures"]) for row in summary["methods"].values()]
-    return pandas.DataFrame(columns, index=pandas.Index(summary["methods"], name="method"))
+    return pandas.DataFrame(columns, index=list(summary["methods"]))
 
 
 def html(summary: dict) -> str:
-    """`shown` as an HTML table; method names are ours, so nothing in it needs escaping."""
-    return shown(summary, bold=("<b>", "</b>")).to_html(escape=False, border=0)
+    """The summary as an HTML table; method names are ours, so nothing in it needs escaping."""
+    cells = _cells(summary, "{mean}<br><small>{low} – {high}</small>", "<b>{}</b>")
+    return cells.to_html(escape=False, border=0)
 
 
 def markdown(summary: dict) -> str:
-    """`shown` as a Markdown table with the protocol under it."""
-    table = shown(summary, bold=("**", "**"))
-    head = ["method", *table.columns]
-    rows = [[f"`{method}`", *row] for method, row in zip(table.index, table.to_numpy(), strict=True)]
-    lines = ["| " + " | ".join(cells) + " |" for cells in ([*head], ["---", *["---:"] * (len(head) - 1)], *rows)]
+    """The summary as a Markdown table with the protocol under it."""
+    cells = _cells(summary, "{mean} [{low}, {high}]", "**{}**")
+    rows = [[f"`{method}`", *row] for method, row in zip(cells.index, cells.to_numpy(), strict=True)]
+    rule = ["---", *["---:"] * len(cells.columns)]
+    lines = ["| " + " | ".join(row) + " |" for row in (["method", *cells.columns], rule, *rows)]
     return "\n".join([*lines, "", summary["protocol"]])
 
 

@@ -17,7 +17,6 @@ import math
 import platform
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
@@ -29,6 +28,7 @@ from xai_utils import checkpoints as storage
 from xai_utils import distributed
 from xai_utils.checkpoints import CheckpointError
 from xai_utils.distributed import Compute
+from xai_utils.networks import evaluating
 
 PROGRESS = ("epoch", "step", "steps_done", "sums", "history")  # what a checkpoint says of where the training stands
 
@@ -175,7 +175,7 @@ class _Training:
             torch.manual_seed(_mix(self.seed, self.epoch, "validate"))
             for buffer in self.model.buffers() if self.world > 1 else ():  # each process has its own batch statistics
                 torch.distributed.broadcast(buffer, 0)
-            with _evaluating(self.model), torch.no_grad():
+            with evaluating(self.model), torch.no_grad():
                 row |= {name: float(value) for name, value in task.validate(self.model).items()}
         self.epoch, self.step, self.sums, self.history = self.epoch + 1, 0, {}, [*self.history, row]
         self.save()
@@ -275,18 +275,6 @@ def _train(make_task, settings, compute, folder, made_from, checkpoint_steps, lo
                 facts = ", ".join(f"{name} {value:.4g}" for name, value in row.items() if name != "epoch")
                 log(f"epoch {row['epoch']} of {training.task.epochs}: {facts}")
                 sys.stdout.flush()  # a spawned process's output is buffered
-
-
-@contextmanager
-def _evaluating(model: nn.Module):
-    """Eval mode; afterwards every module has its own mode again."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def _mix(*parts) -> int:

@@ -6,7 +6,6 @@ A target is kept in a folder as `target.safetensors` (the network's weights) and
 import copy
 import hashlib
 import json
-import os
 from pathlib import Path
 
 import safetensors.torch
@@ -15,6 +14,7 @@ import torchvision
 from safetensors import SafetensorError
 from torch import nn
 
+from xai_utils.checkpoints import write_atomically
 from xai_utils.networks.architectures import ARCHITECTURES, WITH_AUXILIARY_HEADS
 from xai_utils.networks.inference import inference_copy
 from xai_utils.networks.layers import cam_layer, captured, evaluating, find_layer, head_gradient, layer_names
@@ -155,16 +155,6 @@ def _digest(path):
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _write_whole(path, write):
-    """Let `write` make the file under another name, then rename it: `path` is never half-written."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def save(target, folder, *, made_with=None):
     """Write `target` into `folder` (made if missing): the weights first, then the facts with the weights' SHA-256.
 
@@ -174,7 +164,7 @@ def save(target, folder, *, made_with=None):
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in target.network.state_dict().items()}
-    _write_whole(folder / WEIGHTS_FILE, lambda path: safetensors.torch.save_file(tensors, path))
+    write_atomically(folder / WEIGHTS_FILE, lambda path: safetensors.torch.save_file(tensors, path))
     facts = {
         "architecture": target.architecture,
         "classes": list(target.classes),
@@ -184,7 +174,7 @@ def save(target, folder, *, made_with=None):
         "versions": {"torch": torch.__version__, "torchvision": torchvision.__version__},
         "sha256": _digest(folder / WEIGHTS_FILE),
     }
-    _write_whole(folder / FACTS_FILE, lambda path: path.write_text(json.dumps(facts, indent=1) + "\n"))
+    write_atomically(folder / FACTS_FILE, lambda path: path.write_text(json.dumps(facts, indent=1) + "\n"))
 
 
 def load(folder, device="cpu"):

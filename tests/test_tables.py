@@ -1,0 +1,87 @@
+"""Result tables: the numbers of a scored run as JSON, HTML, Markdown, beside controls and beside the papers."""
+
+import numpy as np
+import pandas
+import pytest
+from conftest import ROOT
+
+from xai_utils import evaluation, tables
+
+METRICS = ["insertion", "deletion", "pointing_game"]
+
+
+@pytest.fixture(scope="module")
+def scored():
+    """Eight images; grad_cam is clearly better than random on every metric, xgrad_cam a little worse than it."""
+    base = np.linspace(0, 0.07, 8)
+    rows = []
+    for method, insertion, deletion, hits in (
+        ("grad_cam", 0.8, 0.1, [1] * 8),
+        ("xgrad_cam", 0.7, 0.2, [1] * 6 + [0] * 2),
+        ("random", 0.3, 0.6, [0] * 8),
+    ):
+        about = {"image": range(8), "label": [0, 1] * 4, "target": [0, 1] * 3 + [0, 0], "method": method, "failed": 0}
+        scores = {"insertion": insertion + base, "deletion": deletion + base, "pointing_game": hits}
+        rows.append(pandas.DataFrame(about | scores))
+    frame = pandas.concat(rows, ignore_index=True)
+    table = evaluation.score_table(frame, METRICS, seed=0)
+    result = {
+        "indices": np.arange(8),
+        "targets": np.array([0, 1] * 3 + [0, 0]),
+        "labels": np.array([0, 1] * 4),
+        "protocol": {"curves": {"insertion": {"baseline": "blur", "points": 29}}, "score": "softmax probability"},
+    }
+    passes = {"grad_cam": 1.0, "xgrad_cam": 1.0, "random": 0.0}
+    return frame, table, tables.summarise(result, table, passes, confidence=0.95, seed=0)
+
+
+def test_the_summary_says_what_was_measured_and_how(scored):
+    """Means by hand (base adds 0.035), direction, n, seed, and how often the explained class is right (7 of 8)."""
+    _, _, summary = scored
+    assert summary["methods"]["grad_cam"]["insertion"]["mean"] == pytest.approx(0.835)
+    assert summary["methods"]["random"]["passes"] == 0
+    assert [summary["metrics"][name]["arrow"] for name in METRICS] == ["↑", "↓", "↑"]
+    assert summary["metrics"]["deletion"]["n"] == 8
+    assert summary["protocol"].startswith("8 held-out images (all 8 scored by each metric), seed 0, 95% bootstrap")
+    assert "right on 88% of the images" in summary["protocol"]
+    assert summary["curves"] == {"insertion": "Removed pixels: blur; 29 points, end points included."}
+
+
+def test_best_follows_the_direction_of_the_metric(scored):
+    """Highest insertion and lowest deletion are best."""
+    _, _, summary = scored
+    assert tables.best(summary, "insertion") == tables.best(summary, "deletion") == "grad_cam"
+
+
+def test_html_and_markdown_show_the_same_cells(scored):
+    """The best mean is bold in both, the interval stands beside it."""
+    _, _, summary = scored
+    score = summary["methods"]["grad_cam"]["deletion"]
+    low, high = f"{score['low']:.3f}", f"{score['high']:.3f}"
+    assert f"<td><b>0.135</b><br><small>{low} – {high}</small></td>" in tables.html(summary)
+    lines = tables.markdown(summary).splitlines()
+    assert lines[0] == "| method | Insertion ↑ | Deletion ↓ | Pointing game ↑ | passes | failures |"
+    assert f"**0.135** [{low}, {high}]" in lines[2]
+    assert lines[-1] == summary["protocol"]
+
+
+def test_methods_are_tested_against_the_best_control(scored):
+    """Differences by hand; both methods' intervals lie apart from random's, in the better direction."""
+    frame, table, _ = scored
+    rows = tables.against_controls(frame, table, METRICS, controls=("random", "sobel_edges"), seed=0)
+    assert rows.loc[("Insertion", "grad_cam"), "difference"] == "+0.500"
+    assert rows.loc[("Deletion", "xgrad_cam"), "difference"] == "-0.400"
+    assert set(rows["best control"]) == {"random"}
+    assert set(rows["apart"]) == {"yes"}
+    assert tables.against_controls(frame, table, METRICS, controls=("sobel_edges",), seed=0).empty
+
+
+def test_the_papers_numbers_stand_beside_ours(scored):
+    """Grad-CAM's printed insertion (AKD, Table 4) and pointing game (DGLE, Table 3) on ImageNet stand beside ours."""
+    _, table, _ = scored
+    rows = tables.beside_papers(table, METRICS, ROOT / "data" / "published")
+    assert rows.loc[("Insertion", "grad_cam"), "ours"] == "0.835"
+    assert rows.loc[("Insertion", "grad_cam"), "paper, ImageNet"] == "0.6785"
+    assert rows.loc[("Pointing game", "grad_cam"), "ours"] == "100.0"
+    assert rows.loc[("Pointing game", "grad_cam"), "paper, ImageNet"] == "76.72"
+    assert ("Insertion", "xgrad_cam") not in rows.index
