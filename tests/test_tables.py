@@ -32,7 +32,11 @@ def scored():
         "protocol": {"curves": {"insertion": {"baseline": "blur", "points": 29}}, "score": "softmax probability"},
     }
     passes = {"grad_cam": 1.0, "xgrad_cam": 1.0, "random": 0.0}
-    return frame, table, tables.summarise(result, table, passes, confidence=0.95, seed=0)
+    return (
+        frame,
+        table,
+        tables.summarise(result, table, passes, asked=[*METRICS, "faithfulness"], confidence=0.95, seed=0),
+    )
 
 
 def test_the_summary_says_what_was_measured_and_how(scored):
@@ -44,6 +48,7 @@ def test_the_summary_says_what_was_measured_and_how(scored):
     assert summary["metrics"]["deletion"]["n"] == 8
     assert summary["protocol"].startswith("8 held-out images (all 8 scored by each metric), seed 0, 95% bootstrap")
     assert "right on 88% of the images" in summary["protocol"]
+    assert summary["protocol"].endswith("Left out, for no image has a score: faithfulness.")
     assert summary["curves"] == {"insertion": "Removed pixels: blur; 29 points, end points included."}
 
 

@@ -131,8 +131,10 @@ def load(folder) -> Maps:
         record = json.loads((folder / "explained.json").read_text())
     except FileNotFoundError:
         raise FileNotFoundError(f"{folder} holds no maps (no explained.json); run the stage explain") from None
-    arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in record["methods"]}
-    for name, array in arrays.items():
-        if len(array) != len(record["indices"]):
-            raise ValueError(f"{folder / name}.npy holds {len(array)} maps of {len(record['indices'])}; explain again")
+    arrays = {}
+    for name in record["methods"]:
+        file = folder / f"{name}.npy"
+        arrays[name] = np.load(file, mmap_mode="r") if file.is_file() else np.empty(0)
+        if len(arrays[name]) != len(record["indices"]):
+            raise ValueError(f"{file} holds {len(arrays[name])} maps of {len(record['indices'])}; explain again")
     return Maps(arrays=arrays, **{k: np.asarray(v) if k in ("indices", "targets") else v for k, v in record.items()})

@@ -27,8 +27,9 @@ STRIPPED, RUNS, FAILED, REPORTS = Path("build/notebooks"), Path("build/runs"), P
 
 
 def enter_project():
-    """Make the checkout's root the working folder, whichever folder a notebook was opened from."""
-    os.chdir(ROOT)
+    """Make the project's root the working folder, whichever folder a notebook was opened from."""
+    here = Path.cwd()
+    os.chdir(next((folder for folder in (here, *here.parents) if (folder / "params.yaml").is_file()), ROOT))
 
 
 def notebooks(folder=Path("notebooks")) -> dict[str, Path]:
@@ -189,7 +190,7 @@ def main():
     what.add_argument("--strip", action="store_true", help=f"copy notebooks without outputs to {STRIPPED}")
     what.add_argument("--readme", action="store_true", help="put the last result table into README.md")
     chosen = parser.parse_args()
-    os.chdir(Path.cwd() if Path("params.yaml").is_file() else ROOT)
+    enter_project()
     if chosen.check:
         sys.exit(check())
     elif chosen.strip:

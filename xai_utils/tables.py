@@ -25,12 +25,14 @@ def digits(metric: str) -> int:
     return 1 if METRICS[metric].unit == "percent" else 3
 
 
-def summarise(result: dict, table: pandas.DataFrame, passes: dict, *, confidence: float, seed: int) -> dict:
+def summarise(result: dict, table: pandas.DataFrame, passes: dict, *, asked, confidence: float, seed: int) -> dict:
     """A scored run as plain JSON: per metric what it is, per method the means with intervals, and the protocol.
 
-    `result` from `evaluation.evaluate`, `table` from `evaluation.score_table`, `passes` from the maps' record.
+    `result` from `evaluation.evaluate`, `table` from `evaluation.score_table`, `passes` from the maps' record,
+    `asked` the metrics that were to be scored: those without a score on any image are named in the protocol.
     """
-    scored = [name for name in METRICS if name in table]
+    scored = [name for name in asked if name in table]
+    left_out = [name for name in asked if name not in table]
     curves = {
         name: f"Removed pixels: {about['baseline']}; {about['points']} points, end points included."
         for name, about in result["protocol"]["curves"].items()
@@ -62,6 +64,8 @@ def summarise(result: dict, table: pandas.DataFrame, passes: dict, *, confidence
         f"{confidence:.0%} bootstrap intervals; the explained class is the predicted one, "
         f"right on {np.mean(result['targets'] == result['labels']):.0%} of the images; {result['protocol']['score']}."
     )
+    if left_out:
+        protocol += f" Left out, for no image has a score: {', '.join(left_out)}."
     return {"metrics": metrics, "methods": methods, "curves": curves, "protocol": protocol}
 
 
