@@ -104,7 +104,7 @@ def test_scores_are_complete_and_within_range(finished):
     assert scored == [name for name in asked if name in scored]
     assert {"insertion", "deletion", "box_average_precision", "pointing_game"} <= set(scored)
     if "faithfulness" not in scored:  # a network trained for one epoch may see no gap on any image: then it is said
-        assert "Left out, for no image has a score: faithfulness." in summary["protocol"]
+        assert "Left out, for no image has a score: faithfulness, faithfulness_offset." in summary["protocol"]
     for row in summary["methods"].values():
         for name in ("insertion", "deletion", "pointing_game"):
             assert 0 <= row[name]["low"] <= row[name]["mean"] <= row[name]["high"] <= 1

@@ -59,7 +59,7 @@ METRICS = {
         curve_score=faithfulness_score,
     ),
     "faithfulness_offset": Metric(
-        label="Faithfulness M_F, offset",
+        label="M_F, offset",
         higher_is_better=True,
         needs="model",
         unit="percent",
