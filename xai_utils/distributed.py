@@ -80,6 +80,12 @@ def shard(count: int) -> range:
     return range(rank(), count, world_size())
 
 
+def wait_for_all() -> None:
+    """Go on when every process has come here."""
+    if distributed.is_initialized():
+        distributed.barrier()
+
+
 def gather_in_order(values: torch.Tensor, count: int) -> torch.Tensor:
     """Each process's rows for the items of its `shard(count)`, put back in item order, on every process.
 

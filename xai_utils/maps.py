@@ -73,7 +73,7 @@ def _explain(settings, device, log):
     if distributed.is_main():
         for name in methods:
             np.lib.format.open_memmap(folder / f"{name}.npy", "w+", np.float32, (len(indices), *size)).flush()
-    distributed.gather_in_order(torch.zeros(len(distributed.shard(distributed.world_size()))), distributed.world_size())
+    distributed.wait_for_all()  # the files exist for every process
     arrays = {name: np.lib.format.open_memmap(folder / f"{name}.npy", "r+") for name in methods}
     starts = range(0, len(indices), BATCH)
 

@@ -32,22 +32,32 @@ def enter_project():
     os.chdir(next((folder for folder in (here, *here.parents) if (folder / "params.yaml").is_file()), ROOT))
 
 
+def progress(text: str):
+    """Show `text` live in the terminal and not in the report, which must not tell a resumed run from a whole one."""
+    print(text, file=sys.stderr, flush=True)
+
+
 def notebooks(folder=Path("notebooks")) -> dict[str, Path]:
     """Stage -> its notebook NN_STAGE.ipynb, in the order of the numbers."""
     found = {path.stem.split("_", 1)[1]: path for path in sorted(folder.glob("[0-9][0-9]_*.ipynb"))}
     return {stage: found[stage] for stage in found if stage in parameters.STAGES}
 
 
+def stripped(path: Path):
+    """The notebook without outputs: what runs, and what stages depend on."""
+    try:
+        return report.strip(nbformat.read(path, as_version=4))
+    except Exception as error:
+        raise ValueError(f"{path} is no notebook ({error}); restore it with: git checkout {path}") from None
+
+
 def strip_all(source=Path("notebooks"), target=STRIPPED):
     """Copies without outputs: stages depend on these, so that saving a notebook after a look at it reruns nothing."""
+    copies = {path.name: stripped(path) for path in sorted(source.glob("*.ipynb"))}
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
-    for path in sorted(source.glob("*.ipynb")):
-        try:
-            notebook = nbformat.read(path, as_version=4)
-        except Exception as error:
-            raise ValueError(f"{path} is no notebook ({error}); restore it with: git checkout {path}") from None
-        nbformat.write(report.strip(notebook), target / path.name)
+    for name, notebook in copies.items():
+        nbformat.write(notebook, target / name)
 
 
 def check() -> int:
@@ -56,7 +66,7 @@ def check() -> int:
     for stage in parameters.STAGES:
         try:
             given = parameters.resolve(parameters.read(), stage)
-            _check_parameters_cell(notebooks()[stage], given)
+            _check_parameters_cell(_notebook_of(stage), given)
             source = Path(given.get("dataset", "."))
             if not source.is_dir():
                 there = sorted(path.name for path in source.parent.glob("*/")) if source.parent.is_dir() else []
@@ -64,7 +74,7 @@ def check() -> int:
                     f"params.yaml: dataset = '{source}' is no folder; "
                     f"{source.parent}/ holds {', '.join(there) or 'no folder'}"
                 )
-        except (OSError, KeyError, ValueError) as error:
+        except (OSError, ValueError) as error:
             problems.append(str(error))
     print("\n".join(dict.fromkeys(problems)), end="\n" if problems else "", file=sys.stderr)
     return bool(problems)
@@ -74,9 +84,9 @@ def run(stage: str) -> int:
     """Run `stage` on the parameters of params.yaml; the exit status."""
     try:
         given = parameters.resolve(parameters.read(), stage)
-        source = notebooks(STRIPPED)[stage] if STRIPPED.is_dir() else notebooks()[stage]
+        source = _notebook_of(stage)
         _check_parameters_cell(source, given)
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1
     _die_with_parent()
@@ -97,16 +107,23 @@ def run(stage: str) -> int:
         return 1
     result = report.normalise(nbformat.read(executed, as_version=4), root=Path.cwd())
     pages = [("index.html", "all reports")]
-    pages += [(f"{s}.html", report.title(nbformat.read(p, as_version=4))) for s, p in notebooks(source.parent).items()]
+    pages += [(f"{name}.html", report.title(stripped(path))) for name, path in notebooks().items()]
     report.render(result, REPORTS / f"{stage}.html", pages)
     nbformat.write(result, RUNS / f"{stage}.ipynb")
     executed.unlink()
     return 0
 
 
+def _notebook_of(stage: str) -> Path:
+    try:
+        return notebooks()[stage]
+    except KeyError:
+        raise FileNotFoundError(f"notebooks/ holds no NN_{stage}.ipynb; restore it with git checkout") from None
+
+
 def _check_parameters_cell(source: Path, given: dict):
     """papermill only warns of a parameter that the notebook does not have; a typo must not run with a default."""
-    cells = nbformat.read(source, as_version=4).cells
+    cells = stripped(source).cells
     cell = next((cell for cell in cells if "parameters" in cell.metadata.get("tags", [])), None)
     if cell is None:
         raise parameters.ParameterError(f"{source.name}: no cell has the tag 'parameters'")
@@ -139,7 +156,7 @@ def _execute(source: Path, executed: Path, given: dict) -> str | None:
     os.environ["PYTHONPATH"] = str(ROOT)  # this checkout's package, not an installed one
     try:
         papermill.execute_notebook(
-            str(source),
+            stripped(source),
             str(executed),
             given,
             kernel_name="python3",
