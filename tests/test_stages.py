@@ -174,6 +174,7 @@ def test_a_pretrained_network_explains_real_images(real, tmp_path):
     summary = json.loads((folder / "reports" / "results.json").read_text())
     assert list(summary["metrics"]) == ["insertion", "deletion"]  # there are no boxes
     assert "Left out, for no image has a score: pointing_game." in summary["protocol"]
+    assert int(re.search(r"right on (\d+)% of the images", summary["protocol"])[1]) >= 70  # labels matched by name
     insertion = {method: row["insertion"]["mean"] for method, row in summary["methods"].items()}
     assert insertion["grad_cam"] > insertion["random"] + 0.05
     assert torch.isfinite(torch.tensor(list(insertion.values()))).all()

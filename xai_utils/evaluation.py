@@ -77,6 +77,7 @@ def score_maps(settings, log=None):
         scores      method -> metric -> (n,)           failed   method -> (n,) bool, its map was not finite
         curves      method -> curve -> (n, points)     fractions  curve -> (points,), the x axis
         indices, targets, labels (n,)                  protocol   what stands beside the numbers
+    Targets and labels are the target network's class indices, whatever the order of the data's classes.
     `log(text)` gets a line per method on the main process.
     """
     settings = _complete(settings)
@@ -124,7 +125,9 @@ def score_maps(settings, log=None):
             for name, protocol in protocols.items()
         },
     }
-    return result | {"indices": indices, "targets": classes.numpy(), "labels": split.labels[indices]}
+    place = {name: index for index, name in enumerate(target.classes)}  # the data may know fewer classes
+    labels = np.array([place[split.classes[label]] for label in split.labels[indices]])
+    return result | {"indices": indices, "targets": classes.numpy(), "labels": labels}
 
 
 def evaluate(settings, *, compute=None, log=None):
