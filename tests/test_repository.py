@@ -17,8 +17,9 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 FLOORS = [
     {"images", "distributed", "checkpoints", "parameters"},
     {"datasets", "networks"},
+    {"training", "tasks"},
     {"explainers", "metrics"},
-    {"training", "tasks", "maps", "evaluation", "tables", "plots", "report"},
+    {"maps", "evaluation", "tables", "fastcam_tables", "plots", "report"},
     {"pipeline"},
 ]
 

@@ -8,6 +8,7 @@ them to another size.
 """
 
 import math
+from functools import lru_cache
 
 import torch
 from scipy.ndimage import gaussian_filter1d
@@ -47,6 +48,14 @@ def resize(tensor, size):
     stacked = tensor if tensor.ndim == 4 else tensor[:, None]  # (N, C, H, W)
     resized = functional.interpolate(stacked, size=size, mode="bilinear", align_corners=False)
     return resized if tensor.ndim == 4 else resized[:, 0]
+
+
+@lru_cache(maxsize=64)
+def interpolation_matrix(length, size):
+    """The matrix (size, length) of `resize` along one axis: bilinear, without corner alignment."""
+    with torch.inference_mode(False):  # a cached tensor must serve every caller
+        unit = torch.eye(length)[None, None]  # column j is the response to the j-th pixel
+        return functional.interpolate(unit, size=(size, length), mode="bilinear", align_corners=False)[0, 0]
 
 
 def _odd(length):

@@ -23,6 +23,7 @@ from xai_utils.explainers.cam import (
     xgrad_cam,
 )
 from xai_utils.explainers.controls import centred_gaussian, random, sobel_edges
+from xai_utils.explainers.smoe import fastcam, non_class, smoe
 from xai_utils.networks import checked_target
 
 __all__ = ["CONTROLS", "EXPLAINERS", "cam_maps", "explain", "explain_many"]
@@ -32,6 +33,9 @@ EXPLAINERS = {
     "grad_cam_plus_plus": grad_cam_plus_plus,
     "xgrad_cam": xgrad_cam,
     "smooth_grad_cam_plus_plus": smooth_grad_cam_plus_plus,
+    "smoe": smoe,
+    "fastcam": fastcam,
+    "non_class": non_class,
     "random": random,
     "sobel_edges": sobel_edges,
     "centred_gaussian": centred_gaussian,

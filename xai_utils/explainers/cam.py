@@ -34,7 +34,7 @@ WEIGHTS = {
 }
 
 
-def _weighted_maps(weights, activation, size):
+def weighted_maps(weights, activation, size):
     """relu(sum_k w_k A_k), resized: weights (N, M, C), activation (N, C, h, w) -> maps (N, M, H, W)."""
     low = torch.bmm(weights, activation.flatten(2)).relu()  # (N, M, h * w)
     return resize(low.unflatten(2, activation.shape[2:]), size)
@@ -52,7 +52,7 @@ def cam_maps(model, images, target=None, *, methods, layer=None):
     activation, gradient, _, _ = head_gradient(model, images, layer, target)
     activation, gradient = activation.float(), gradient.float().flatten(2)  # (N, C, h, w), (N, C, h * w)
     weights = torch.stack([WEIGHTS[name](activation.flatten(2), gradient) for name in methods], 1)  # (N, M, C)
-    return dict(zip(methods, _weighted_maps(weights, activation, images.shape[-2:]).unbind(1), strict=True))
+    return dict(zip(methods, weighted_maps(weights, activation, images.shape[-2:]).unbind(1), strict=True))
 
 
 def grad_cam(model, images, target=None, *, layer=None):
@@ -132,7 +132,7 @@ def smooth_grad_cam_plus_plus(
         activation, gradient = activation.float(), gradient.float()
         if average_cams:
             weights = _grad_cam_plus_plus_weights(activation.flatten(2), gradient.flatten(2))[:, None]  # (n, 1, C)
-            total.index_add_(0, rows, unit_range(_weighted_maps(weights, activation, size)[:, 0]))
+            total.index_add_(0, rows, unit_range(weighted_maps(weights, activation, size)[:, 0]))
         else:
             for power, moment in enumerate(moments, start=1):
                 moment.index_add_(0, rows, gradient**power)
@@ -141,7 +141,7 @@ def smooth_grad_cam_plus_plus(
     first, second, third = (moment.flatten(2) / samples for moment in moments)
     denominator = 2 * second + clean.flatten(2).sum(-1, keepdim=True) * third
     alpha = torch.where(second > 0, second / torch.where(second > 0, denominator, 1), 0)
-    return _weighted_maps((alpha * first.relu()).sum(-1)[:, None], clean, size)[:, 0]
+    return weighted_maps((alpha * first.relu()).sum(-1)[:, None], clean, size)[:, 0]
 
 
 def _noisy_copies(images, samples, noise_fraction, generator, chunk):

@@ -1,10 +1,10 @@
 """Networks: the classifiers to be explained, and what can be asked of their layers."""
 
+from xai_utils.networks.activations import captured, pre_activations, scale_layers
 from xai_utils.networks.architectures import ARCHITECTURES
 from xai_utils.networks.inference import inference_copy
 from xai_utils.networks.layers import (
     cam_layer,
-    captured,
     checked_target,
     class_indices,
     evaluating,
@@ -30,6 +30,8 @@ __all__ = [
     "inference_copy",
     "layer_names",
     "load",
+    "pre_activations",
     "replace_head",
     "save",
+    "scale_layers",
 ]

@@ -1,4 +1,4 @@
-"""A network's layers: their names, their activations, and the gradient that begins at one of them.
+"""A network's layers: their names, and the gradient that begins at one of them.
 
 Names are those of `named_modules()`, relative to the model, or to `model.layer_root` where a wrapper has one (a
 `Target` names its network's layers: "layer4"). Hooks live only inside a call or a `with`; the user's model is left
@@ -61,7 +61,8 @@ def evaluating(model):
             module.training = training
 
 
-def _is_map(output):
+def is_map(output):
+    """Whether a layer's output is a map (N, C, h, w) with more than one position."""
     return isinstance(output, torch.Tensor) and output.ndim == 4 and output.shape[2] * output.shape[3] > 1
 
 
@@ -79,7 +80,7 @@ def cam_layer(model, images):
         return f"features.{max(i for i, module in enumerate(root.features) if isinstance(module, nn.ReLU))}"
     found = []
     handles = [
-        module.register_forward_hook(lambda _, __, output, name=name: found.append(name) if _is_map(output) else None)
+        module.register_forward_hook(lambda _, __, output, name=name: found.append(name) if is_map(output) else None)
         for name, module in root.named_modules()
         if name
     ]
@@ -95,45 +96,6 @@ def cam_layer(model, images):
             f"{tuple(images.shape)}; name one with `layer`, or give larger images"
         )
     return found[-1]
-
-
-@contextmanager
-def captured(model, layers):
-    """The outputs of the named layers in the passes made inside the `with`: a dict name -> tensor, the last call's.
-
-        with captured(model, ["layer3", "layer4"]) as activations, torch.no_grad():
-            model(images)
-
-    Outputs keep their graph where gradients are on, and are not copied: a layer whose output a later module
-    overwrites (an in-place ReLU after a batch norm) is a RuntimeError at the end of the `with`.
-    """
-    activations, versions = {}, {}
-
-    def keeper(name):
-        def keep(_, __, output):
-            if not isinstance(output, torch.Tensor):
-                raise TypeError(f"layer {name!r} returns a {type(output).__name__}, not a tensor; choose another layer")
-            if output.is_inference():  # such tensors do not count their changes, so only a copy is safe
-                output, version = output.clone(), None
-            else:
-                version = output._version
-            activations[name], versions[name] = output, version
-
-        return keep
-
-    modules = {name: find_layer(model, name) for name in layers}
-    handles = [module.register_forward_hook(keeper(name)) for name, module in modules.items()]
-    try:
-        yield activations
-    finally:
-        for handle in handles:
-            handle.remove()
-    for name, version in versions.items():
-        if version is not None and activations[name]._version != version:
-            raise RuntimeError(
-                f"the output of layer {name!r} was overwritten in place by a later module; capture that module, or "
-                "set inplace=False on it"
-            )
 
 
 def checked_target(target, images, classes=None):
@@ -173,7 +135,7 @@ def head_gradient(model, images, layer, target=None):
 
     def begin_graph(_, __, output):
         nonlocal leaf
-        if not _is_map(output):
+        if not is_map(output):
             shape = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
             raise ValueError(
                 f"layer {layer!r} returns {shape}, not a map (N, C, h, w) with h * w > 1; choose a convolutional "

@@ -15,9 +15,10 @@ from safetensors import SafetensorError
 from torch import nn
 
 from xai_utils.checkpoints import write_atomically
+from xai_utils.networks.activations import captured
 from xai_utils.networks.architectures import ARCHITECTURES, WITH_AUXILIARY_HEADS
 from xai_utils.networks.inference import inference_copy
-from xai_utils.networks.layers import cam_layer, captured, evaluating, find_layer, head_gradient, layer_names
+from xai_utils.networks.layers import cam_layer, evaluating, find_layer, head_gradient, layer_names
 
 __all__ = [
     "ARCHITECTURES",
