@@ -11,10 +11,10 @@ repro: setup data ## run the whole pipeline: reports/index.html
 	dvc repro --pull
 
 test: setup data ## run the tests
-	python -m pytest
+	python -m pytest --numprocesses 2 --dist loadfile
 
-bench: setup ## measure our CAMs beside grad-cam, captum and torchcam
-	python benchmarks/cams.py --json benchmarks/cams.json
+bench: setup ## measure our maps beside other libraries', one benchmark after the other
+	for name in cams fastcam gradients; do python benchmarks/$$name.py --json benchmarks/$$name.json || exit 1; done
 
 lab: setup data ## open the notebooks
 	jupyter lab notebooks

@@ -14,7 +14,7 @@ import torch
 from xai_utils.explainers.cam import WEIGHTS as CAMS
 from xai_utils.explainers.cam import weighted_maps
 from xai_utils.explainers.lovi import WEIGHTS, Lovi, hsv_to_rgb, layer_weights, lovi, lovi_heat_map
-from xai_utils.explainers.statistics import (
+from xai_utils.explainers.activation_statistics import (
     EPSILON,
     PRE_ACTIVATION,
     STATISTICS,
