@@ -11,9 +11,6 @@ import math
 
 import torch
 
-from xai_utils.explainers.cam import WEIGHTS as CAMS
-from xai_utils.explainers.cam import weighted_maps
-from xai_utils.explainers.lovi import WEIGHTS, Lovi, hsv_to_rgb, layer_weights, lovi, lovi_heat_map
 from xai_utils.explainers.activation_statistics import (
     EPSILON,
     PRE_ACTIVATION,
@@ -32,6 +29,9 @@ from xai_utils.explainers.activation_statistics import (
     truncated_normal_mean,
     truncated_normal_standard_deviation,
 )
+from xai_utils.explainers.cam import WEIGHTS as CAMS
+from xai_utils.explainers.cam import weighted_maps
+from xai_utils.explainers.lovi import WEIGHTS, Lovi, hsv_to_rgb, layer_weights, lovi, lovi_heat_map
 from xai_utils.images import interpolation_matrix, unit_range
 from xai_utils.networks import (
     cam_layer,
