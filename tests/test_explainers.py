@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import inspect
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,9 +12,15 @@ from test_layers import same, settled, snapshot
 from torch import nn
 
 from xai_utils.explainers import CONTROLS, EXPLAINERS, cam_maps, explain, explain_many
+from xai_utils.metrics.cost import counted_forward_equivalents
 from xai_utils.networks import build
 
-FAST = {"smooth_grad_cam_plus_plus": {"samples": 3, "chunk": 4}}  # fewer draws than a report would use
+FAST = {  # fewer draws than a report would use
+    "smooth_grad_cam_plus_plus": {"samples": 3, "chunk": 4},
+    "integrated_gradients": {"steps": 4},
+    "smooth_grad": {"samples": 3, "chunk": 4},
+    "smooth_grad_squared": {"samples": 3, "chunk": 4},
+}
 
 
 def generated(method, seed=3):
@@ -179,3 +186,13 @@ def test_explain_errors(small, images, monkeypatch):
     monkeypatch.setitem(EXPLAINERS, "broken", broken)
     with pytest.raises(ValueError, match="broken gives infinite or undefined values for image 1, 2 of the batch"):
         explain(small, images, method="broken")
+
+
+@pytest.mark.parametrize("method", EXPLAINERS)
+def test_passes_can_be_counted(method, small, images):
+    """The table of methods shows a counted cost for each; a plain gradient is two passes, a control none."""
+    passes = counted_forward_equivalents(small, images[:1], partial(explain, method=method, **generated(method)))
+    assert np.isfinite(passes)
+    expected = {"gradient": 2, "grad_cam": 1, "random": 0}
+    if method in expected:
+        assert passes == pytest.approx(expected[method], abs=0.01)

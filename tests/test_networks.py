@@ -54,6 +54,15 @@ def test_small_resnet_has_the_promised_size(small):
     assert sum(operations) == pytest.approx(0.144e9, rel=0.01)
 
 
+def test_tiny_resnet_has_the_promised_maps():
+    """At 48 pixels its five scales are maps of 24, 12, 6, 6 and 6 pixels with 16, 16, 32, 64 and 64 channels."""
+    layers = ("relu", "layer1", "layer2", "layer3", "layer4")
+    model = build("tiny_resnet", range(5)).eval()
+    with captured(model, layers, reduce=lambda _, output: tuple(output.shape[1:3])) as shapes, torch.no_grad():
+        assert model(torch.rand(1, 3, 48, 48)).shape == (1, 5)
+    assert [shapes[name] for name in layers] == [(16, 24), (16, 12), (32, 6), (64, 6), (64, 6)]
+
+
 @pytest.mark.parametrize(("size", "first"), [(8, 0), (7, -1)])
 def test_same_padding_is_tensorflows(size, first):
     """A kernel that copies its first corner shows where sampling begins: 0 for even sizes, -1 (zero) for odd."""

@@ -19,7 +19,7 @@ FLOORS = [
     {"datasets", "networks"},
     {"training", "tasks"},
     {"explainers", "metrics"},
-    {"maps", "evaluation", "tables", "fastcam_tables", "plots", "report"},
+    {"maps", "evaluation", "tables", "fastcam_tables", "fastcam_claims", "plots", "report"},
     {"pipeline"},
 ]
 
@@ -77,10 +77,11 @@ def test_notebooks_are_committed_without_outputs(path):
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebooks_read_like_a_chapter(path):
-    """Short cells, no function definitions, no shell lines, nothing of one machine."""
+    """Short cells (but for the list of parameters), no function definitions, no shell lines, nothing of one machine."""
     for cell in nbformat.read(path, as_version=4).cells:
         if cell.cell_type == "code":
-            assert len(cell.source.splitlines()) <= 22, f"{path.name}: a cell of {len(cell.source.splitlines())} lines"
+            lines = len(cell.source.splitlines())
+            assert lines <= 22 or "parameters" in cell.metadata.get("tags", []), f"{path.name}: a cell of {lines} lines"
             assert not re.search(r"(?m)^\s*(def |class |!|%)", cell.source), f"{path.name}: {cell.source[:60]}"
             assert not re.search(r"/(home|scratch|content|Users)/", cell.source)
 

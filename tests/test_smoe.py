@@ -383,3 +383,11 @@ def test_a_map_that_points_at_the_object(small):
     for statistic in sorted(set(STATISTICS) - PRE_ACTIVATION - {"shannon_entropy"}):
         saliency = explain(small, picture, method="smoe", statistic=statistic)[0]
         assert saliency[inside].mean() > saliency[~inside].mean() + 0.1, statistic
+
+
+def test_the_module_is_reached_by_its_name():
+    """`xai_utils.explainers.smoe` is the module with the statistics, not the explainer of the same name."""
+    from xai_utils import explainers
+
+    assert explainers.smoe.STATISTICS is STATISTICS
+    assert explainers.EXPLAINERS["smoe"] is explainers.smoe.smoe

@@ -39,10 +39,12 @@ def test_augmentation_is_a_function_of_its_generator():
 
 
 def test_learning_rates_by_hand():
-    """Halving: 1, 1/2, 1/4 every 20 epochs (AKD). Cosine: up over one epoch, then 1/2 midway and 0 at the end."""
+    """Halving: 1, 1/2, 1/4 every 20 epochs (AKD). Steps: a tenth at each. Cosine: up, 1/2 midway, 0 at the end."""
     halving = tasks.learning_rate_factor({"schedule": "halving", "epochs": 100, "halve_every": 20})
     assert [halving(epoch) for epoch in (0, 19.9, 20, 45)] == [1, 1, 0.5, 0.25]
-    cosine = tasks.learning_rate_factor({"schedule": "cosine", "epochs": 11, "halve_every": 20})
+    steps = tasks.learning_rate_factor({"schedule": "steps", "epochs": 90, "milestones": [30, 60, 80]})
+    assert [steps(epoch) for epoch in (0, 30, 60, 89)] == pytest.approx([1, 0.1, 0.01, 0.001])
+    cosine = tasks.learning_rate_factor({"schedule": "cosine", "epochs": 11})
     assert [round(cosine(epoch), 6) for epoch in (0, 0.5, 1, 6, 11)] == [0, 0.5, 1, 0.5, 0]
 
 

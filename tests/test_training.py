@@ -76,6 +76,14 @@ def test_a_finished_training_is_returned_and_not_repeated(tmp_path, unbroken, mo
     assert "accuracy" in lines[0]
 
 
+def test_short_epochs_share_a_checkpoint(tmp_path, unbroken):
+    """Within `checkpoint_seconds` no epoch writes one, so a kill loses them; the finished one is always written."""
+    with pytest.raises(toy_tasks.KilledHere):
+        toy_tasks.fit(tmp_path, {**SGD, "raise_in_call": STEPS}, checkpoint_steps=None, checkpoint_seconds=1e6)
+    assert [checkpoints.read_record(folder) for folder in tmp_path.iterdir()] in ([], [None])
+    assert same(toy_tasks.fit(tmp_path, SGD, checkpoint_steps=None, checkpoint_seconds=1e6), unbroken["sgd"])
+
+
 def test_the_learning_curve_is_a_table_of_the_history(tmp_path, unbroken):
     """The rates follow the schedule exactly and the TSV reads back as the history."""
     history = unbroken["sgd"].history

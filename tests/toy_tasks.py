@@ -91,9 +91,8 @@ def start(*arguments: str, **options) -> subprocess.Popen:
 
 def fit(folder: Path, settings: dict, **options) -> training.Fitted:
     """`training.fit` of the classifier with the tests' usual arguments."""
-    return training.fit(
-        make_classifier, {"seed": 3, **settings}, checkpoints=folder, data_hash="toy", checkpoint_steps=2, **options
-    )
+    options = {"checkpoint_steps": 2, **options}
+    return training.fit(make_classifier, {"seed": 3, **settings}, checkpoints=folder, data_hash="toy", **options)
 
 
 def fit_several(folder: Path, several: list[dict]) -> list:

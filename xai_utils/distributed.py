@@ -16,6 +16,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -170,6 +171,26 @@ def run(function: Callable, *args, processes: int = 1, threads: int = 1, device:
                 process.kill()
                 process.join()
         return pickle.loads(Path(folder, "result").read_bytes())
+
+
+def pool(workers: int, device: str = "cpu") -> ProcessPoolExecutor:
+    """An executor of spawned processes of one thread each, for jobs that need nothing of each other.
+
+    They start when there is work and end with this process, however it ends. With "cuda" worker i uses GPU i modulo
+    their number.
+    """
+    context = multiprocessing.get_context("spawn")
+    numbers = context.SimpleQueue()
+    for number in range(workers):
+        numbers.put(number)
+    return ProcessPoolExecutor(workers, context, _begin, (numbers, device, os.getpid()))
+
+
+def _begin(numbers, device: str, parent: int) -> None:
+    _die_with(parent)
+    torch.set_num_threads(1)
+    if device == "cuda":
+        torch.cuda.set_device(numbers.get() % torch.cuda.device_count())
 
 
 def _call(function: Callable, args: tuple, threads: int):

@@ -75,6 +75,53 @@ class Evaluate(Stage):
     chunk: PositiveInt
 
 
+class Retraining(Section):
+    """One kind of training inside remove_and_retrain."""
+
+    epochs: PositiveInt
+    batch_size: PositiveInt
+    learning_rate: PositiveFloat
+    schedule: Literal["cosine", "steps"]
+    milestones: list[PositiveInt]
+    momentum: Annotated[float, Field(ge=0, lt=1)]
+    weight_decay: Annotated[float, Field(ge=0)]
+    smallest_crop: Share
+
+
+class Row(Section):
+    model_config = ConfigDict(extra="allow")  # the method's options, which the method checks
+    method: str
+
+
+class RemoveAndRetrain(Stage):
+    compute: Compute
+    network: Annotated[str, Field(min_length=1)]
+    image_size: Annotated[int, Field(ge=16, le=1024)] | None
+    train_images: PositiveInt | None
+    held_out_images: PositiveInt | None
+    explained_epochs: PositiveInt
+    repetitions: PositiveInt
+    percentages: Annotated[list[Annotated[int, Field(gt=0, lt=100)]], Field(min_length=1)]
+    fill: Literal["mean", "black"]
+    keep_share: Share
+    least_share: Share
+    scale_kept: bool
+    confidence: Annotated[float, Field(gt=0.5, lt=1)]
+    image: Retraining
+    layer: Retraining
+    statistics: Annotated[list[str], Field(min_length=1)]
+    rows: Annotated[dict[str, Row], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _consistent(self):
+        if self.percentages != sorted(set(self.percentages)):
+            raise ValueError(f"percentages = {self.percentages} must ascend, each once")
+        for name in ("random", "none"):
+            if name in self.rows or name in self.statistics:
+                raise ValueError(f"the row '{name}' is made by the stage itself; give yours another name")
+        return self
+
+
 class MeasureSpeed(Stage):
     compute: Compute
     batch_size: PositiveInt
@@ -83,6 +130,7 @@ class MeasureSpeed(Stage):
 
 
 class Figures(Stage):
+    compute: Compute
     rows: PositiveInt
     opacity: Annotated[float, Field(ge=0, le=1)]
     colour_map: str
@@ -103,6 +151,7 @@ STAGES: dict[str, type[Stage]] = {
     "finetune_target": FinetuneTarget,
     "explain": Explain,
     "evaluate": Evaluate,
+    "remove_and_retrain": RemoveAndRetrain,
     "measure_speed": MeasureSpeed,
     "figures": Figures,
 }
@@ -161,7 +210,9 @@ def _line(problem: dict, stage: str, model: type[Stage]) -> str:
     if problem["type"] == "missing":
         return f"params.yaml: {name} is missing; a value is needed there"
     if problem["type"] == "extra_forbidden":
-        fields = Compute.model_fields if path[0] == "compute" else [k for k in model.model_fields if k not in SHARED]
+        for part in path[:-1]:
+            model = model.model_fields[part].annotation
+        fields = [key for key in model.model_fields if key not in SHARED]
         return f"params.yaml: unknown key '{name}'; allowed are {', '.join(fields)}"
     if problem["type"] == "value_error":
         return f"params.yaml: {name}: {problem['ctx']['error']}"

@@ -8,10 +8,13 @@ import io
 from pathlib import Path
 
 import numpy as np
+import torch
 from matplotlib import colormaps, rc_context
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from PIL import Image
+
+from xai_utils.images import keep_top, perturb, rank_pixels, unit_range
 
 DPI = 120
 STYLE = {
@@ -30,7 +33,7 @@ def encoded(figure: Figure, kind: str) -> bytes:
     """The figure as a "png" or "jpeg" file without library versions in it: equal figures, equal bytes."""
     buffer, file = io.BytesIO(), io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI)
-    options = {"optimize": True} if kind == "png" else {"quality": 90, "subsampling": 0}
+    options = {"optimize": True} if kind == "png" else {"quality": 75, "subsampling": 1}
     Image.open(buffer).convert("RGB").save(file, format=kind, **options)
     return file.getvalue()
 
@@ -106,6 +109,25 @@ def method_grid(images, maps: dict, row_titles, *, opacity=0.55, colour_map="vir
     return image_grid(rows, row_titles=row_titles, column_titles=[_wrapped(t) for t in titles])
 
 
+def map_tiles(image, maps: dict, *, share=0.1, opacity=0.55, colour_map="viridis") -> Figure:
+    """FastCAM's Figure 6: the image beside its `maps` (name -> (H, W)), each as heat map, overlay and two masks.
+
+    The soft mask multiplies the pixels by the map in [0, 1]; the hard one keeps the most salient `share` of them.
+    """
+    image = torch.as_tensor(np.asarray(image))
+    image = image.double() / 255 if image.dtype == torch.uint8 else image.double()
+    columns = [[pixels(image)] + [None] * 3]
+    for saliency in maps.values():
+        saliency = torch.as_tensor(np.asarray(saliency)).double()[None]  # (1, H, W)
+        top = keep_top(rank_pixels(saliency), round(share * saliency.numel()))
+        masks = [perturb(image[None], keep, torch.zeros_like(image[None]))[0] for keep in (unit_range(saliency), top)]
+        coloured = [overlay(image, saliency[0], opacity=o, colour_map=colour_map) for o in (1, opacity)]
+        columns.append([*coloured, *map(pixels, masks)])
+    titles = ["image", *(_wrapped(name.replace("_", " ")) for name in maps)]
+    kinds = ["heat map", "overlay", "soft mask", f"top {share:.0%}"]
+    return image_grid(list(zip(*columns, strict=True)), row_titles=kinds, column_titles=titles, cell=0.9)
+
+
 def annotation_grid(split, indices, part_names) -> Figure:
     """Images with their boxes; where the split has part masks, a second row with each part in its own colour."""
     indices = np.asarray(indices)
@@ -164,6 +186,27 @@ def score_curves(curves: dict, *, colours: dict, label: str, inwards: str) -> Fi
         axis.legend(
             title=f"area under {label}", fontsize=7.5, title_fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5)
         )
+    return figure
+
+
+def line_panels(panels: dict, *, colours: dict, xlabel: str, ylabels, log=False) -> Figure:
+    """Lines in panels side by side under one legend: title -> {name: (x, y) or (x, y, low, high), a band}.
+
+    `ylabels`: one per panel. `log`: both axes are logarithmic.
+    """
+    with rc_context(STYLE):
+        figure = Figure(figsize=(4.1 * len(panels) + 1.4, 3.3))
+        axes = figure.subplots(1, len(panels), squeeze=False)[0]
+        for axis, ylabel, (title, lines) in zip(axes, ylabels, panels.items(), strict=True):
+            for name, (x, y, *band) in lines.items():
+                axis.plot(x, y, color=colours[name], label=name, marker="." if len(x) < 20 else None)
+                if band:
+                    axis.fill_between(x, *band, color=colours[name], alpha=0.1, lw=0)
+            axis.set(title=title, xlabel=xlabel, ylabel=ylabel)
+            if log:
+                axis.set(xscale="log", yscale="log")
+        handles = {label: line for axis in axes for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+        figure.legend(handles.values(), handles, loc="outside right center", fontsize=7.5)
     return figure
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch.nn import functional
 
-from xai_utils import datasets, distributed, networks, training
-from xai_utils.networks import targets
+from xai_utils import datasets, distributed, training
+from xai_utils.networks import architectures, targets
 
 WEIGHTS, CHECKPOINTS = Path("data/weights"), Path(".checkpoints")
 VALIDATION_BATCH = 256
@@ -84,6 +84,25 @@ def predictions(target, split, *, compute: distributed.Compute) -> torch.Tensor:
         return _logits(model, split).argmax(1)
 
 
+def classification_loss(model, batch, generator):
+    """Cross-entropy of (images, labels), and the accuracy."""
+    images, labels = batch
+    logits = model(images)
+    hits = (logits.detach().argmax(1) == labels).float().mean()
+    return functional.cross_entropy(logits, labels), {"train_accuracy": hits}
+
+
+def sgd(settings: dict):
+    """Nesterov's gradient descent over the parameters that require a gradient, as `training.Task` wants it made."""
+    return lambda model: torch.optim.SGD(
+        [weights for weights in model.parameters() if weights.requires_grad],
+        lr=settings["learning_rate"],
+        momentum=settings["momentum"],
+        weight_decay=settings["weight_decay"],
+        nesterov=settings["momentum"] > 0,
+    )
+
+
 def target_task(settings: dict) -> training.Task:
     """Cross-entropy on the labels (AKD §4: the target T is fine-tuned on the fine-grained classes).
 
@@ -101,12 +120,6 @@ def target_task(settings: dict) -> training.Task:
         images = data.train.tensor(indices)
         return augmented(images, generator, smallest_crop=settings["smallest_crop"]), train_labels[indices]
 
-    def loss(model, batch, generator):
-        images, labels = batch
-        logits = model(images)
-        hits = (logits.detach().argmax(1) == labels).float().mean()
-        return functional.cross_entropy(logits, labels), {"train_accuracy": hits}
-
     def validate(model):
         logits = _logits(model, data.validation)
         hits = (logits.argmax(1) == validation_labels).double()
@@ -115,22 +128,13 @@ def target_task(settings: dict) -> training.Task:
             "validation_accuracy": hits.mean().item(),
         }
 
-    def optimizer(model):
-        return torch.optim.SGD(
-            model.parameters(),
-            lr=settings["learning_rate"],
-            momentum=settings["momentum"],
-            weight_decay=settings["weight_decay"],
-            nesterov=settings["momentum"] > 0,
-        )
-
     return training.Task(
         model=target,
         examples=len(train_labels),
         batch=batch,
-        loss=loss,
+        loss=classification_loss,
         validate=validate if len(data.validation) else None,
-        optimizer=optimizer,
+        optimizer=sgd(settings),
         schedule=learning_rate_factor(settings),
         epochs=settings["epochs"],
         batch_size=settings["batch_size"],
@@ -151,8 +155,8 @@ def fit_target(settings: dict, *, compute, checkpoint_steps=None, log=None) -> t
         settings,
         compute=compute,
         checkpoints=CHECKPOINTS / "finetune_target",
-        code=[Path(__file__), datasets, networks],
-        data_hash=_fingerprint(settings["data"], WEIGHTS / settings["target"]),
+        code=[Path(__file__), datasets, architectures, targets],
+        data_hash=files_fingerprint(settings["data"], WEIGHTS / settings["target"]),
         checkpoint_steps=checkpoint_steps,
         log=log,
     )
@@ -160,7 +164,7 @@ def fit_target(settings: dict, *, compute, checkpoint_steps=None, log=None) -> t
     return target.eval(), fitted.history
 
 
-def _fingerprint(*folders) -> str:
+def files_fingerprint(*folders) -> str:
     """One hash of all files in the folders that exist."""
     digest = hashlib.sha256()
     for file in sorted(file for folder in folders for file in Path(folder).rglob("*") if file.is_file()):
@@ -170,10 +174,15 @@ def _fingerprint(*folders) -> str:
 
 
 def learning_rate_factor(settings: dict):
-    """progress in epochs -> factor of the learning rate: `halving` (AKD §4) or `cosine` after one warm-up epoch."""
-    epochs, every = settings["epochs"], settings["halve_every"]
+    """progress in epochs -> factor of the learning rate.
+
+    `halving` (AKD §4), `steps` (a tenth from each milestone on) or `cosine` after one warm-up epoch.
+    """
+    epochs = settings["epochs"]
     if settings["schedule"] == "halving":
-        return lambda epoch: 0.5 ** (epoch // every)
+        return lambda epoch: 0.5 ** (epoch // settings["halve_every"])
+    if settings["schedule"] == "steps":
+        return training.step_decay(settings["milestones"])
     warm = min(1.0, epochs / 4)
     return lambda epoch: (
         min(epoch / warm, 1.0) * 0.5 * (1 + math.cos(math.pi * max(0.0, epoch - warm) / (epochs - warm)))

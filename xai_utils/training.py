@@ -16,6 +16,7 @@ import json
 import math
 import platform
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -84,6 +85,7 @@ def fit(
     code: Sequence[ModuleType | str | Path] = (),
     compute: Compute | None = None,
     checkpoint_steps: int | None = None,
+    checkpoint_seconds: float = 0,
     log: Callable[[str], object] | None = None,
 ) -> Fitted:
     """Train what `make_task(settings)` describes, or go on from where an earlier call was ended.
@@ -91,8 +93,9 @@ def fit(
     The checkpoint lies in `checkpoints`/key. The key stands for all that the weights depend on: the task's name, its
     `settings` (JSON, with an integer "seed"), `data_hash`, the sources `code` (modules, their names, paths; this
     module always counts), kind of device, precision, threads and processes. So another setting is another training,
-    and a finished one is returned at once. A checkpoint is written after every epoch and every `checkpoint_steps`
-    steps. `log` gets one line per epoch, in the main process.
+    and a finished one is returned at once. A checkpoint is written after every epoch (at most every
+    `checkpoint_seconds`, and after the last) and every `checkpoint_steps` steps. `log` gets one line per epoch, in the
+    main process.
 
     An epoch's examples are shuffled and split into ceil(examples / batch_size) batches, as evenly as can be: no last
     batch is too small for batch statistics. Raises DivergenceError, CheckpointError, ValueError for unusable settings.
@@ -116,7 +119,7 @@ def fit(
     before = storage.read_record(folder)
     storage.sweep(folder)
     if before is None or not before["finished"]:
-        work = (make_task, settings, compute, folder, made_from, checkpoint_steps, log)
+        work = (make_task, settings, compute, folder, made_from, checkpoint_steps, checkpoint_seconds, log)
         distributed.run(_train, *work, processes=compute.processes, threads=compute.threads, device=compute.device)
     tensors, record = storage.load(folder)
     steps_before = before["progress"]["steps_done"] if before else 0
@@ -154,13 +157,14 @@ class _Training:
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.epoch = self.step = self.steps_done = 0  # steps done of this epoch, and of all
         self.sums, self.history = {}, []  # the loss and the logged means summed over this epoch's examples so far; rows
+        self.saved = time.monotonic()
         self.resume()
         self.loss = _Loss(self.model, task.loss).to(self.device)
         if self.world > 1:  # looking for unused parameters also fixes the order of sums, so that a resume keeps bits
             self.loss = nn.parallel.DistributedDataParallel(self.loss, find_unused_parameters=True)
 
-    def run_epoch(self, checkpoint_steps: int | None) -> None:
-        """Take the rest of the epoch's steps, validate, and write the checkpoint."""
+    def run_epoch(self, checkpoint_steps: int | None, checkpoint_seconds: float) -> None:
+        """Take the rest of the epoch's steps, validate, and write the checkpoint if one is due."""
         task = self.task
         order = torch.randperm(task.examples, generator=_generator("cpu", self.seed, self.epoch))
         for indices in order.tensor_split(self.steps)[self.step :]:
@@ -178,7 +182,8 @@ class _Training:
             with evaluating(self.model), torch.no_grad():
                 row |= {name: float(value) for name, value in task.validate(self.model).items()}
         self.epoch, self.step, self.sums, self.history = self.epoch + 1, 0, {}, [*self.history, row]
-        self.save()
+        if self.epoch == task.epochs or time.monotonic() - self.saved >= checkpoint_seconds:
+            self.save()
 
     def take_step(self, indices: Tensor) -> None:
         """One step down the gradient of the mean loss over the batch `indices` of all processes."""
@@ -224,6 +229,7 @@ class _Training:
         record = {"finished": finished, "made_from": self.made_from, "made_by": made_by, "optimizer": optimizer}
         record["progress"] = {name: getattr(self, name) for name in PROGRESS}
         storage.save(self.folder, tensors, record)
+        self.saved = time.monotonic()
 
     def resume(self) -> None:
         """Take over the model, the optimizer and the progress of the checkpoint, if there is one."""
@@ -263,13 +269,13 @@ class _Loss(nn.Module):
         return loss.float(), {name: torch.as_tensor(value).detach().to(loss.device) for name, value in means.items()}
 
 
-def _train(make_task, settings, compute, folder, made_from, checkpoint_steps, log) -> None:
+def _train(make_task, settings, compute, folder, made_from, checkpoint_steps, checkpoint_seconds, log) -> None:
     """`fit` in one of the processes: train and leave the finished checkpoint in `folder`."""
     gpus = [torch.cuda.current_device()] if compute.device == "cuda" else []
     with torch.random.fork_rng(gpus), distributed.deterministic():
         training = _Training(make_task, settings, compute, folder, made_from)
         while training.epoch < training.task.epochs:
-            training.run_epoch(checkpoint_steps)
+            training.run_epoch(checkpoint_steps, checkpoint_seconds)
             if log is not None and distributed.is_main():
                 row = training.history[-1]
                 facts = ", ".join(f"{name} {value:.4g}" for name, value in row.items() if name != "epoch")

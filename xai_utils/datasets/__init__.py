@@ -18,6 +18,7 @@ from xai_utils.datasets.prepared import CATALOGUE, SPLITS, prepare, require_prep
 
 __all__ = [
     "PARTS",
+    "SPLITS",
     "Bird",
     "Catalogue",
     "Data",

@@ -14,6 +14,7 @@ import inspect
 
 import torch
 
+from xai_utils.explainers import smoe  # the module, which has a function of its name
 from xai_utils.explainers.cam import (
     WEIGHTS,
     cam_maps,
@@ -23,19 +24,30 @@ from xai_utils.explainers.cam import (
     xgrad_cam,
 )
 from xai_utils.explainers.controls import centred_gaussian, random, sobel_edges
-from xai_utils.explainers.smoe import fastcam, non_class, smoe
+from xai_utils.explainers.gradients import (
+    gradient,
+    guided_backprop,
+    integrated_gradients,
+    smooth_grad,
+    smooth_grad_squared,
+)
 from xai_utils.networks import checked_target
 
-__all__ = ["CONTROLS", "EXPLAINERS", "cam_maps", "explain", "explain_many"]
+__all__ = ["CONTROLS", "EXPLAINERS", "cam_maps", "check_options", "explain", "explain_many", "smoe"]
 
 EXPLAINERS = {
     "grad_cam": grad_cam,
     "grad_cam_plus_plus": grad_cam_plus_plus,
     "xgrad_cam": xgrad_cam,
     "smooth_grad_cam_plus_plus": smooth_grad_cam_plus_plus,
-    "smoe": smoe,
-    "fastcam": fastcam,
-    "non_class": non_class,
+    "smoe": smoe.smoe,
+    "fastcam": smoe.fastcam,
+    "non_class": smoe.non_class,
+    "gradient": gradient,
+    "guided_backprop": guided_backprop,
+    "integrated_gradients": integrated_gradients,
+    "smooth_grad": smooth_grad,
+    "smooth_grad_squared": smooth_grad_squared,
     "random": random,
     "sobel_edges": sobel_edges,
     "centred_gaussian": centred_gaussian,
@@ -57,7 +69,8 @@ def _checked_images(images):
     return images
 
 
-def _checked_options(method, options):
+def check_options(method, options):
+    """ValueError for an unknown method, or an option that it does not have."""
     if method not in EXPLAINERS:
         raise ValueError(f"method {method!r} is unknown; choose one of {', '.join(EXPLAINERS)}")
     parameters = inspect.signature(EXPLAINERS[method]).parameters.values()
@@ -91,7 +104,7 @@ def explain_many(model, images, target=None, methods=("grad_cam",)):
     """
     methods = dict(methods) if isinstance(methods, dict) else {name: {} for name in methods}
     for method, options in methods.items():
-        _checked_options(method, options)
+        check_options(method, options)
     _checked_images(images)
     if target is not None:  # a model without named classes is checked by the methods, against its logits
         target = checked_target(target, images, len(getattr(model, "classes", ())))

@@ -1,0 +1,250 @@
+"""Gradient maps: how the class logit changes with each pixel, through captum.
+
+Gradients are with respect to the pixels in [0, 1] that the model takes (a `Target` normalises inside, so the normalised
+gradient is divided by each channel's std), of the class *logit*. Attributions are signed and per channel, (N, 3, H, W);
+a map is what remains after their reduction over channels: non-negative, raw, not normalised. The parameters' gradients
+are neither computed nor touched.
+"""
+
+import warnings
+from contextlib import contextmanager
+
+import torch
+from captum.attr import GuidedBackprop, IntegratedGradients, Saliency
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from xai_utils.explainers.cam import _noisy_copies
+from xai_utils.images import baseline as baseline_image
+from xai_utils.networks import checked_target, class_indices, evaluating
+from xai_utils.networks.activations import _rectifies
+
+
+def _logits(model, images):
+    logits = model(images.clone())  # a model may write into its input, but not into a leaf of the graph
+    if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
+        shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+        raise ValueError(f"the model returns {shape}; wrap it so that it returns logits (N, K)")
+    return logits
+
+
+def _differentiable(tensor, which):
+    if not (tensor.requires_grad and torch.is_grad_enabled()):
+        raise ValueError(f"{which} not depend differentiably on the images; look for no_grad or detach in the model")
+    return tensor
+
+
+class _ClassScore(nn.Module):
+    """images (k * N, 3, H, W) -> the logit (k * N,) of each one's class, which captum differentiates.
+
+    `target` (N,) serves all k repetitions of the batch; None is the predicted class, found in the same pass.
+    """
+
+    def __init__(self, model, target):
+        super().__init__()
+        self.model, self.target = model, target
+
+    def forward(self, images):
+        logits = _logits(self.model, images)
+        _differentiable(logits, "the logits do")
+        target = None if self.target is None else self.target.repeat(len(images) // len(self.target))
+        return logits.gather(1, class_indices(logits, target)[:, None])[:, 0]
+
+
+class _Rectifications(TorchFunctionMode):
+    """Counts the ReLUs that act while it is active, as modules or functions."""
+
+    count = 0
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        self.count += _rectifies(function, args, kwargs)
+        return function(*args, **kwargs)
+
+
+class _GuidedScore(_ClassScore):
+    """The class score, if all that it rectifies is rectified by `nn.ReLU` modules, which captum guides."""
+
+    def forward(self, images):
+        calls = 0
+
+        def separate(_, inputs):
+            # captum rectifies the gradient of the ReLU's input tensor, of all its uses together; a view for each call
+            # keeps apart what a skip connection gives to the same tensor
+            nonlocal calls
+            calls += 1
+            return _differentiable(inputs[0].view_as(inputs[0]), "a ReLU's input does")
+
+        relus = [module for module in self.model.modules() if isinstance(module, nn.ReLU)]
+        handles = [module.register_forward_pre_hook(separate, prepend=True) for module in relus]
+        try:
+            with _Rectifications() as rectifications:
+                score = super().forward(images)
+        finally:
+            for handle in handles:
+                handle.remove()
+        if not calls or rectifications.count > calls:
+            raise ValueError(
+                f"guided backprop changes the gradient of nn.ReLU modules, and this model calls {calls} of them and "
+                f"rectifies {rectifications.count - calls} times without (functional.relu, ReLU6); rebuild it with "
+                "nn.ReLU modules, or choose the method 'gradient'"
+            )
+        return score
+
+
+def _gradient(model, images, target):
+    return Saliency(_ClassScore(model, target)).attribute(images.detach().requires_grad_(), abs=False)
+
+
+def _guided_backprop(model, images, target):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Setting backward hooks on ReLU")
+        return GuidedBackprop(_GuidedScore(model, target)).attribute(images.detach().requires_grad_())
+
+
+def _integrated_gradients(model, images, target, *, steps, chunk, baseline="black"):
+    options = {"n_steps": steps, "method": "riemann_right", "internal_batch_size": chunk}
+    parts = [tensor.split(chunk) for tensor in (images, baseline_image(baseline, model, images), target)]
+    attributions = [  # captum itself splits the steps, but never the batch
+        IntegratedGradients(_ClassScore(model, classes)).attribute(pixels, start, **options)
+        for pixels, start, classes in zip(*parts, strict=True)
+    ]
+    return torch.cat(attributions)
+
+
+def _largest(attributions):
+    return attributions.abs().amax(1).float()  # (N, H, W)
+
+
+def _total(attributions):
+    return attributions.abs().sum(1).float()  # (N, H, W)
+
+
+ATTRIBUTIONS = {  # name -> signed attributions (N, 3, H, W), their reduction to maps
+    "gradient": (_gradient, _largest),
+    "guided_backprop": (_guided_backprop, _largest),
+    "integrated_gradients": (_integrated_gradients, _total),
+}
+
+
+@contextmanager
+def _explained(model, images, target, chunk=None):
+    """The images and their classes as tensors that may enter a graph, in any mode; the model in eval mode.
+
+    With a `chunk`, classes that are not given are predicted, so many images at a time.
+    """
+    with evaluating(model), torch.inference_mode(False), torch.no_grad():  # captum turns gradients on where it needs
+        images = images.clone() if images.is_inference() else images.detach()
+        if target is not None:
+            target = checked_target(target, images)
+        elif chunk is not None:
+            target = torch.cat([class_indices(_logits(model, part)) for part in images.split(chunk)])
+        yield images, target
+
+
+def _check_at_least(lowest, **options):
+    for name, value in options.items():
+        if not value >= lowest:
+            raise ValueError(f"{name} is {value}; give {lowest} or more")
+
+
+def gradient(model, images, target=None):
+    """The gradient of the class logit with respect to the pixels in [0, 1] (Simonyan et al. 2014, §3).
+
+    map = max_channels |dz_c / dx|
+
+    Non-negative, (N, H, W). One pass and its backward pass.
+    """
+    with _explained(model, images, target) as (images, target):
+        return _largest(_gradient(model, images, target))
+
+
+def guided_backprop(model, images, target=None):
+    """Guided backpropagation: each ReLU passes back only positive gradients (Springenberg et al. 2015, §3.4).
+
+    Backward through relu(a): g <- g [a > 0] [g > 0],   map = max_channels |g_x|
+
+    Non-negative, (N, H, W). Every ReLU must be an `nn.ReLU` module (in place or not, called any number of times): a
+    model without one (torchvision's GoogLeNet), or with ReLUs besides (DenseNet's last, ReLU6), is a ValueError.
+    """
+    with _explained(model, images, target) as (images, target):
+        return _largest(_guided_backprop(model, images, target))
+
+
+def integrated_gradients(model, images, target=None, *, steps=25, baseline="black", chunk=16):
+    """Integrated Gradients from `baseline` x' to the image (Sundararajan et al. 2017, eq. 1 and 3).
+
+    IG = (x - x') (1/m) sum_{k=1..m} dz_c/dx at x' + (k/m) (x - x'),   map = sum_channels |IG|
+
+    Non-negative, (N, H, W). `steps` m, 2 or more: the signed sum of IG approaches z_c(x) - z_c(x') as m grows.
+    `baseline`: a name of `xai_utils.images.BASELINES` or a tensor that broadcasts to the images. `chunk` (images per
+    pass) changes only the memory. The target is the image's class, all along the path.
+    """
+    _check_at_least(2, steps=steps)
+    _check_at_least(1, chunk=chunk)
+    with _explained(model, images, target, chunk) as (images, target):
+        return _total(_integrated_gradients(model, images, target, steps=steps, chunk=chunk, baseline=baseline))
+
+
+def _smoothed(model, images, target, power, *, over, samples, noise_fraction, steps, generator, chunk):
+    """Mean over noisy copies of (signed attributions of the method `over`) ** power, (N, 3, H, W)."""
+    if over not in ATTRIBUTIONS:
+        raise ValueError(f"over {over!r} is unknown; choose one of {', '.join(ATTRIBUTIONS)}")
+    _check_at_least(1, samples=samples, chunk=chunk)
+    _check_at_least(0, noise_fraction=noise_fraction)
+    _check_at_least(2, steps=steps)
+    attribute, _ = ATTRIBUTIONS[over]
+    options = {"steps": steps, "chunk": chunk} if over == "integrated_gradients" else {}
+    with _explained(model, images, target, chunk) as (images, target):
+        mean = torch.zeros_like(images)
+        for noisy, rows in _noisy_copies(images, samples, noise_fraction, generator, chunk):
+            mean.index_add_(0, rows, attribute(model, noisy, target[rows], **options) ** power, alpha=1 / samples)
+        return mean
+
+
+def smooth_grad(
+    model,
+    images,
+    target=None,
+    *,
+    over="gradient",
+    samples=50,
+    noise_fraction=0.20,
+    steps=25,
+    generator=None,
+    chunk=16,
+):
+    """SmoothGrad: the mean attribution over `samples` noisy copies of each image (Smilkov et al. 2017, §3).
+
+    map = reduction of (1/n) sum_j R(x + e_j), signed and per channel, R and its reduction over channels those of the
+    method `over`: gradient, guided_backprop or integrated_gradients (from black, in `steps` steps, else unused).
+
+    Non-negative, (N, H, W). The noise e is Gaussian with `noise_fraction` of each image's (max - min) as standard
+    deviation, drawn image by image and copy by copy: `chunk` (noisy images per pass) changes only the memory, and a
+    batch equals its images one after the other with the same `generator`. The target is the clean image's class.
+    """
+    options = {"over": over, "samples": samples, "noise_fraction": noise_fraction, "steps": steps}
+    mean = _smoothed(model, images, target, 1, generator=generator, chunk=chunk, **options)
+    return ATTRIBUTIONS[over][1](mean)
+
+
+def smooth_grad_squared(
+    model,
+    images,
+    target=None,
+    *,
+    over="gradient",
+    samples=15,
+    noise_fraction=0.15,
+    steps=25,
+    generator=None,
+    chunk=16,
+):
+    """SmoothGrad-Squared: the mean *squared* attribution over noisy copies (Hooker et al. 2019, §4.2).
+
+    map = sum_channels (1/n) sum_j R(x + e_j)^2, squared per channel, before the sum
+
+    Non-negative, (N, H, W). Everything else as in `smooth_grad`; the defaults are FastCAM's (Mundhenk et al. 2019).
+    """
+    options = {"over": over, "samples": samples, "noise_fraction": noise_fraction, "steps": steps}
+    return _smoothed(model, images, target, 2, generator=generator, chunk=chunk, **options).sum(1).float()
