@@ -212,8 +212,9 @@ def test_metric_table_is_complete():
     """Every metric has a label, a direction and a protocol; an unknown name lists them all."""
     for name, chosen in METRICS.items():
         assert all([chosen.label, chosen.protocol, chosen.unit]), name
-        assert chosen.needs in ("model", "masks"), name
-        assert chosen.higher_is_better is (name != "deletion"), name
+        assert chosen.needs in ("model", "masks", "maps"), name
+        directions = {"deletion": False, "mean_intensity": None}
+        assert chosen.higher_is_better is directions.get(name, True), name
         assert (chosen.curve is None) == (chosen.curve_score is None), name
     with pytest.raises(ValueError, match="insertion, deletion, faithfulness"):
         metric("inserton")
@@ -284,3 +285,9 @@ def test_zero_ties_are_broken_by_nearness():
     assert torch.equal(moved[1], maps[1])
     assert torch.equal(moved[2].flatten().argsort(), maps[2].flatten().argsort())
     assert torch.allclose(moved, maps, rtol=2e-4, atol=1e-4 * 1024)
+
+
+def test_mean_intensity_by_hand():
+    """A ramp from -1 to 3 has mean 1/2 once stretched, one bright pixel of four 1/4, a constant map nothing."""
+    maps = torch.tensor([[[-1.0, 3.0], [-1.0, 3.0]], [[0.0, 5.0], [0.0, 0.0]], [[2.0, 2.0], [2.0, 2.0]]])
+    assert METRICS["mean_intensity"].function(None, None, None, maps).tolist() == [0.5, 0.25, 0]

@@ -18,8 +18,9 @@ FLOORS = [
     {"images", "distributed", "checkpoints", "parameters"},
     {"datasets", "networks"},
     {"training", "tasks"},
+    {"distillation"},
     {"explainers", "metrics"},
-    {"maps", "evaluation", "tables", "fastcam_tables", "fastcam_claims", "plots", "report"},
+    {"maps", "evaluation", "tables", "fastcam_tables", "fastcam_claims", "akd_tables", "schematics", "plots", "report"},
     {"pipeline"},
 ]
 

@@ -7,7 +7,7 @@ from conftest import ROOT
 
 from xai_utils import evaluation, tables
 
-METRICS = ["insertion", "deletion", "pointing_game"]
+METRICS = ["insertion", "deletion", "pointing_game", "mean_intensity"]
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,12 @@ def scored():
         ("random", 0.3, 0.6, [0] * 8),
     ):
         about = {"image": range(8), "label": [0, 1] * 4, "target": [0, 1] * 3 + [0, 0], "method": method, "failed": 0}
-        scores = {"insertion": insertion + base, "deletion": deletion + base, "pointing_game": hits}
+        scores = {
+            "insertion": insertion + base,
+            "deletion": deletion + base,
+            "pointing_game": hits,
+            "mean_intensity": 0.5,
+        }
         rows.append(pandas.DataFrame(about | scores))
     frame = pandas.concat(rows, ignore_index=True)
     table = evaluation.score_table(frame, METRICS, seed=0)
@@ -44,7 +49,7 @@ def test_the_summary_says_what_was_measured_and_how(scored):
     _, _, summary = scored
     assert summary["methods"]["grad_cam"]["insertion"]["mean"] == pytest.approx(0.835)
     assert summary["methods"]["random"]["passes"] == 0
-    assert [summary["metrics"][name]["arrow"] for name in METRICS] == ["↑", "↓", "↑"]
+    assert [summary["metrics"][name]["arrow"] for name in METRICS] == ["↑", "↓", "↑", ""]
     assert summary["metrics"]["deletion"]["n"] == 8
     assert summary["protocol"].startswith("8 held-out images (all 8 scored by each metric), seed 0, 95% bootstrap")
     assert "right on 88% of the images" in summary["protocol"]
@@ -56,6 +61,7 @@ def test_best_follows_the_direction_of_the_metric(scored):
     """Highest insertion and lowest deletion are best."""
     _, _, summary = scored
     assert tables.best(summary, "insertion") == tables.best(summary, "deletion") == "grad_cam"
+    assert tables.best(summary, "mean_intensity") is None  # neither direction is better
 
 
 def test_html_and_markdown_show_the_same_cells(scored):
@@ -65,7 +71,7 @@ def test_html_and_markdown_show_the_same_cells(scored):
     low, high = f"{score['low']:.3f}", f"{score['high']:.3f}"
     assert f"<td><b>0.135</b><br><small>{low} – {high}</small></td>" in tables.html(summary)
     lines = tables.markdown(summary).splitlines()
-    assert lines[0] == "| method | Insertion ↑ | Deletion ↓ | Pointing game ↑ | passes | failures |"
+    assert lines[0] == "| method | Insertion ↑ | Deletion ↓ | Pointing game ↑ | Mean intensity | passes | failures |"
     assert f"**0.135** [{low}, {high}]" in lines[2]
     assert lines[-1] == summary["protocol"]
 

@@ -58,6 +58,34 @@ class FinetuneTarget(Stage):
     checkpoint_steps: PositiveInt | None
 
 
+class Learning(Section):
+    """One of several trainings inside a stage."""
+
+    epochs: Annotated[int, Field(ge=0)]
+    batch_size: PositiveInt
+    learning_rate: PositiveFloat
+    schedule: Literal["cosine", "steps"]
+    milestones: list[PositiveInt]
+    momentum: Annotated[float, Field(ge=0, lt=1)]
+    weight_decay: Annotated[float, Field(ge=0)]
+    smallest_crop: Share
+
+
+class DistillSurrogate(Stage):
+    compute: Compute
+    trunk: Annotated[str, Field(min_length=1)] | None
+    attention: Literal["cbam", "bam"]
+    residual_attention: bool
+    delta_source: Literal["last", "mean"]
+    joint: bool
+    alpha: Annotated[float, Field(ge=0, le=1)]
+    temperature: PositiveFloat
+    l1_weights: Annotated[dict[str, Annotated[float, Field(ge=0)]], Field(min_length=1)]
+    student: Learning
+    explanation: Learning
+    checkpoint_steps: PositiveInt | None
+
+
 class Explain(Stage):
     compute: Compute
     images: PositiveInt
@@ -75,17 +103,8 @@ class Evaluate(Stage):
     chunk: PositiveInt
 
 
-class Retraining(Section):
-    """One kind of training inside remove_and_retrain."""
-
+class Retraining(Learning):
     epochs: PositiveInt
-    batch_size: PositiveInt
-    learning_rate: PositiveFloat
-    schedule: Literal["cosine", "steps"]
-    milestones: list[PositiveInt]
-    momentum: Annotated[float, Field(ge=0, lt=1)]
-    weight_decay: Annotated[float, Field(ge=0)]
-    smallest_crop: Share
 
 
 class Row(Section):
@@ -149,6 +168,7 @@ class Figures(Stage):
 STAGES: dict[str, type[Stage]] = {
     "prepare_data": PrepareData,
     "finetune_target": FinetuneTarget,
+    "distill_surrogate": DistillSurrogate,
     "explain": Explain,
     "evaluate": Evaluate,
     "remove_and_retrain": RemoveAndRetrain,

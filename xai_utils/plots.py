@@ -148,20 +148,21 @@ def annotation_grid(split, indices, part_names) -> Figure:
 
 
 def training_curves(history: list[dict]) -> Figure:
-    """Loss and accuracy against the epoch; `history` is what training logged, one dict an epoch."""
+    """What training logged, one dict an epoch, against the epoch: losses, and beside them all shares in [0, 1]."""
     epochs = [row["epoch"] for row in history]
+    losses = [key for key in history[0] if key.endswith(("_loss", "_divergence"))]
+    shares = [key for key in history[0] if key not in (*losses, "epoch", "learning_rate")]
     with rc_context(STYLE):
         figure = Figure(figsize=(8, 2.8))
-        loss, accuracy = figure.subplots(1, 2)
-        for key, axis in (("train_loss", loss), ("validation_loss", loss), ("train_accuracy", accuracy),
-                          ("validation_accuracy", accuracy)):  # fmt: skip
-            if key in history[0]:
-                axis.plot(epochs, [row[key] for row in history], label=key.split("_")[0], marker=".")
+        left, right = figure.subplots(1, 2)
+        for keys, axis in ((losses, left), (shares, right)):
+            for key in keys:
+                axis.plot(epochs, [row[key] for row in history], label=key.replace("_", " "), marker=".")
+            axis.set(xlabel="epoch")
+            axis.legend(fontsize=7)
         top = 1.15 * max(row["train_loss"] for row in history)  # held-out losses of the first epochs can be huge
-        loss.set(xlabel="epoch", ylabel="cross-entropy", ylim=(0, top))
-        accuracy.set(xlabel="epoch", ylabel="top-1 accuracy", ylim=(0, 1.02))
-        loss.legend()
-        accuracy.legend(loc="lower right")
+        left.set(ylabel="loss", ylim=(0, top))
+        right.set(ylabel="share", ylim=(0, 1.02))
     return figure
 
 

@@ -69,8 +69,10 @@ def summarise(result: dict, table: pandas.DataFrame, passes: dict, *, asked, con
     return {"metrics": metrics, "methods": methods, "curves": curves, "protocol": protocol}
 
 
-def best(summary: dict, metric: str) -> str:
-    """The method with the best mean of `metric`."""
+def best(summary: dict, metric: str) -> str | None:
+    """The method with the best mean of `metric`; None where neither direction is better."""
+    if METRICS[metric].higher_is_better is None:
+        return None
     sign = -1 if METRICS[metric].higher_is_better else 1
     return min(summary["methods"], key=lambda method: sign * summary["methods"][method][metric]["mean"])
 
@@ -85,7 +87,7 @@ def _cells(summary: dict, layout: str, bold: str) -> pandas.DataFrame:
             parts = {part: f"{value:.{digits(name)}f}" for part, value in row[name].items()}
             parts["mean"] = bold.format(parts["mean"]) if method == winner else parts["mean"]
             texts.append(layout.format(**parts))
-        columns[f"{about['label']} {about['arrow']}"] = texts
+        columns[f"{about['label']} {about['arrow']}".strip()] = texts
     columns["passes"] = [f"{row['passes']:.2f}" for row in summary["methods"].values()]
     columns["failures"] = [str(row["failures"]) for row in summary["methods"].values()]
     return pandas.DataFrame(columns, index=list(summary["methods"]))
@@ -115,6 +117,8 @@ def against_controls(frame, table, metrics, *, controls, seed) -> pandas.DataFra
     controls = [name for name in controls if name in table.index]
     for name in metrics if controls else ():
         better = METRICS[name].higher_is_better
+        if better is None:
+            continue
         rival = table.loc[controls, name].idxmax() if better else table.loc[controls, name].idxmin()
         compared = compare_methods(frame, name, reference=rival, seed=seed)
         for method in table.index.drop(controls):

@@ -183,6 +183,8 @@ def learning_rate_factor(settings: dict):
         return lambda epoch: 0.5 ** (epoch // settings["halve_every"])
     if settings["schedule"] == "steps":
         return training.step_decay(settings["milestones"])
+    if settings["schedule"] != "cosine":
+        raise ValueError(f"schedule {settings['schedule']!r} is unknown; choose cosine, steps or halving")
     warm = min(1.0, epochs / 4)
     return lambda epoch: (
         min(epoch / warm, 1.0) * 0.5 * (1 + math.cos(math.pi * max(0.0, epoch - warm) / (epochs - warm)))

@@ -31,11 +31,15 @@ from xai_utils.explainers.gradients import (
     smooth_grad,
     smooth_grad_squared,
 )
+from xai_utils.explainers.masking import lime, rise
+from xai_utils.explainers.surrogate import akd, akd_unoptimised
 from xai_utils.networks import checked_target
 
 __all__ = ["CONTROLS", "EXPLAINERS", "cam_maps", "check_options", "explain", "explain_many", "smoe"]
 
 EXPLAINERS = {
+    "akd": akd,
+    "akd_unoptimised": akd_unoptimised,
     "grad_cam": grad_cam,
     "grad_cam_plus_plus": grad_cam_plus_plus,
     "xgrad_cam": xgrad_cam,
@@ -48,6 +52,8 @@ EXPLAINERS = {
     "integrated_gradients": integrated_gradients,
     "smooth_grad": smooth_grad,
     "smooth_grad_squared": smooth_grad_squared,
+    "rise": rise,
+    "lime": lime,
     "random": random,
     "sobel_edges": sobel_edges,
     "centred_gaussian": centred_gaussian,

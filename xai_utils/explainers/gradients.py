@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from xai_utils.explainers.cam import _noisy_copies
 from xai_utils.images import baseline as baseline_image
 from xai_utils.networks import checked_target, class_indices, evaluating
-from xai_utils.networks.activations import _rectifies
+from xai_utils.networks.activations import rectifies
 
 
 def _logits(model, images):
@@ -58,7 +58,7 @@ class _Rectifications(TorchFunctionMode):
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        self.count += _rectifies(function, args, kwargs)
+        self.count += rectifies(function, args, kwargs)
         return function(*args, **kwargs)
 
 

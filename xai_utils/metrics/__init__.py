@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
+from xai_utils.metrics.complexity import mean_intensity
 from xai_utils.metrics.localisation import box_average_precision, pointing_game
 from xai_utils.metrics.perturbation import area_under_curve, deletion, faithfulness, faithfulness_score, insertion
 
@@ -18,7 +19,7 @@ class Metric(NamedTuple):
 
     label: str
     higher_is_better: bool | None  # None: neither
-    needs: str  # "model" (forward passes) or "masks" (annotated objects)
+    needs: str  # "model" (forward passes), "masks" (annotated objects) or "maps" (nothing else)
     unit: str
     protocol: str  # one line, with the defaults
     function: Callable
@@ -84,6 +85,14 @@ METRICS = {
         protocol="first maximum of the map inside a box of the object, tolerance 0 px, a constant map misses",
         function=pointing_game,
         by_category=True,
+    ),
+    "mean_intensity": Metric(
+        label="Mean intensity",
+        higher_is_better=None,
+        needs="maps",
+        unit="0 to 1",
+        protocol="mean of the map stretched to [0, 1]",
+        function=mean_intensity,
     ),
 }
 

@@ -2,6 +2,7 @@
 
 from xai_utils.networks.activations import captured, pre_activations, scale_layers
 from xai_utils.networks.architectures import ARCHITECTURES
+from xai_utils.networks.attention import ATTENTION, BAM, CBAM
 from xai_utils.networks.inference import inference_copy
 from xai_utils.networks.layers import (
     cam_layer,
@@ -12,12 +13,25 @@ from xai_utils.networks.layers import (
     head_gradient,
     layer_names,
 )
+from xai_utils.networks.surrogate import (
+    AttentiveStudent,
+    ExplanationNetwork,
+    Surrogate,
+    load_surrogate,
+    save_surrogate,
+)
 from xai_utils.networks.targets import IMAGENET_MEAN, IMAGENET_STD, Target, build, load, replace_head, save
 
 __all__ = [
     "ARCHITECTURES",
+    "ATTENTION",
+    "BAM",
+    "CBAM",
     "IMAGENET_MEAN",
     "IMAGENET_STD",
+    "AttentiveStudent",
+    "ExplanationNetwork",
+    "Surrogate",
     "Target",
     "build",
     "cam_layer",
@@ -30,8 +44,10 @@ __all__ = [
     "inference_copy",
     "layer_names",
     "load",
+    "load_surrogate",
     "pre_activations",
     "replace_head",
     "save",
+    "save_surrogate",
     "scale_layers",
 ]

@@ -77,7 +77,7 @@ class Rectifications(TorchFunctionMode):
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if _rectifies(function, args, kwargs):
+        if rectifies(function, args, kwargs):
             before = (args[0] if args else kwargs["input"]).detach().clone()
             output = function(*args, **kwargs)
             self.before[output] = before
@@ -94,7 +94,7 @@ RELUS = {functional.relu, functional.relu_, functional.relu6, torch.relu, torch.
 RELUS.add(torch.Tensor.relu_)
 
 
-def _rectifies(function, args, kwargs):
+def rectifies(function, args, kwargs):
     if function in (functional.hardtanh, functional.hardtanh_):  # a ReLU6 module calls it with 0, 6
         return (args[1] if len(args) > 1 else kwargs.get("min_val", -1.0)) == 0
     return function in RELUS

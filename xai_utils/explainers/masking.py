@@ -1,0 +1,179 @@
+"""Perturbation of regions: hide parts of the image at random and see how the class probability answers.
+
+Neither method needs a gradient, so any classifier can be explained. Both draw from `seed` alone: each image meets the
+same draws, in a batch or by itself, today or tomorrow.
+"""
+
+import math
+
+import torch
+from captum.attr import LimeBase
+from skimage.segmentation import quickshift
+
+from xai_utils.images import baseline, interpolation_matrix, scaled_length
+from xai_utils.networks import class_indices, evaluating
+
+BLOCK = 256  # RISE masks that are drawn, held and summed together, whatever the chunk
+KERNEL_WIDTH = 0.25  # of LIME's proximity kernel, in cosine distance
+RIDGE_PENALTY = 1.0
+QUICKSHIFT = {"kernel_size": 4, "max_dist": 200, "ratio": 0.2}  # LIME's superpixels, at 224 pixels
+
+
+def _check(seed, **counts):
+    for name, value in counts.items():
+        if value < 1:
+            raise ValueError(f"{name} is {value}; give 1 or more")
+    if seed < 0:
+        raise ValueError(f"seed is {seed}; give 0 or more")
+
+
+def _predicted(model, images, target, chunk):
+    return class_indices(torch.cat([model(part) for part in images.split(chunk)]), target)
+
+
+def rise_draws(size, *, masks, cells, probability, seed):
+    """The random part of RISE's masks, in blocks of at most 256: grids (B, s, s) float, offsets (B, 2) int64.
+
+    A grid is Bernoulli(probability); an offset (down, right) is uniform in 0 … cell - 1, cell = ceil(side / cells).
+    Whole blocks are drawn, so that fewer masks are the first of more masks.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    cell = torch.tensor([math.ceil(side / cells) for side in size])
+    for start in range(0, masks, BLOCK):
+        grids = (torch.rand(BLOCK, cells, cells, generator=generator) < probability).float()
+        offsets = (torch.rand(BLOCK, 2, generator=generator) * cell).long().minimum(cell - 1)
+        yield grids[: masks - start], offsets[: masks - start]
+
+
+def rise_masks(grids, offsets, size):
+    """RISE's masks (B, H, W) in [0, 1]: grids (B, s, s) resized to (s + 1) cells a side, cut out at offsets (B, 2)."""
+    cells = grids.shape[-1]
+    factors = []
+    for side, offset in zip(size, offsets.unbind(1), strict=True):
+        enlarged = (cells + 1) * math.ceil(side / cells)
+        windows = interpolation_matrix(cells, enlarged).to(grids).unfold(0, side, 1)  # (offsets, s, side)
+        factors.append(windows[offset])  # (B, s, side)
+    rows, columns = factors
+    return rows.mT @ grids @ columns
+
+
+def rise(model, images, target=None, *, masks=8000, cells=7, probability=0.5, seed=0, chunk=16):
+    """RISE: the mean of random soft masks, each weighted by the class probability that it leaves (Petsiuk et al. 2018).
+
+    map = 1 / (masks * probability) * sum_i softmax_c(f(x_i)) m_i,   x_i = x * m_i + mean colour * (1 - m_i)     (eq. 6)
+
+    A mask m_i is a grid of cells x cells, each 1 with `probability`, enlarged bilinearly and shifted by a random part
+    of a cell (sec. 3.2). It fades to the colour that the network's normalisation maps to zero, so that it multiplies
+    the network's input; the model must have `mean`, as a `Target` has. Non-negative: the mean probability of the
+    class where the pixel is seen. Masks depend on `seed`, `masks`, `cells`, `probability` and the images' size, and
+    all images share them. `chunk` masked images, at most 256 of each image, go through the network at once. Masks are
+    held and summed in blocks of 256, so that `chunk` changes no bit beyond what the network rounds by its batch.
+    Fastest on the model's `inference_copy`.
+
+    ValueError for counts below 1, more cells than pixels on a side, a probability outside (0, 1), a negative seed.
+    """
+    size = images.shape[-2:]
+    _check(seed, masks=masks, cells=cells, chunk=chunk)
+    if cells > min(size):
+        raise ValueError(f"cells is {cells} on images of {size[0]} x {size[1]}; give 1..{min(size)}")
+    if not 0 < probability < 1:
+        raise ValueError(f"probability is {probability}; give a number above 0 and below 1")
+    with torch.no_grad(), evaluating(model):
+        target = _predicted(model, images, target, chunk)
+        colour = baseline("mean", model, images)
+        difference = images - colour
+        total = images.new_zeros(len(images), size[0] * size[1], dtype=torch.float32)
+        for grids, offsets in rise_draws(size, masks=masks, cells=cells, probability=probability, seed=seed):
+            shown = rise_masks(grids.to(images.device), offsets.to(images.device), size)  # (B, H, W)
+            blend, scores = shown[:, None].to(images.dtype), []
+            for items in torch.arange(len(shown) * len(images), device=images.device).split(chunk):
+                mask, image = items // len(images), items % len(images)
+                logits = model(torch.addcmul(colour[image], difference[image], blend[mask]))
+                scores.append(logits.softmax(1).gather(1, target[image, None])[:, 0])
+            scores = torch.cat(scores).float().reshape(len(shown), len(images))
+            total.addmm_(scores.T, shown.flatten(1).float())  # in place: autocast leaves it in float32
+        return (total / (masks * probability)).unflatten(1, size)
+
+
+class _Ridge:
+    """LIME's weighted ridge regression with intercept, in float64, behind the interface that captum fits.
+
+    Not captum's wrapper of scikit-learn: its data loader draws from torch's global generator.
+    """
+
+    def fit(self, loader):
+        seen, scores, weights = (tensor.cpu().double() for tensor in loader.dataset.tensors)  # (M, S), (M,), (M,)
+        share = weights / weights.sum()
+        seen, scores = seen - share @ seen, scores - share @ scores  # the intercept is not penalised
+        weighted = seen.T * weights  # (S, M)
+        penalty = RIDGE_PENALTY * torch.eye(seen.shape[1], dtype=seen.dtype)
+        self.coefficients = torch.linalg.solve(weighted @ seen + penalty, weighted @ scores)  # (S,)
+
+    def representation(self):
+        return self.coefficients
+
+
+def _samples(image, *, count, samples, seed):
+    """Which of `count` superpixels are seen, (1, count) each: first all, then each with probability 1/2."""
+    generator = torch.Generator().manual_seed(seed)
+    yield torch.ones(1, count, device=image.device)
+    for _ in range(samples - 1):
+        yield torch.randint(2, (1, count), generator=generator).float().to(image.device)
+
+
+def _proximity(image, masked, seen, **_):
+    """sqrt(exp(-d^2 / 0.25^2)) with the cosine distance d between (1, S) and ones; d = 1 where nothing is seen."""
+    distance = 1 - seen.mean().sqrt()  # the cosine of zeros and ones with ones is sqrt(their share)
+    return torch.exp(-((distance / KERNEL_WIDTH) ** 2) / 2)
+
+
+def superpixels(image, *, seed=0):
+    """Quickshift superpixels (H, W) int64, 0 … S - 1, on the CPU, of an image (3, H, W) in [0, 1].
+
+    LIME's own at 224 pixels: kernel_size 4, max_dist 200, ratio 0.2. At other sizes all three scale with the side
+    (kernel_size down to 1, its least), which scales distances of pixels and of colours alike: an image keeps about
+    the number of its superpixels.
+    """
+    pixels = image.permute(1, 2, 0).double().cpu().numpy()
+    options = {name: scaled_length(value, image.shape[-2:]) for name, value in QUICKSHIFT.items()}
+    options["kernel_size"] = max(1.0, options["kernel_size"])
+    return torch.from_numpy(quickshift(pixels, rng=seed, **options)).long()
+
+
+def lime(model, images, target=None, *, samples=1000, seed=0, chunk=16):
+    """LIME: the weight of each superpixel in a linear model of the class probability nearby (Ribeiro et al. 2016).
+
+    beta = argmin sum_i w_i (p_c(x_i) - b - z_i beta)^2 + |beta|^2,   w_i = sqrt(exp(-d_i^2 / 0.25^2))           (eq. 2)
+
+    z_i says which superpixels are seen: all in the first sample, each with probability 1/2 in the others; the rest
+    show their mean colour. d_i is the cosine distance of z_i from all ones. Through captum's `LimeBase`.
+    Signed: each pixel has its superpixel's coefficient, negative where hiding it helps the class. `chunk` masked
+    images go through the network at once.
+
+    ValueError for counts below 1 and a negative seed.
+    """
+    _check(seed, samples=samples, chunk=chunk)
+    with torch.no_grad(), evaluating(model):
+        target = _predicted(model, images, target, chunk).tolist()
+        maps = [_lime_map(model, *pair, samples, seed, chunk) for pair in zip(images, target, strict=True)]
+    return torch.stack(maps)
+
+
+def _lime_map(model, image, index, samples, seed, chunk):
+    regions = superpixels(image, seed=seed)  # (H, W)
+    flat, count = regions.flatten(), int(regions.max()) + 1
+    sums = torch.zeros(3, count, dtype=torch.float64).index_add_(1, flat, image.cpu().double().flatten(1))
+    flattened = (sums / flat.bincount())[:, regions].to(image)  # (3, H, W): each superpixel in its mean colour
+    regions = regions.to(image.device)
+    explainer = LimeBase(
+        lambda masked: model(masked).softmax(1)[:, index],
+        _Ridge(),
+        similarity_func=_proximity,
+        perturb_func=_samples,
+        perturb_interpretable_space=True,
+        from_interp_rep_transform=lambda seen, original, **_: torch.where(seen[0, regions] > 0, original, flattened),
+        to_interp_rep_transform=None,
+    )
+    options = {"n_samples": samples, "perturbations_per_eval": chunk}
+    coefficients = explainer.attribute(image[None], count=count, samples=samples, seed=seed, **options)
+    return coefficients.float().to(image.device)[regions]

@@ -1,0 +1,11 @@
+"""How much a map shows, whatever the model thinks of it."""
+
+from xai_utils.images import unit_range
+
+
+def mean_intensity(model, images, target, maps, *, masks=None):
+    """Mean over the pixels of each map stretched to [0, 1]: (N,), in [0, 1] (AKD, Table 3).
+
+    Low: the map points at little; 1 would be the image itself, a constant map counts 0. Needs neither model nor masks.
+    """
+    return unit_range(maps.detach().float()).mean((1, 2)).cpu()
