@@ -9,6 +9,11 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def pytest_collection_modifyitems(items):
+    """The whole pipeline first: begun last, it would keep one worker busy while the other has nothing left to do."""
+    items.sort(key=lambda item: item.path.name != "test_stages.py")
+
+
 @pytest.fixture(autouse=True)
 def _deterministic():
     torch.set_num_threads(1)  # small tensors: a second thread costs more than it gives

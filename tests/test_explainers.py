@@ -12,13 +12,15 @@ from test_layers import same, settled, snapshot
 from torch import nn
 
 from xai_utils.explainers import CONTROLS, EXPLAINERS, cam_maps, explain, explain_many
+from xai_utils.mask_prediction import PREDICTORS
 from xai_utils.metrics.cost import counted_forward_equivalents
-from xai_utils.networks import Surrogate, build
+from xai_utils.networks import Surrogate, build, predictor_of
 
 FAST = {  # fewer draws than a report would use
     "smooth_grad_cam_plus_plus": {"samples": 3, "chunk": 4},
     "rise": {"masks": 40},
     "lime": {"samples": 30},
+    "meaningful_perturbation": {"iterations": 3},
     "integrated_gradients": {"steps": 4},
     "smooth_grad": {"samples": 3, "chunk": 4},
     "smooth_grad_squared": {"samples": 3, "chunk": 4},
@@ -31,11 +33,25 @@ def surrogate():
     return settled(Surrogate(build("small_resnet", range(4))))
 
 
+@lru_cache
+def predictor(controller):
+    torch.manual_seed(4)
+    return settled(predictor_of(explained(), torch.rand(1, 3, 64, 64), controller=controller).eval())
+
+
+@lru_cache
+def explained():
+    torch.manual_seed(2)
+    return settled(build("small_resnet", range(4)))
+
+
 def generated(method, seed=3):
     """The method's quick options, with a fresh generator if it draws."""
     options = dict(FAST.get(method, {}))
     if "surrogate" in inspect.signature(EXPLAINERS[method]).parameters:
         options["surrogate"] = surrogate()
+    if "predictor" in inspect.signature(EXPLAINERS[method]).parameters:
+        options["predictor"] = predictor(PREDICTORS[method])
     if "generator" in inspect.signature(EXPLAINERS[method]).parameters:
         options["generator"] = torch.Generator().manual_seed(seed)
     return options
@@ -43,8 +59,7 @@ def generated(method, seed=3):
 
 @pytest.fixture(scope="module")
 def small():
-    torch.manual_seed(2)
-    return settled(build("small_resnet", range(4)))
+    return explained()
 
 
 @pytest.fixture
@@ -87,7 +102,7 @@ def test_batch_equals_singles(method, small, images):
 @pytest.mark.parametrize("method", EXPLAINERS)
 def test_default_target_is_the_prediction(method, small, images):
     """No target means the class that the model predicts."""
-    with torch.no_grad():
+    with torch.inference_mode():
         predicted = small(images).argmax(1)
     maps = [explain(small, images, target, method=method, **generated(method)) for target in (None, predicted)]
     torch.testing.assert_close(*maps)

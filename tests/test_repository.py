@@ -18,9 +18,20 @@ FLOORS = [
     {"images", "distributed", "checkpoints", "parameters"},
     {"datasets", "networks"},
     {"training", "tasks"},
-    {"distillation"},
+    {"distillation", "mask_prediction"},
     {"explainers", "metrics"},
-    {"maps", "evaluation", "tables", "fastcam_tables", "fastcam_claims", "akd_tables", "schematics", "plots", "report"},
+    {
+        "maps",
+        "evaluation",
+        "tables",
+        "fastcam_tables",
+        "fastcam_claims",
+        "akd_tables",
+        "dgle_tables",
+        "schematics",
+        "plots",
+        "report",
+    },
     {"pipeline"},
 ]
 

@@ -90,7 +90,7 @@ def test_the_learning_curve_is_a_table_of_the_history(tmp_path, unbroken):
     assert [row["learning_rate"] for row in history] == [0.05, 0.025, 0.0125]
     training.write_curves(history, tmp_path / "curves.tsv")
     head, *rows = [line.split("\t") for line in (tmp_path / "curves.tsv").read_text().splitlines()]
-    assert head == ["epoch", "learning_rate", "train_loss", "train_accuracy", "accuracy", "logits"]
+    assert head == ["epoch", "learning_rate", "train_loss", "train_accuracy", "gradient_norm", "accuracy", "logits"]
     assert [[float(value) for value in row] for row in rows] == [[row[name] for name in head] for row in history]
     assert names(tmp_path) == {"curves.tsv"}
 

@@ -59,9 +59,9 @@ def save(folder: Path, tensors: Mapping[str, torch.Tensor], record: Mapping) -> 
         folder.mkdir(parents=True, exist_ok=True)
         fresh = folder / "tensors.safetensors"
         write_atomically(fresh, lambda path: save_file(tensors, path))
-        sha256 = _sha256(fresh)
-        named = fresh.replace(folder / f"{sha256[:16]}.safetensors")
-        text = json.dumps({"file": named.name, "sha256": sha256, **record}, indent=1)
+        digest = sha256(fresh)
+        named = fresh.replace(folder / f"{digest[:16]}.safetensors")
+        text = json.dumps({"file": named.name, "sha256": digest, **record}, indent=1)
         write_atomically(folder / RECORD, lambda path: path.write_text(text + "\n", encoding="utf-8"))
     except (OSError, SafetensorError) as error:  # safetensors reports a full disk as its own error
         sweep(folder)
@@ -96,7 +96,7 @@ def load(folder: Path) -> tuple[dict[str, torch.Tensor], dict] | None:
         return None
     path = folder / record["file"]
     try:
-        if _sha256(path) != record["sha256"]:
+        if sha256(path) != record["sha256"]:
             raise ValueError(f"its SHA-256 is not the one in {RECORD}")
         return load_file(path), record
     except (OSError, ValueError, SafetensorError) as error:
@@ -163,7 +163,7 @@ def code_fingerprint(code: Iterable[ModuleType | str | Path]) -> str:
             root, files = source.parent.parent, [source]
             if source.name == "__init__.py":
                 files = source.parent.rglob("*.py")
-        found += [[file.relative_to(root).as_posix(), _sha256(file)] for file in files]
+        found += [[file.relative_to(root).as_posix(), sha256(file)] for file in files]
     return fingerprint(sorted(found))
 
 
@@ -178,7 +178,8 @@ def _unshared(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return plain
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

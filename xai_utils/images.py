@@ -207,6 +207,21 @@ def rise_blur_gauss(model, images):
     return colour + gaussian_blur(images - colour, scaled_length(RISE_SIGMA, size), **options)
 
 
+def random_backgrounds(images, generator=None):
+    """What hidden pixels show while a mask predictor learns (N, C, H, W), in [0, 1]: for each image, with equal odds,
+    its strong blur, or one random colour (0.5 ± 0.165 in each channel) with noise (standard deviation 0.055)
+    (DGLE §4.1; figures of Dabkowski & Gal's code, which has pixels in [-1, 1]).
+    """
+
+    def draw(function, *shape):
+        return function(*shape, generator=generator, device=images.device, dtype=images.dtype)
+
+    number, channels = images.shape[:2]
+    colour = 0.5 + 0.165 * (2 * draw(torch.rand, number, channels, 1, 1) - 1)
+    noisy = (colour + 0.055 * draw(torch.randn, *images.shape)).clamp(0, 1)
+    return torch.where(draw(torch.rand, number, 1, 1, 1) < 0.5, blur(None, images), noisy)
+
+
 BASELINES = {"black": black, "mean": mean, "blur": blur, "rise_blur": rise_blur, "rise_blur_gauss": rise_blur_gauss}
 
 

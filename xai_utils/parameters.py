@@ -86,6 +86,31 @@ class DistillSurrogate(Stage):
     checkpoint_steps: PositiveInt | None
 
 
+class AdamLearning(Section):
+    """One of several trainings inside a stage, by Adam."""
+
+    epochs: Annotated[int, Field(ge=0)]
+    batch_size: PositiveInt
+    learning_rate: PositiveFloat
+    weight_decay: Annotated[float, Field(ge=0)]
+    schedule: Literal["cosine", "steps", "halving"]
+    halve_every: PositiveInt
+    milestones: list[PositiveInt]
+    smallest_crop: Share
+
+
+class TrainMaskPredictor(Stage):
+    compute: Compute
+    predictors: Annotated[list[Literal["dgle_bf", "dgle_cf", "mgnet"]], Field(min_length=1)]
+    eta: PositiveFloat
+    exponent: PositiveFloat
+    upsampler: Literal["subpixel", "transpose"]
+    filter_loss: Literal["logit_mean", "sigmoid_mean"]
+    filter: AdamLearning
+    generator: AdamLearning
+    checkpoint_steps: PositiveInt | None
+
+
 class Explain(Stage):
     compute: Compute
     images: PositiveInt
@@ -169,6 +194,7 @@ STAGES: dict[str, type[Stage]] = {
     "prepare_data": PrepareData,
     "finetune_target": FinetuneTarget,
     "distill_surrogate": DistillSurrogate,
+    "train_mask_predictor": TrainMaskPredictor,
     "explain": Explain,
     "evaluate": Evaluate,
     "remove_and_retrain": RemoveAndRetrain,

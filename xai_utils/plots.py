@@ -151,7 +151,8 @@ def training_curves(history: list[dict]) -> Figure:
     """What training logged, one dict an epoch, against the epoch: losses, and beside them all shares in [0, 1]."""
     epochs = [row["epoch"] for row in history]
     losses = [key for key in history[0] if key.endswith(("_loss", "_divergence"))]
-    shares = [key for key in history[0] if key not in (*losses, "epoch", "learning_rate")]
+    others = ("epoch", "learning_rate", "gradient_norm", "validation_skewness")
+    shares = [key for key in history[0] if key not in (*losses, *others)]
     with rc_context(STYLE):
         figure = Figure(figsize=(8, 2.8))
         left, right = figure.subplots(1, 2)
@@ -159,6 +160,7 @@ def training_curves(history: list[dict]) -> Figure:
             for key in keys:
                 axis.plot(epochs, [row[key] for row in history], label=key.replace("_", " "), marker=".")
             axis.set(xlabel="epoch")
+            axis.xaxis.get_major_locator().set_params(integer=True)
             axis.legend(fontsize=7)
         top = 1.15 * max(row["train_loss"] for row in history)  # held-out losses of the first epochs can be huge
         left.set(ylabel="loss", ylim=(0, top))
@@ -218,14 +220,14 @@ def intervals(table: dict, metrics: dict, *, colours: dict) -> Figure:
     """
     methods = list(table)[::-1]
     with rc_context(STYLE):
-        figure = Figure(figsize=(9.5, 0.42 * len(methods) + 0.7))
+        figure = Figure(figsize=(10.5, 0.42 * len(methods) + 0.7))
         panels = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
         for axis, (metric, about) in zip(panels, metrics.items(), strict=True):
             for y, method in enumerate(methods):
                 score = table[method][metric]
                 axis.plot([score["low"], score["high"]], [y, y], color=colours[method], lw=2)
                 axis.plot(score["mean"], y, "o", color=colours[method], ms=5)
-            axis.set_title(f"{about['label']} {about['arrow']}")
+            axis.set_title(_wrapped(f"{about['label']} {about['arrow']}"), fontsize=8)
         panels[0].set_yticks(range(len(methods)), methods)
     return figure
 

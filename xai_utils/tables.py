@@ -1,23 +1,10 @@
 """Result tables: what a report, the front page and the README show of a scored run."""
 
-from pathlib import Path
-
 import numpy as np
 import pandas
 
 from xai_utils.evaluation import compare_methods
 from xai_utils.metrics import METRICS
-
-PAPERS = {  # our method and metric -> file, row, column of a published table
-    ("grad_cam", "insertion"): ("akd_table4_insertion_deletion.csv", "Grad-CAM", "ins"),
-    ("grad_cam", "deletion"): ("akd_table4_insertion_deletion.csv", "Grad-CAM", "del"),
-    ("grad_cam", "faithfulness"): ("dgle_tables_1_2_3.csv", "Grad CAM", "table1_M_F"),
-    ("grad_cam", "box_average_precision"): ("dgle_tables_1_2_3.csv", "Grad CAM", "table2_M_I"),
-    ("grad_cam", "pointing_game"): ("dgle_tables_1_2_3.csv", "Grad CAM", "table3_M_PG"),
-    ("grad_cam_plus_plus", "faithfulness"): ("dgle_tables_1_2_3.csv", "Grad CAM++", "table1_M_F"),
-    ("grad_cam_plus_plus", "box_average_precision"): ("dgle_tables_1_2_3.csv", "Grad CAM++", "table2_M_I"),
-    ("grad_cam_plus_plus", "pointing_game"): ("dgle_tables_1_2_3.csv", "Grad CAM++", "table3_M_PG"),
-}
 
 
 def digits(metric: str) -> int:
@@ -109,11 +96,11 @@ def markdown(summary: dict) -> str:
 
 
 def against_controls(frame, table, metrics, *, controls, seed) -> pandas.DataFrame:
-    """Each method against the best control, per metric: paired difference, Holm-corrected p, intervals apart or not.
+    """Rows methods; a column per metric and its best control: paired difference, Holm-corrected p, ✓: intervals apart.
 
     `frame` from `evaluation.score_frame`, `table` from `evaluation.score_table`. Empty where no control was scored.
     """
-    rows = []
+    columns = {}
     controls = [name for name in controls if name in table.index]
     for name in metrics if controls else ():
         better = METRICS[name].higher_is_better
@@ -121,44 +108,11 @@ def against_controls(frame, table, metrics, *, controls, seed) -> pandas.DataFra
             continue
         rival = table.loc[controls, name].idxmax() if better else table.loc[controls, name].idxmin()
         compared = compare_methods(frame, name, reference=rival, seed=seed)
+        lowest, highest = (f"{name}_low", f"{name}_high") if better else (f"{name}_high", f"{name}_low")
+        cells = {}
         for method in table.index.drop(controls):
-            ours, theirs = table.loc[method], table.loc[rival]
-            apart = (
-                ours[f"{name}_low"] > theirs[f"{name}_high"] if better else ours[f"{name}_high"] < theirs[f"{name}_low"]
-            )
-            rows.append(
-                {
-                    "metric": METRICS[name].label,
-                    "method": method,
-                    "best control": rival,
-                    "difference": f"{compared.loc[method, 'difference']:+.{digits(name)}f}",
-                    "p (Holm)": f"{compared.loc[method, 'p_holm']:.4f}",
-                    "apart": "yes" if apart else "no",
-                }
-            )
-    return pandas.DataFrame(rows).set_index(["metric", "method"]) if rows else pandas.DataFrame()
-
-
-def beside_papers(table, metrics, published: Path) -> pandas.DataFrame:
-    """Ours beside each printed number for the same method and metric (pointing game in percent)."""
-    rows = []
-    for (method, metric), (file, name, column) in PAPERS.items():
-        if method not in table.index or metric not in metrics:
-            continue
-        printed = pandas.read_csv(Path(published) / file)
-        ours = (
-            table.loc[method, "pointing_game_by_category"] * 100
-            if metric == "pointing_game"
-            else table.loc[method, metric]
-        )
-        row = printed[printed["method"] == name]
-        if "metric" in printed:
-            values = row[row["metric"] == column].drop(columns=["method", "metric"]).iloc[0].to_dict()
-        else:
-            values = {"ImageNet": row[column].iloc[0]}
-        places = 1 if metric == "pointing_game" else digits(metric)
-        about = {"metric": METRICS[metric].label, "method": method, "ours": f"{ours:.{places}f}"}
-        rows.append(
-            about | {f"paper, {data}": f"{value:.{4 if places == 3 else 2}f}" for data, value in values.items()}
-        )
-    return pandas.DataFrame(rows).fillna("").set_index(["metric", "method"]) if rows else pandas.DataFrame()
+            apart = (1 if better else -1) * (table.loc[method, lowest] - table.loc[rival, highest]) > 0
+            difference, p = f"{compared.loc[method, 'difference']:+.{digits(name)}f}", compared.loc[method, "p_holm"]
+            cells[method] = f"{difference} (p {p:.4f}){' ✓' if apart else ''}"
+        columns[f"{METRICS[name].label}, {rival}"] = cells
+    return pandas.DataFrame(columns)

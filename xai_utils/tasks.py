@@ -103,6 +103,15 @@ def sgd(settings: dict):
     )
 
 
+def adam(settings: dict):
+    """Adam over the parameters that require a gradient, as `training.Task` wants it made."""
+    return lambda model: torch.optim.Adam(
+        [weights for weights in model.parameters() if weights.requires_grad],
+        lr=settings["learning_rate"],
+        weight_decay=settings["weight_decay"],
+    )
+
+
 def target_task(settings: dict) -> training.Task:
     """Cross-entropy on the labels (AKD §4: the target T is fine-tuned on the fine-grained classes).
 

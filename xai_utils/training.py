@@ -65,7 +65,7 @@ class Fitted:
     """A finished training."""
 
     weights: dict[str, Tensor]  # the model's state_dict, on the CPU
-    history: list[dict]  # a row per epoch: epoch, learning_rate, train_loss, the logged means, the validation's
+    history: list[dict]  # a row per epoch: epoch, learning_rate, train_loss, logged means, gradient_norm, validation's
     key: str
     folder: Path  # of the checkpoint
     resumed_from: int  # steps that earlier calls had taken; all of them if the training was finished
@@ -200,7 +200,7 @@ class _Training:
         if self.world > 1:
             torch.distributed.all_reduce(values)
         values = dict(zip(["train_loss", *means], values.tolist(), strict=True))
-        if self.sums and self.sums.keys() != values.keys():
+        if self.sums and self.sums.keys() - {"gradient_norm"} != values.keys():
             raise ValueError(f"the loss logs {list(values)} in one step and {list(self.sums)} in another of an epoch")
         if not math.isfinite(values["train_loss"]):
             raise self.diverged(f"the loss is {values['train_loss']}")
@@ -212,6 +212,7 @@ class _Training:
         if self.task.clip < math.inf:
             nn.utils.clip_grads_with_norm_(trained, self.task.clip, norm)
         self.optimizer.step()
+        values["gradient_norm"] = norm.item()
         self.sums = {name: self.sums.get(name, 0.0) + value * len(indices) for name, value in values.items()}
         self.step, self.steps_done = self.step + 1, self.steps_done + 1
 

@@ -31,7 +31,9 @@ from xai_utils.explainers.gradients import (
     smooth_grad,
     smooth_grad_squared,
 )
+from xai_utils.explainers.mask_predictor import dgle_bf, dgle_cf, mgnet
 from xai_utils.explainers.masking import lime, rise
+from xai_utils.explainers.optimisation import meaningful_perturbation
 from xai_utils.explainers.surrogate import akd, akd_unoptimised
 from xai_utils.networks import checked_target
 
@@ -40,6 +42,9 @@ __all__ = ["CONTROLS", "EXPLAINERS", "cam_maps", "check_options", "explain", "ex
 EXPLAINERS = {
     "akd": akd,
     "akd_unoptimised": akd_unoptimised,
+    "dgle_bf": dgle_bf,
+    "dgle_cf": dgle_cf,
+    "mgnet": mgnet,
     "grad_cam": grad_cam,
     "grad_cam_plus_plus": grad_cam_plus_plus,
     "xgrad_cam": xgrad_cam,
@@ -54,6 +59,7 @@ EXPLAINERS = {
     "smooth_grad_squared": smooth_grad_squared,
     "rise": rise,
     "lime": lime,
+    "meaningful_perturbation": meaningful_perturbation,
     "random": random,
     "sobel_edges": sobel_edges,
     "centred_gaussian": centred_gaussian,

@@ -28,7 +28,6 @@ import json
 from concurrent.futures import as_completed
 from dataclasses import asdict, replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 
@@ -51,7 +50,7 @@ from xai_utils.metrics.retraining_scores import (
     information_terms,
     quartile_ranking,
 )
-from xai_utils.networks import scale_layers, targets
+from xai_utils.networks import kept, scale_layers, targets
 
 __all__ = [
     "difference_score",
@@ -170,7 +169,7 @@ def _conditions(settings, mode, make):
         chosen["epochs"] = settings["explained_epochs"]
         [result] = make([(f"{settings['network']}, to be explained", "explained", chosen)])
         folder = result["folder"]
-    facts = json.loads((Path(folder) / targets.FACTS_FILE).read_text())
+    facts = kept.facts(folder, targets.KIND, ("architecture",))
     explained = data | {"explained": folder, "sha256": facts["sha256"]}
     layers = _layer_conditions(settings, mode, explained)
     scratch = data | settings["image"] | {"architecture": facts["architecture"]}

@@ -13,6 +13,13 @@ from xai_utils.networks.layers import (
     head_gradient,
     layer_names,
 )
+from xai_utils.networks.mask_predictor import (
+    MaskPredictor,
+    encoded,
+    load_predictor,
+    predictor_of,
+    save_predictor,
+)
 from xai_utils.networks.surrogate import (
     AttentiveStudent,
     ExplanationNetwork,
@@ -31,6 +38,7 @@ __all__ = [
     "IMAGENET_STD",
     "AttentiveStudent",
     "ExplanationNetwork",
+    "MaskPredictor",
     "Surrogate",
     "Target",
     "build",
@@ -38,16 +46,20 @@ __all__ = [
     "captured",
     "checked_target",
     "class_indices",
+    "encoded",
     "evaluating",
     "find_layer",
     "head_gradient",
     "inference_copy",
     "layer_names",
     "load",
+    "load_predictor",
     "load_surrogate",
     "pre_activations",
+    "predictor_of",
     "replace_head",
     "save",
+    "save_predictor",
     "save_surrogate",
     "scale_layers",
 ]

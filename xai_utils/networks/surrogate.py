@@ -4,24 +4,20 @@ A surrogate is kept in a folder as `surrogate.safetensors` (weights) and `surrog
 """
 
 import copy
-import json
-from pathlib import Path
 
-import safetensors.torch
 import torch
-import torchvision
 from torch import nn
 from torch.nn import functional
 from torchvision.models import ResNet
 from torchvision.models.resnet import Bottleneck
 
-from xai_utils.checkpoints import write_atomically
+from xai_utils.networks import kept
 from xai_utils.networks.attention import ATTENTION
-from xai_utils.networks.targets import _builder, _digest, _fill, _read_tensors, build
+from xai_utils.networks.targets import build, require_known
 
 DELTA_SOURCES = ("last", "mean")  # of a stage's blocks
 OPTIONS = ("attention", "residual_attention", "delta_source")
-WEIGHTS_FILE, FACTS_FILE = "surrogate.safetensors", "surrogate.json"
+KIND = "surrogate"  # of file: kept.py
 
 
 class AttentiveBlock(nn.Module):
@@ -165,20 +161,10 @@ def save_surrogate(surrogate, folder, *, made_with=None):
 
     `made_with`: a JSON-able dict of what made the weights, kept in surrogate.json for readers.
     """
-    _builder(surrogate.architecture)  # what could not be loaded again is not saved
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in surrogate.state_dict().items()}
-    write_atomically(folder / WEIGHTS_FILE, lambda path: safetensors.torch.save_file(tensors, path))
-    facts = {
-        "architecture": surrogate.architecture,
-        "classes": list(surrogate.classes),
-        **{name: getattr(surrogate, name) for name in OPTIONS},
-        "made_with": made_with or {},
-        "versions": {"torch": torch.__version__, "torchvision": torchvision.__version__},
-        "sha256": _digest(folder / WEIGHTS_FILE),
-    }
-    write_atomically(folder / FACTS_FILE, lambda path: path.write_text(json.dumps(facts, indent=1) + "\n"))
+    require_known(surrogate.architecture)  # what could not be loaded again is not saved
+    facts = {"architecture": surrogate.architecture, "classes": list(surrogate.classes)}
+    facts |= {name: getattr(surrogate, name) for name in OPTIONS}
+    kept.write(surrogate, folder, KIND, facts, made_with=made_with)
 
 
 def load_surrogate(folder, *, architecture=None, classes=None, device="cpu"):
@@ -187,18 +173,8 @@ def load_surrogate(folder, *, architecture=None, classes=None, device="cpu"):
     FileNotFoundError where there is none; ValueError, naming the file, where it is corrupt, does not fit, or is not of
     the `architecture` or of the `classes` (names, in the order of the logits) that are asked for.
     """
-    weights, facts_file = Path(folder) / WEIGHTS_FILE, Path(folder) / FACTS_FILE
-    for file in (facts_file, weights):
-        if not file.is_file():
-            raise FileNotFoundError(f"{folder} holds no surrogate: {file.name} is missing; train and save one first")
-    try:
-        facts = json.loads(facts_file.read_text())
-        known, found = facts["architecture"], tuple(facts["classes"])
-        options, expected = {name: facts[name] for name in OPTIONS}, facts["sha256"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{facts_file} is corrupt ({type(error).__name__}: {error}); save the surrogate again"
-        ) from error
+    facts = kept.facts(folder, KIND, ("architecture", "classes", *OPTIONS))
+    known, found = facts["architecture"], tuple(facts["classes"])
     if architecture not in (None, known):
         raise ValueError(f"{folder} holds a surrogate with a {known}, not with a {architecture}; train one for that")
     if classes is not None and found != (classes := tuple(map(str, classes))):
@@ -209,7 +185,5 @@ def load_surrogate(folder, *, architecture=None, classes=None, device="cpu"):
             f"{folder} holds a surrogate for {len(found)} classes, not for these {len(classes)}"
             f"{f' (first difference: {differing})' if differing else ''}; train one for them"
         )
-    surrogate = Surrogate(build(known, found), **options)
-    if _digest(weights) != expected:
-        raise ValueError(f"{weights} is corrupt or belongs to another {FACTS_FILE} (SHA-256 differs); save it again")
-    return _fill(surrogate, _read_tensors(weights), weights).eval().to(device)
+    surrogate = Surrogate(build(known, found), **{name: facts[name] for name in OPTIONS})
+    return kept.read_into(surrogate, folder, KIND, facts).to(device)

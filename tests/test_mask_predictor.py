@@ -1,0 +1,249 @@
+"""DGLE's controllers by their closed forms, the mask predictor, its folder, and the explainers that use it."""
+
+import json
+import math
+
+import pytest
+import torch
+from scipy import integrate, stats
+from torch.nn import functional
+
+from xai_utils.explainers import explain
+from xai_utils.networks import build, inference_copy
+from xai_utils.networks.mask_predictor import (
+    FeatureFilter,
+    MaskGenerator,
+    basic_controller,
+    controller_density,
+    controller_moments,
+    customized_controller,
+    customized_controller_inverse,
+    encoded,
+    instance_normalised,
+    load_predictor,
+    predictor_of,
+    save_predictor,
+    two_channel_mask,
+)
+
+PAIRS = [(0.5, 0.5), (0.5, 2.5), (1.5, 1.0), (1.5, 2.5), (2.5, 0.5), (2.5, 2.5)]
+CLASSES = ("wren", "crow", "gull")
+
+
+def predictor(target, size=64, **options):
+    torch.manual_seed(1)
+    return predictor_of(target, torch.rand(1, 3, size, size), **({"controller": "customized"} | options)).eval()
+
+
+def test_instance_normalisation_is_per_image():
+    """Each map gets mean 0 and variance v / (v + 1e-5) of its own, whatever stands beside it; a constant one gets 0."""
+    maps = torch.stack(
+        [torch.randn(7, 9) * 5 + 3, torch.full((7, 9), 4.0), torch.tensor([[0.0, 2e-3]]).expand(7, 9, 2)[..., 0]]
+    )
+    found = instance_normalised(maps)
+    assert found[0].mean().item() == pytest.approx(0, abs=1e-6)
+    assert found[0].var(correction=0).item() == pytest.approx(1, abs=1e-5)
+    assert torch.equal(found[1], torch.zeros(7, 9))
+    torch.testing.assert_close(found[:1], instance_normalised(maps[:1]))
+    pair = instance_normalised(torch.tensor([[[0.0, 2e-3]]]))  # mean 1e-3, variance 1e-6: z = ±1e-3 / sqrt(1.1e-5)
+    torch.testing.assert_close(pair, torch.tensor([[[-1.0, 1.0]]]) * 1e-3 / math.sqrt(1.1e-5))
+
+
+def test_controllers_by_hand():
+    """z = ±1: BF keeps the positive half as it is; CF is sigmoid(η z)^h; both keep the order of the pixels."""
+    maps = torch.tensor([[[-3.0, 5.0]]], dtype=torch.float64)  # z = -1, 1 up to the 1e-5 beside the variance 16
+    torch.testing.assert_close(basic_controller(maps), torch.tensor([[[0.0, 1.0]]]).double(), atol=1e-6, rtol=0)
+    expected = torch.tensor([[[(1 + math.exp(2)) ** -3, (1 + math.exp(-2)) ** -3]]]).double()
+    torch.testing.assert_close(customized_controller(maps, eta=2.0, exponent=3.0), expected, atol=1e-6, rtol=0)
+    noise = torch.randn(1, 8, 8)
+    order = noise.flatten().argsort()
+    for eta, exponent in PAIRS:
+        assert (customized_controller(noise, eta=eta, exponent=exponent).flatten()[order].diff() > 0).all()
+    assert (basic_controller(noise).flatten()[order].diff() >= 0).all()
+
+
+@pytest.mark.parametrize(("eta", "exponent"), PAIRS)
+def test_the_density_is_that_of_the_scores(eta, exponent):
+    """Eq. 7 integrates to 1, is the derivative of Φ(z(m)), and z(m) undoes the controller."""
+    scores = torch.linspace(0.02, 0.98, 25, dtype=torch.float64)
+    options = {"eta": eta, "exponent": exponent}
+    z = customized_controller_inverse(scores, **options)
+    torch.testing.assert_close(torch.sigmoid(eta * z) ** exponent, scores)
+    step = 1e-6
+    above, below = (customized_controller_inverse(scores + sign * step, **options) for sign in (1, -1))
+    slope = (stats.norm.cdf(above) - stats.norm.cdf(below)) / (2 * step)
+    torch.testing.assert_close(controller_density(scores, **options), torch.from_numpy(slope), rtol=1e-5, atol=1e-8)
+
+    def in_logits(y):  # dm = m (1 - m) dy: the ends of the interval are far away there
+        m = torch.tensor(1 / (1 + math.exp(-y)), dtype=torch.float64)
+        return float(controller_density(m, **options) * m * (1 - m))
+
+    assert integrate.quad(in_logits, -60, 30, limit=200)[0] == pytest.approx(1, abs=1e-5)
+    outside = controller_density(torch.tensor([-0.5, 0.0, 1.0, 2.0]), **options)
+    assert torch.equal(outside, torch.zeros(4))
+
+
+def test_moments_of_the_customized_controller():
+    """Mean, standard deviation, skewness, median and share above 1/2 for normal z, as known for three settings."""
+    found = controller_moments()
+    assert found["median"] == pytest.approx(0.5**2.5)
+    assert found["above_half"] == pytest.approx(0.2234, abs=1e-4)
+    for (eta, exponent), expected in {
+        (1.5, 2.5): (0.2727, 0.2700, 0.851),
+        (0.5, 2.5): (0.1952, 0.1089, 0.832),
+        (2.5, 2.5): (0.3318, 0.3506, 0.632),
+        (1.5, 1.0): (0.5, 0.2707, 0.0),
+    }.items():
+        found = controller_moments(eta=eta, exponent=exponent)
+        assert [found[name] for name in ("mean", "std", "skewness")] == pytest.approx(expected, abs=5e-4)
+    z = torch.randn(1, 1000, 1000, generator=torch.Generator().manual_seed(0))
+    drawn, default = customized_controller(z), controller_moments()
+    assert drawn.mean().item() == pytest.approx(default["mean"], abs=1e-3)
+    assert drawn.median().item() == pytest.approx(default["median"], abs=1e-3)
+    assert (drawn > 0.5).float().mean().item() == pytest.approx(default["above_half"], abs=1e-3)
+    basic = basic_controller(z)
+    assert basic.mean().item() == pytest.approx(0.3989, abs=1e-3)
+    assert basic.std().item() == pytest.approx(0.5838, abs=1e-3)
+    assert (basic > 1).float().mean().item() == pytest.approx(0.159, abs=1e-3)
+
+
+@pytest.mark.parametrize(("name", "value"), [("eta", 0), ("eta", -1.5), ("exponent", 0), ("exponent", math.nan)])
+def test_controllers_refuse_what_is_not_positive(name, value):
+    """η and h must be above 0; the value is named."""
+    for function in (controller_density, customized_controller, customized_controller_inverse):
+        with pytest.raises(ValueError, match=f"{name} is {value}"):
+            function(torch.rand(1, 2, 2), **{name: value})
+    with pytest.raises(ValueError, match=f"{name} is {value}"):
+        controller_moments(**{name: value})
+
+
+def test_the_filter_by_hand():
+    """X σ(X·E_c - confidence) at each place: evidence 2 and 0 for one class, 0 and -1 for the other."""
+    filters = FeatureFilter(2, 2)
+    filters.embedding.weight.data = torch.tensor([[1.0, 0.0], [0.0, -1.0]])
+    features = torch.tensor([[2.0, 0.0], [0.0, 1.0]])[None, :, None]  # places (2, 0) and (0, 1)
+    evidence = filters.evidence(features.expand(2, -1, -1, -1), torch.tensor([0, 1]))
+    assert torch.equal(evidence, torch.tensor([[[2.0, 0.0]], [[0.0, -1.0]]]))
+    gates = torch.sigmoid(torch.tensor([2.0, 0.0]))
+    torch.testing.assert_close(filters(features, torch.tensor([0])), features * gates)
+    torch.testing.assert_close(
+        filters(features, torch.tensor([0]), confidence=6.0), features * torch.sigmoid(torch.tensor([-4.0, -6.0]))
+    )
+
+
+def test_new_embeddings_are_short():
+    """Entries begin as N(0, 1/√C), so that evidence begins near 0."""
+    weights = FeatureFilter(1000, 400).embedding.weight
+    assert weights.std().item() == pytest.approx(400**-0.5, rel=0.02)
+
+
+@pytest.mark.parametrize(("upsampler", "parameters"), [("subpixel", 20_961_922), ("transpose", None)])
+def test_resnet50_has_the_public_codes_sizes(upsampler, parameters):
+    """7×7 features become a 56×56 mask; 20,961,922 parameters with two outputs and sub-pixel upsampling."""
+    with torch.device("meta"):
+        generator = MaskGenerator((256, 512, 1024, 2048), outputs=2, upsampler=upsampler)
+        features = [torch.empty(1, 2 ** (8 + place), 56 >> place, 56 >> place) for place in range(4)]
+        assert generator(features).shape == (1, 2, 56, 56)
+    if parameters:
+        assert sum(weight.numel() for weight in generator.parameters()) == parameters
+
+
+def test_the_mask_of_two_channels():
+    """|a| / (|a| + |b|), 0 where both are 0."""
+    logits = torch.tensor([[[[3.0, -1.0, 0.0]], [[1.0, 1.0, 0.0]]]])
+    torch.testing.assert_close(two_channel_mask(logits), torch.tensor([[[0.75, 0.5, 0.0]]]))
+
+
+@pytest.mark.parametrize("name", ["small_resnet", "googlenet", "densenet121"])
+def test_any_network_of_four_scales(name):
+    """The predictor reads the four coarsest scales; its map has the finest one's size."""
+    target = build(name, CLASSES).eval()
+    images = torch.rand(2, 3, 64, 64)
+    made = predictor(target)
+    with torch.no_grad():
+        features, logits = encoded(target, images, made.layers)
+        maps = made(features, torch.tensor([0, 1]))
+        assert torch.equal(logits, target(images))
+    sides = [feature.shape[-1] for feature in features]
+    assert sides == sorted(set(sides), reverse=True)
+    assert len(sides) == 4
+    assert [feature.shape[1] for feature in features] == list(made.channels)
+    assert maps.shape == (2, sides[0], sides[0])
+
+
+def test_too_few_scales_are_refused():
+    """A network with three scales is named with the scales that it has."""
+    with pytest.raises(ValueError, match=r"tiny_resnet has 3 scales for images of 48 x 48 pixels \(relu, .*reads 4"):
+        predictor(build("tiny_resnet", CLASSES).eval(), size=48)
+
+
+def test_unknown_options_are_refused():
+    """Controller, upsampler, η and h are checked when the predictor is made."""
+    target = build("small_resnet", CLASSES).eval()
+    for options, message in (
+        ({"controller": "cf"}, "controller 'cf' is unknown; choose one of basic, customized, mgnet"),
+        ({"upsampler": "nearest"}, "upsampler 'nearest' is unknown; choose one of subpixel, transpose"),
+        ({"eta": 0}, "eta is 0"),
+        ({"exponent": -1}, "exponent is -1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            predictor(target, **options)
+
+
+@pytest.mark.parametrize(
+    ("method", "controller"), [("dgle_bf", "basic"), ("dgle_cf", "customized"), ("mgnet", "mgnet")]
+)
+def test_the_explainer_gives_the_predictors_map(method, controller):
+    """The map is the predictor's for the asked class, resized; the same of the model's inference copy."""
+    target = build("small_resnet", CLASSES).eval()
+    made, images, classes = predictor(target, controller=controller), torch.rand(3, 3, 64, 64), torch.tensor([2, 0, 1])
+    found = explain(target, images, classes, method=method, predictor=made)
+    with torch.no_grad():
+        features, _ = encoded(target, images, made.layers)
+        raw = made(features, classes)[:, None]
+    expected = functional.interpolate(raw, size=(64, 64), mode="bilinear", align_corners=False)[:, 0]
+    torch.testing.assert_close(found, expected)
+    assert not torch.equal(found, explain(target, images, method=method, predictor=made, target=classes.roll(1)))
+    copied = explain(inference_copy(target, images), images, classes, method=method, predictor=made)
+    torch.testing.assert_close(copied, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_save_and_load(tmp_path):
+    """A folder gives back the same predictor; the explainer folds its batch norms without changing a map."""
+    target, images = build("small_resnet", CLASSES).eval(), torch.rand(2, 3, 64, 64)
+    made = predictor(target, controller="basic", upsampler="transpose", eta=0.5, exponent=1.0)
+    for norm in made.modules():
+        if isinstance(norm, torch.nn.BatchNorm2d):
+            norm.running_mean.normal_(std=0.1)
+            norm.running_var.uniform_(0.5, 2.0)
+    save_predictor(made, tmp_path, made_with={"seed": 1})
+    again = load_predictor(tmp_path)
+    assert all(torch.equal(one, again.state_dict()[name]) for name, one in made.state_dict().items())
+    assert (again.layers, again.channels, again.classes) == (made.layers, made.channels, made.classes)
+    assert (again.controller, again.upsampler, again.eta, again.exponent) == ("basic", "transpose", 0.5, 1.0)
+    assert json.loads((tmp_path / "mask_predictor.json").read_text())["made_with"] == {"seed": 1}
+    direct = explain(target, images, method="dgle_bf", predictor=made)
+    torch.testing.assert_close(
+        explain(target, images, method="dgle_bf", predictor=tmp_path), direct, rtol=1e-3, atol=1e-4
+    )
+
+
+def test_what_does_not_fit_is_named(tmp_path):
+    """A missing folder, damaged weights or facts, and a predictor of another network are refused with their names."""
+    target, images = build("small_resnet", CLASSES).eval(), torch.rand(1, 3, 64, 64)
+    with pytest.raises(FileNotFoundError, match=r"holds no mask predictor: mask_predictor\.json is missing"):
+        explain(target, images, method="dgle_cf", predictor=tmp_path / "none")
+    save_predictor(predictor(target), tmp_path)
+    stranger = build("small_resnet", CLASSES).eval()
+    with pytest.raises(ValueError, match="trained for another network of 3 classes"):
+        explain(stranger, images, method="dgle_cf", predictor=tmp_path)
+    facts = tmp_path / "mask_predictor.json"
+    text = facts.read_text()
+    facts.write_text(text.replace('"eta"', '"theta"'))
+    with pytest.raises(ValueError, match=r"mask_predictor\.json is corrupt .*eta"):
+        load_predictor(tmp_path)
+    facts.write_text(text)
+    weights = tmp_path / "mask_predictor.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-8] + bytes(8))
+    with pytest.raises(ValueError, match=r"mask_predictor\.safetensors is corrupt"):
+        load_predictor(tmp_path)

@@ -1,0 +1,254 @@
+"""DGLE's mask predictor: it reads a frozen classifier's features and answers with a map, in one pass.
+
+features -> feature filter (one class) -> mask generator -> controller -> map. The controller gives the scores of
+every image the same right-skewed distribution, so that training needs no area or smoothness term.
+
+A predictor is kept in a folder as `mask_predictor.safetensors` (weights) and `mask_predictor.json` (what they are).
+"""
+
+import math
+
+import torch
+from scipy import integrate
+from torch import nn
+from torch.nn import functional
+
+from xai_utils.networks import kept
+from xai_utils.networks.activations import captured, scale_layers
+from xai_utils.networks.layers import evaluating
+from xai_utils.networks.targets import head_digest
+
+SCALES = 4  # feature maps that a generator reads, each half as wide as the one before
+UPSAMPLERS = ("subpixel", "transpose")
+ETA, EXPONENT = 1.5, 2.5  # of the customized controller (DGLE §4.1)
+OPTIONS = ("controller", "eta", "exponent", "upsampler")
+KIND = "mask_predictor"  # of file: kept.py
+
+
+def instance_normalised(maps):
+    """Each map (…, H, W) with mean 0 and variance 1: (m - mean) / sqrt(var + 1e-5), moments over its own pixels."""
+    variance, mean = torch.var_mean(maps, (-2, -1), correction=0, keepdim=True)
+    return (maps - mean) / torch.sqrt(variance + 1e-5)
+
+
+def basic_controller(maps):
+    """BF: max(0, z), z the instance-normalised map (DGLE eq. 5). Values above 1 occur (16 % of a normal z)."""
+    return instance_normalised(maps).relu()
+
+
+def customized_controller(maps, *, eta=ETA, exponent=EXPONENT):
+    """CF: sigmoid(η z)^h in (0, 1), z the instance-normalised map (DGLE eq. 6). ValueError for η or h <= 0."""
+    _require_positive(eta, exponent)
+    return torch.sigmoid(eta * instance_normalised(maps)) ** exponent
+
+
+def customized_controller_inverse(scores, *, eta=ETA, exponent=EXPONENT):
+    """The z of a score of CF in (0, 1): -ln(m^(-1/h) - 1) / η (DGLE eq. 12)."""
+    _require_positive(eta, exponent)
+    return -torch.log(scores ** (-1 / exponent) - 1) / eta
+
+
+def controller_density(scores, *, eta=ETA, exponent=EXPONENT):
+    """The density of CF's scores in (0, 1) where z is standard normal, zero elsewhere; a tensor (DGLE eq. 7).
+
+    p(m) = 1 / (√(2π) h η m (1 - m^(1/h))) · exp(-(ln(m^(-1/h) - 1))² / (2η²))
+    """
+    _require_positive(eta, exponent)
+    inside = (scores > 0) & (scores < 1)
+    safe = torch.where(inside, scores, 0.5)
+    z = customized_controller_inverse(safe, eta=eta, exponent=exponent)
+    density = torch.exp(-(z**2) / 2) / (math.sqrt(2 * math.pi) * exponent * eta * safe * (1 - safe ** (1 / exponent)))
+    return torch.where(inside, density, 0.0)
+
+
+def controller_moments(*, eta=ETA, exponent=EXPONENT):
+    """mean, std, skewness, median and share above 1/2 of CF's scores where z is standard normal: a dict."""
+    _require_positive(eta, exponent)
+
+    def expected(function):
+        def integrand(z):
+            score = (1 + math.exp(-eta * z)) ** -exponent
+            return function(score) * math.exp(-z * z / 2) / math.sqrt(2 * math.pi)
+
+        return integrate.quad(integrand, -12, 12)[0]
+
+    mean = expected(lambda score: score)
+    variance = expected(lambda score: (score - mean) ** 2)
+    half = float(customized_controller_inverse(torch.tensor(0.5, dtype=torch.float64), eta=eta, exponent=exponent))
+    return {
+        "mean": mean,
+        "std": math.sqrt(variance),
+        "skewness": expected(lambda score: (score - mean) ** 3) / variance**1.5,
+        "median": 0.5**exponent,
+        "above_half": math.erfc(half / math.sqrt(2)) / 2,
+    }
+
+
+def _require_positive(eta, exponent):
+    for name, value in (("eta", eta), ("exponent", exponent)):
+        if not value > 0:
+            raise ValueError(f"{name} is {value}; the customized controller needs a positive number (1.5 and 2.5)")
+
+
+def two_channel_mask(logits):
+    """MGnet's map of the generator's two channels (N, 2, h, w): |a| / (|a| + |b| + 1e-8), in [0, 1]."""
+    first, second = logits.abs().unbind(1)
+    return first / (first + second + 1e-8)
+
+
+CONTROLLERS = {"basic": basic_controller, "customized": customized_controller, "mgnet": two_channel_mask}
+
+
+class FeatureFilter(nn.Module):
+    """Fades the places of a feature map (N, C, h, w) that do not speak for a class: X sigmoid(X·E_c) (DGLE eq. 10).
+
+    One embedding E_c (C,) per class, N(0, 1/√C) at first. `confidence` is taken off X·E_c (Dabkowski & Gal's demo: 6).
+    """
+
+    def __init__(self, classes, channels):
+        super().__init__()
+        self.embedding = nn.Embedding(classes, channels)
+        nn.init.normal_(self.embedding.weight, std=channels**-0.5)
+
+    def evidence(self, features, classes):
+        """X·E_c at each place, (N, h, w)."""
+        return torch.einsum("nchw,nc->nhw", features, self.embedding(classes))
+
+    def forward(self, features, classes, *, confidence=0.0):
+        return features * torch.sigmoid(self.evidence(features, classes) - confidence)[:, None]
+
+
+class Bottleneck(nn.Module):
+    """1×1, 3×3, 1×1 convolutions with batch norm through a quarter of `outgoing`, and a shortcut around them."""
+
+    def __init__(self, incoming, outgoing):
+        super().__init__()
+        narrow = max(1, outgoing // 4)
+        self.branch = nn.Sequential(
+            *(nn.Conv2d(incoming, narrow, 1, bias=False), nn.BatchNorm2d(narrow), nn.ReLU()),
+            *(nn.Conv2d(narrow, narrow, 3, padding=1, bias=False), nn.BatchNorm2d(narrow), nn.ReLU()),
+            *(nn.Conv2d(narrow, outgoing, 1, bias=False), nn.BatchNorm2d(outgoing)),
+        )
+        self.shortcut = nn.Conv2d(incoming, outgoing, 1) if incoming != outgoing else nn.Identity()
+
+    def forward(self, features):
+        return functional.relu(self.branch(features) + self.shortcut(features))
+
+
+def _upsampler(kind, incoming, outgoing):
+    if kind == "transpose":
+        convolution = nn.ConvTranspose2d(incoming, outgoing, 4, stride=2, padding=1, bias=False)
+        return nn.Sequential(convolution, nn.BatchNorm2d(outgoing), nn.ReLU())
+    convolution = nn.Conv2d(incoming, 4 * outgoing, 3, padding=1, bias=False)
+    with torch.no_grad():  # the four pixels of a place begin equal, or the map begins as a checkerboard
+        convolution.weight.copy_(convolution.weight[::4].repeat_interleave(4, 0))
+    return nn.Sequential(convolution, nn.BatchNorm2d(4 * outgoing), nn.ReLU(), nn.PixelShuffle(2))
+
+
+class MaskGenerator(nn.Module):
+    """Four feature maps, finest first, -> (N, outputs, h, w) of the finest one's size (DGLE §3.2; 7×7 -> 56×56).
+
+    Three blocks, each twice as large as the one before: upsample, join the next finer feature map, bottleneck. Widths
+    are a quarter of the joining map's `channels`: with two outputs 20,961,922 parameters for a ResNet-50.
+    `upsampler`: "subpixel" (a pixel shuffle, as the public code of Dabkowski & Gal), or "transpose" (as DGLE words it).
+    """
+
+    def __init__(self, channels, *, outputs=1, upsampler="subpixel"):
+        super().__init__()
+        if upsampler not in UPSAMPLERS:
+            raise ValueError(f"upsampler {upsampler!r} is unknown; choose one of {', '.join(UPSAMPLERS)}")
+        self.upsamplers, self.bottlenecks, incoming = nn.ModuleList(), nn.ModuleList(), channels[-1]
+        for joining in reversed(channels[:-1]):
+            width = max(1, joining // 4)
+            self.upsamplers.append(_upsampler(upsampler, incoming, width))
+            self.bottlenecks.append(Bottleneck(width + joining, width))
+            incoming = width
+        self.head = nn.Conv2d(incoming, outputs, 1)
+
+    def forward(self, features):
+        *finer, decoded = features
+        for upsampler, bottleneck, joining in zip(self.upsamplers, self.bottlenecks, reversed(finer), strict=True):
+            decoded = upsampler(decoded)
+            if decoded.shape[-2:] != joining.shape[-2:]:  # sizes that do not halve evenly
+                decoded = functional.interpolate(decoded, joining.shape[-2:], mode="bilinear", align_corners=False)
+            decoded = bottleneck(torch.cat([decoded, joining], 1))
+        return self.head(decoded)
+
+
+class MaskPredictor(nn.Module):
+    """Feature filter, generator and controller: features of `layers`, classes (N,) -> map (N, h, w), raw.
+
+    Its layers, channels and classes are those of a target and images' size: make it with `predictor_of`. `controller`
+    is a name of CONTROLLERS ("basic": scores from 0, some above 1; "customized" and "mgnet": in [0, 1]).
+    """
+
+    def __init__(
+        self, layers, channels, classes, *, controller, eta=ETA, exponent=EXPONENT, upsampler="subpixel", head_digest=""
+    ):
+        super().__init__()
+        if controller not in CONTROLLERS:
+            raise ValueError(f"controller {controller!r} is unknown; choose one of {', '.join(CONTROLLERS)}")
+        _require_positive(eta, exponent)
+        self.layers, self.channels, self.classes = tuple(layers), tuple(channels), tuple(classes)
+        self.controller, self.eta, self.exponent, self.upsampler = controller, eta, exponent, upsampler
+        self.head_digest = head_digest  # of the target that it belongs to
+        self.filter = FeatureFilter(len(self.classes), self.channels[-1])
+        self.generator = MaskGenerator(self.channels, outputs=2 if controller == "mgnet" else 1, upsampler=upsampler)
+
+    def forward(self, features, classes):
+        *finer, coarsest = features
+        raw = self.generator([*finer, self.filter(coarsest, classes)])
+        if self.controller == "mgnet":
+            return two_channel_mask(raw)
+        if self.controller == "basic":
+            return basic_controller(raw[:, 0])
+        return customized_controller(raw[:, 0], eta=self.eta, exponent=self.exponent)
+
+
+def encoded(model, images, layers):
+    """One pass: the outputs of `layers` (a list, in their order) and the logits (N, K)."""
+    with captured(model, layers) as activations:
+        logits = model(images)
+    return [activations[name] for name in layers], logits
+
+
+def predictor_of(target, images, **options):
+    """An untrained predictor for `target` and images (N, 3, H, W) of that size, in train mode.
+
+    Reads the layers that end the four coarsest scales. ValueError where the target has fewer; the options are
+    MaskPredictor's. The weights follow torch's global generator.
+    """
+    with evaluating(target), torch.no_grad():
+        features, _ = encoded(target, images[:1], names := scale_layers(target, images))
+    sizes = {features[place].shape[-2:]: place for place in range(len(names))}  # of equal size, the last one
+    places = list(sizes.values())[-SCALES:]
+    if len(places) < SCALES:
+        raise ValueError(
+            f"{target.architecture} has {len(places)} scales for images of {images.shape[-2]} x {images.shape[-1]} "
+            f"pixels ({', '.join(names[place] for place in places)}); a mask generator reads {SCALES}: choose a "
+            "network with more, such as small_resnet or resnet50, or larger images"
+        )
+    layers, channels = [names[place] for place in places], [features[place].shape[1] for place in places]
+    return MaskPredictor(layers, channels, target.classes, head_digest=head_digest(target), **options)
+
+
+def save_predictor(predictor, folder, *, made_with=None):
+    """Write `predictor` into `folder` (made if missing): the weights first, then the facts with their SHA-256.
+
+    `made_with`: a JSON-able dict of what made the weights, kept in mask_predictor.json for readers.
+    """
+    facts = {name: list(getattr(predictor, name)) for name in ("layers", "channels", "classes")}
+    facts |= {name: getattr(predictor, name) for name in ("head_digest", *OPTIONS)}
+    kept.write(predictor, folder, KIND, facts, made_with=made_with)
+
+
+def load_predictor(folder, *, device="cpu"):
+    """The predictor that `save_predictor` wrote into `folder`, in eval mode on `device`.
+
+    FileNotFoundError where there is none; ValueError, naming the file, where it is corrupt or does not fit.
+    """
+    names = ("layers", "channels", "classes")
+    facts = kept.facts(folder, KIND, (*names, "head_digest", *OPTIONS))
+    options = {name: facts[name] for name in OPTIONS}
+    predictor = MaskPredictor(*(facts[name] for name in names), **options, head_digest=facts["head_digest"])
+    return kept.read_into(predictor, folder, KIND, facts).to(device)
