@@ -94,6 +94,27 @@ def test_cam_equals_the_slow_reference(method):
     torch.testing.assert_close(EXPLAINERS[method](model, images, target, layer="3"), expected, rtol=1e-4, atol=1e-7)
 
 
+def test_grad_cam_plus_plus_of_a_vgg_head_cubes_outside_the_sum():
+    """Behind pooling and a flattened ReLU head: eq. 19 by loops, not the variant that cubes inside the sum over A."""
+    model = nn.Sequential(
+        *curved()[:4], nn.MaxPool2d(2), nn.AdaptiveAvgPool2d(3), nn.Flatten(), nn.Linear(45, 12), nn.ReLU(),
+        nn.Linear(12, 4),
+    ).eval()  # fmt: skip
+    with torch.no_grad():
+        model[9].weight *= 100  # gradients near 1, where the two forms differ
+    images, target = torch.rand(8, 3, 24, 24), torch.arange(8) % 4
+    activation, gradient = activation_and_gradient(model, images, target, 3)
+    assert (np.ptp(gradient, axis=(2, 3)).max(1) > 0.1).all()
+    expected = slow_map(slow_weights("grad_cam_plus_plus", activation, gradient), activation, (24, 24))
+    found = explainers.grad_cam_plus_plus(model, images, target, layer="3")
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+    inside = (activation * gradient**3).sum((2, 3), keepdims=True)
+    denominator = 2 * gradient**2 + inside
+    alpha = np.divide(gradient**2, denominator, out=np.zeros_like(gradient), where=denominator != 0)
+    other = slow_map((alpha * np.maximum(gradient, 0)).sum((2, 3)), activation, (24, 24))
+    assert (unit_range(found) - unit_range(other)).abs().amax((1, 2)).max() > 0.05
+
+
 def test_xgrad_cam_conserves_the_score():
     """Without biases behind the layer, the map's mass before the ReLU sums to the logit (conservation)."""
     model, images, target = curved(), torch.rand(2, 3, 16, 16), torch.tensor([2, 1])

@@ -14,7 +14,7 @@ from torch import nn
 from xai_utils.explainers import CONTROLS, EXPLAINERS, cam_maps, explain, explain_many
 from xai_utils.mask_prediction import PREDICTORS
 from xai_utils.metrics.cost import counted_forward_equivalents
-from xai_utils.networks import Surrogate, build, predictor_of
+from xai_utils.networks import AttentionGate, Surrogate, build, predictor_of
 
 FAST = {  # fewer draws than a report would use
     "smooth_grad_cam_plus_plus": {"samples": 3, "chunk": 4},
@@ -45,6 +45,12 @@ def explained():
     return settled(build("small_resnet", range(4)))
 
 
+@lru_cache
+def gate():
+    torch.manual_seed(4)
+    return settled(AttentionGate("small_resnet", range(4), layer="layer4", channels=256))
+
+
 def generated(method, seed=3):
     """The method's quick options, with a fresh generator if it draws."""
     options = dict(FAST.get(method, {}))
@@ -52,6 +58,8 @@ def generated(method, seed=3):
         options["surrogate"] = surrogate()
     if "predictor" in inspect.signature(EXPLAINERS[method]).parameters:
         options["predictor"] = predictor(PREDICTORS[method])
+    if "gate" in inspect.signature(EXPLAINERS[method]).parameters:
+        options["gate"] = gate()
     if "generator" in inspect.signature(EXPLAINERS[method]).parameters:
         options["generator"] = torch.Generator().manual_seed(seed)
     return options
@@ -219,6 +227,6 @@ def test_passes_can_be_counted(method, small, images):
     """The table of methods shows a counted cost for each; a plain gradient is two passes, a control none."""
     passes = counted_forward_equivalents(small, images[:1], partial(explain, method=method, **generated(method)))
     assert np.isfinite(passes)
-    expected = {"gradient": 2, "grad_cam": 1, "random": 0}
+    expected = {"gradient": 2, "grad_cam": 1, "amg": 1, "random": 0}
     if method in expected:
         assert passes == pytest.approx(expected[method], abs=0.01)

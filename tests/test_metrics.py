@@ -213,7 +213,7 @@ def test_metric_table_is_complete():
     for name, chosen in METRICS.items():
         assert all([chosen.label, chosen.protocol, chosen.unit]), name
         assert chosen.needs in ("model", "masks", "maps"), name
-        directions = {"deletion": False, "mean_intensity": None}
+        directions = {"deletion": False, "average_drop": False, "mean_intensity": None}
         assert chosen.higher_is_better is directions.get(name, True), name
         assert (chosen.curve is None) == (chosen.curve_score is None), name
     with pytest.raises(ValueError, match="insertion, deletion, faithfulness"):

@@ -20,6 +20,7 @@ FLOORS = [
     {"training", "tasks"},
     {"distillation", "mask_prediction"},
     {"explainers", "metrics"},
+    {"attention_training"},
     {
         "maps",
         "evaluation",
@@ -27,6 +28,7 @@ FLOORS = [
         "fastcam_tables",
         "fastcam_claims",
         "akd_tables",
+        "amg_tables",
         "dgle_tables",
         "schematics",
         "plots",

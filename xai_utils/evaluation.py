@@ -64,7 +64,8 @@ def score_batch(model, images, target, maps, *, metrics, masks=None, curves=None
         if chosen.curve:
             scores[name] = chosen.curve_score(drawn[chosen.curve], **options.get(name, {}))
         else:
-            scores[name] = chosen.function(model, images, target, maps, masks=masks, **options.get(name, {}))
+            shared = {"masks": {"masks": masks}, "model": {"chunk": chunk}, "maps": {}}[chosen.needs]
+            scores[name] = chosen.function(model, images, target, maps, **shared, **options.get(name, {}))
     for values in (*scores.values(), *drawn.values()):
         values[~finite.cpu()] = torch.nan
     return scores, drawn

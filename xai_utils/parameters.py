@@ -111,6 +111,20 @@ class TrainMaskPredictor(Stage):
     checkpoint_steps: PositiveInt | None
 
 
+class TrainAttention(Stage):
+    compute: Compute
+    networks: list[Annotated[str, Field(min_length=1)]]
+    network: Learning
+    objective: Literal["cross_entropy", "mask", "none"]
+    gate_input: Literal["activations", "weighted"]
+    intensity_weight: Annotated[float, Field(ge=0)]
+    gate: Learning
+    images: PositiveInt
+    smooth_samples: PositiveInt
+    confidence: Annotated[float, Field(gt=0.5, lt=1)]
+    checkpoint_steps: PositiveInt | None
+
+
 class Explain(Stage):
     compute: Compute
     images: PositiveInt
@@ -195,6 +209,7 @@ STAGES: dict[str, type[Stage]] = {
     "finetune_target": FinetuneTarget,
     "distill_surrogate": DistillSurrogate,
     "train_mask_predictor": TrainMaskPredictor,
+    "train_attention": TrainAttention,
     "explain": Explain,
     "evaluate": Evaluate,
     "remove_and_retrain": RemoveAndRetrain,

@@ -1,10 +1,11 @@
-"""AKD's Figures 2 to 4, drawn from the modules themselves: names, output shapes and parameters as they are."""
+"""AKD's Figures 2 to 4 and AMG's 1 to 5, drawn from the modules themselves: names, shapes, parameters as they are."""
 
 import torch
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
+from xai_utils.networks import captured
 from xai_utils.plots import STYLE
 
 WIDTH, HEIGHT = 1.7, 0.72  # of a box
@@ -130,3 +131,91 @@ def explanation_network(surrogate, images) -> Figure:
     head = [f"1×1 {found.head.in_channels} → 1", "bilinear, sigmoid", _sized(images.shape[2:])]
     boxes["head"] = (3, 1, "trained", head)
     return _diagram(boxes, [*arrows, ("U3", "head", "")])
+
+
+def _captured_shape(target, layer, images):
+    with torch.no_grad(), captured(target, [layer], reduce=lambda _, output: tuple(output.shape[1:])) as shapes:
+        target(images[:1])
+    return shapes[layer]
+
+
+def attention_guided(target, gate, images) -> Figure:
+    """AMG's Figure 1: the target, Grad-CAM's weights of one layer, the gates, and the map."""
+    channels, *size = _captured_shape(target, gate.layer, images)
+    boxes = {
+        "x": (0, 0, "data", ["image x", _sized(images.shape[1:])]),
+        "T": (1, 0, "frozen", [f"{target.architecture}", f"to {gate.layer}, frozen"]),
+        "A": (2, 0, "data", ["A", _sized((channels, *size))]),
+        "head": (3, 0, "frozen", ["head", f"{len(target.classes)} logits"]),
+        "W": (3, 1, "data", ["W: mean of ∂y/∂A", str(channels)]),
+        "gates": (2, 1, "attention", [f"gates read {gate.gate_input}", _parameters(gate)]),
+        "sum": (2, 2, "data", ["relu(g_s ⊙ Σ g_ck W_k A_k)", _sized(size)]),
+        "map": (1, 2, "data", ["map", _sized(images.shape[2:])]),
+    }
+    arrows = [("x", "T", ""), ("T", "A", ""), ("A", "head", ""), ("head", "W", "gradient"), ("A", "gates", "")]
+    return _diagram(boxes, [*arrows, ("W", "sum", ""), ("gates", "sum", "g_c, g_s"), ("sum", "map", "bilinear")])
+
+
+def class_activation(target, layer, images) -> Figure:
+    """AMG's Figure 2: a class activation map, the maps of a layer summed by the class's weights."""
+    channels, *size = _captured_shape(target, layer, images)
+    boxes = {
+        "x": (0, 0, "data", ["image x", _sized(images.shape[1:])]),
+        "A": (1, 0, "frozen", [f"A of {layer}", _sized((channels, *size))]),
+        "pool": (2, 0, "data", ["mean of each map", str(channels)]),
+        "y": (3, 0, "frozen", ["w_c · mean + b", f"{len(target.classes)} logits"]),
+        "sum": (2, 1, "data", ["Σ w_ck A_k", _sized(size)]),
+        "map": (3, 1, "data", ["map of class c", _sized(images.shape[2:])]),
+    }
+    arrows = [("x", "A", ""), ("A", "pool", ""), ("pool", "y", ""), ("A", "sum", ""), ("y", "sum", "w_c")]
+    return _diagram(boxes, [*arrows, ("sum", "map", "bilinear")])
+
+
+def gradient_weighted(target, layer, images) -> Figure:
+    """AMG's Figure 3: Grad-CAM, the same sum by the mean gradient of a class's logit."""
+    channels, *size = _captured_shape(target, layer, images)
+    boxes = {
+        "x": (0, 0, "data", ["image x", _sized(images.shape[1:])]),
+        "A": (1, 0, "frozen", [f"A of {layer}", _sized((channels, *size))]),
+        "y": (2, 0, "frozen", ["any head", f"logit y of {len(target.classes)}"]),
+        "g": (2, 1, "data", ["∂y/∂A", _sized((channels, *size))]),
+        "W": (3, 1, "data", ["W: mean over places", str(channels)]),
+        "sum": (3, 2, "data", ["relu(Σ W_k A_k)", _sized(size)]),
+        "map": (2, 2, "data", ["map of class c", _sized(images.shape[2:])]),
+    }
+    arrows = [("x", "A", ""), ("A", "y", ""), ("y", "g", "gradient"), ("g", "W", ""), ("W", "sum", "")]
+    return _diagram(boxes, [*arrows, ("sum", "map", "bilinear")])
+
+
+def channel_attention(gate, features) -> Figure:
+    """AMG's Figure 4: the channel gate, for one image's `features` (1, C, h, w)."""
+    boxes = {"F": (0, 0.5, "data", ["F", _sized(features.shape[1:])])}
+    arrows, channels = [], features.shape[1]
+    for row, pooling in enumerate(("mean", "maximum")):
+        boxes[pooling] = (1, row, "data", [f"{pooling} over places", str(channels)])
+        arrows.append(("F", pooling, ""))
+    layers = [layer for layer in gate.channel.modules() if isinstance(layer, torch.nn.Linear)]
+    if layers:
+        widths = " → ".join(str(width) for width in (channels, *(layer.out_features for layer in layers)))
+        boxes["mlp"] = (2, 0.5, "attention", [f"shared MLP {widths}", _parameters(gate.channel)])
+    else:
+        boxes["mlp"] = (2, 0.5, "attention", ["sum, standardised", "nothing to learn"])
+    boxes["g"] = (3, 0.5, "attention", ["g_c: σ of their sum", _sized(gate.channel(features).shape[1:])])
+    return _diagram(boxes, [*arrows, ("mean", "mlp", ""), ("maximum", "mlp", ""), ("mlp", "g", "")])
+
+
+def spatial_attention(gate, features) -> Figure:
+    """AMG's Figure 5: the spatial gate, behind the channel gate, for one image's `features` (1, C, h, w)."""
+    size, arrows = features.shape[2:], []
+    boxes = {"F": (0, 0.5, "data", ["g_c ⊙ F", _sized(features.shape[1:])])}
+    for row, pooling in enumerate(("maximum", "mean")):
+        boxes[pooling] = (1, row, "data", [f"{pooling} over channels", _sized((1, *size))])
+        arrows.append(("F", pooling, ""))
+    layers = [layer for layer in gate.spatial.modules() if isinstance(layer, torch.nn.Conv2d)]
+    if layers:
+        kernel = _sized(layers[0].kernel_size)
+        boxes["conv"] = (2, 0.5, "attention", [f"{kernel} 2 → 1, batch norm", _parameters(gate.spatial)])
+    else:
+        boxes["conv"] = (2, 0.5, "attention", ["sum, standardised", "nothing to learn"])
+    boxes["g"] = (3, 0.5, "attention", ["g_s: σ", _sized(gate.spatial(features).shape[1:])])
+    return _diagram(boxes, [*arrows, ("maximum", "conv", ""), ("mean", "conv", ""), ("conv", "g", "")])

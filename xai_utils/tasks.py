@@ -73,15 +73,20 @@ def _logits(model, split):
     )
 
 
-def predictions(target, split, *, compute: distributed.Compute) -> torch.Tensor:
-    """The class (N,) that `target` predicts for each image of `split`, on one process."""
+def held_out_logits(target, split, *, compute: distributed.Compute) -> torch.Tensor:
+    """The logits (N, K) of `target` for the images of `split`, on the CPU, by one process."""
     compute = compute.resolved()
     torch.set_num_threads(compute.threads)
     if not len(split):
-        return torch.zeros(0, dtype=torch.long)
+        return torch.zeros(0, len(target.classes))
     model = targets.inference_copy(target.to(compute.device), split.tensor([0]).to(compute.device))
     with torch.inference_mode():
-        return _logits(model, split).argmax(1)
+        return _logits(model, split)
+
+
+def predictions(target, split, *, compute: distributed.Compute) -> torch.Tensor:
+    """The class (N,) that `target` predicts for each image of `split`, by one process."""
+    return held_out_logits(target, split, compute=compute).argmax(1)
 
 
 def classification_loss(model, batch, generator):

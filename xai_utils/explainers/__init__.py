@@ -15,6 +15,7 @@ import inspect
 import torch
 
 from xai_utils.explainers import smoe  # the module, which has a function of its name
+from xai_utils.explainers.attention_gate import amg
 from xai_utils.explainers.cam import (
     WEIGHTS,
     cam_maps,
@@ -42,6 +43,7 @@ __all__ = ["CONTROLS", "EXPLAINERS", "cam_maps", "check_options", "explain", "ex
 EXPLAINERS = {
     "akd": akd,
     "akd_unoptimised": akd_unoptimised,
+    "amg": amg,
     "dgle_bf": dgle_bf,
     "dgle_cf": dgle_cf,
     "mgnet": mgnet,

@@ -10,6 +10,7 @@ from functools import partial
 from typing import NamedTuple
 
 from xai_utils.metrics.complexity import mean_intensity
+from xai_utils.metrics.confidence import average_drop, percent_increase, percentage_in
 from xai_utils.metrics.localisation import box_average_precision, pointing_game
 from xai_utils.metrics.perturbation import area_under_curve, deletion, faithfulness, faithfulness_score, insertion
 
@@ -68,6 +69,30 @@ METRICS = {
         function=partial(faithfulness, variant="offset"),
         curve="faithfulness",
         curve_score=partial(faithfulness_score, variant="offset"),
+    ),
+    "average_drop": Metric(
+        label="Average drop",
+        higher_is_better=False,
+        needs="model",
+        unit="percent",
+        protocol="how much of its probability the class loses when the image is multiplied by the map, on black",
+        function=average_drop,
+    ),
+    "percent_increase": Metric(
+        label="Increase",
+        higher_is_better=True,
+        needs="model",
+        unit="percent",
+        protocol="share of images whose class gains probability when the image is multiplied by the map, on black",
+        function=percent_increase,
+    ),
+    "percentage_in": Metric(
+        label="Percentage in, 20 %",
+        higher_is_better=True,
+        needs="model",
+        unit="0 to 1",
+        protocol="probability of the class when only the 20 % most salient pixels are shown, on black",
+        function=percentage_in,
     ),
     "box_average_precision": Metric(
         label="Explainability M_I",

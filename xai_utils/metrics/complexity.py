@@ -3,7 +3,7 @@
 from xai_utils.images import unit_range
 
 
-def mean_intensity(model, images, target, maps, *, masks=None):
+def mean_intensity(model, images, target, maps):
     """Mean over the pixels of each map stretched to [0, 1]: (N,), in [0, 1] (AKD, Table 3).
 
     Low: the map points at little; 1 would be the image itself, a constant map counts 0. Needs neither model nor masks.

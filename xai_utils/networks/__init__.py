@@ -3,6 +3,7 @@
 from xai_utils.networks.activations import captured, pre_activations, scale_layers
 from xai_utils.networks.architectures import ARCHITECTURES
 from xai_utils.networks.attention import ATTENTION, BAM, CBAM
+from xai_utils.networks.attention_gate import AttentionGate, gate_for, load_gate, save_gate
 from xai_utils.networks.inference import inference_copy
 from xai_utils.networks.layers import (
     cam_layer,
@@ -11,6 +12,7 @@ from xai_utils.networks.layers import (
     evaluating,
     find_layer,
     head_gradient,
+    last_convolution,
     layer_names,
 )
 from xai_utils.networks.mask_predictor import (
@@ -36,6 +38,7 @@ __all__ = [
     "CBAM",
     "IMAGENET_MEAN",
     "IMAGENET_STD",
+    "AttentionGate",
     "AttentiveStudent",
     "ExplanationNetwork",
     "MaskPredictor",
@@ -49,16 +52,20 @@ __all__ = [
     "encoded",
     "evaluating",
     "find_layer",
+    "gate_for",
     "head_gradient",
     "inference_copy",
+    "last_convolution",
     "layer_names",
     "load",
+    "load_gate",
     "load_predictor",
     "load_surrogate",
     "pre_activations",
     "predictor_of",
     "replace_head",
     "save",
+    "save_gate",
     "save_predictor",
     "save_surrogate",
     "scale_layers",

@@ -1,4 +1,4 @@
-"""Untrained classifier networks by name: torchvision's, and three of ours.
+"""Untrained classifier networks by name: torchvision's, and five of ours.
 
 `ARCHITECTURES[name](number_of_classes)` gives a network that takes normalised images (N, 3, H, W) and returns
 logits (N, number_of_classes), and nothing else: no auxiliary heads, no normalisation of its own.
@@ -6,10 +6,13 @@ logits (N, number_of_classes), and nothing else: no auxiliary heads, no normalis
 
 from functools import partial
 
+import torch
 import torchvision
 from torch import nn
 from torch.nn import functional
+from torchvision.models.googlenet import BasicConv2d, GoogLeNet, Inception
 from torchvision.models.resnet import BasicBlock, ResNet
+from torchvision.models.vgg import VGG, make_layers
 
 WITHOUT_FEATURE_MAPS = ("vit_", "swin_")  # tokens or channels-last activations: no (N, C, h, w) map to explain
 WITH_AUXILIARY_HEADS = ("googlenet", "inception_v3")
@@ -36,6 +39,37 @@ class NarrowResNet(ResNet):
         if stage == 0:  # it follows the narrow stem
             self.inplanes = self.widths[0]
         return super()._make_layer(block, self.widths[stage], blocks, self.strides[stage], dilate)
+
+
+class NarrowVGG(VGG):
+    """A VGG with batch norm for small images: a convolution and a pooling per width, then two linear layers."""
+
+    def __init__(self, num_classes, *, widths, hidden=256):
+        with torch.device("meta"):  # torchvision's classifier alone would take half a gigabyte
+            super().__init__(nn.Sequential(), num_classes, init_weights=False)
+        self.features = make_layers([value for width in widths for value in (width, "M")], batch_norm=True)
+        self.avgpool = nn.AdaptiveAvgPool2d(3)
+        self.classifier = nn.Sequential(
+            nn.Linear(9 * widths[-1], hidden), nn.ReLU(), nn.Dropout(), nn.Linear(hidden, num_classes)
+        )
+        for module in self.features:
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+
+def narrow_googlenet(num_classes, *, share):
+    """torchvision's GoogLeNet with 1 / `share` of its channels: the same layers, branches and names."""
+
+    def convolution(incoming, outgoing, **options):
+        return BasicConv2d(incoming if incoming == 3 else incoming // share, outgoing // share, **options)
+
+    def inception(*channels):
+        return Inception(*(channel // share for channel in channels))
+
+    blocks = [convolution, inception, None]  # no auxiliary heads
+    network = GoogLeNet(num_classes, aux_logits=False, transform_input=False, init_weights=True, blocks=blocks)
+    network.fc = nn.Linear(1024 // share, num_classes)
+    return network
 
 
 class SamePaddedConv2d(nn.Conv2d):
@@ -84,5 +118,8 @@ ARCHITECTURES = {
     "small_resnet": partial(NarrowResNet, widths=(32, 64, 128, 256), strides=(1, 2, 2, 2), pooled=False),
     # near 48 pixels: maps of 24, 12, 6, 6 and 6; learns from hundreds of images in seconds
     "tiny_resnet": partial(NarrowResNet, widths=(16, 32, 64, 64), strides=(1, 2, 1, 1), pooled=True),
+    # beside small_resnet, two more kinds of black box for about 96 pixels
+    "small_vgg": partial(NarrowVGG, widths=(16, 32, 64, 128, 256)),
+    "small_googlenet": partial(narrow_googlenet, share=4),
     "tf_mobilenet_v2": tf_mobilenet_v2,
 }

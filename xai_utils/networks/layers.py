@@ -78,11 +78,27 @@ def cam_layer(model, images):
             return name
     if isinstance(root, models.VGG):
         return f"features.{max(i for i, module in enumerate(root.features) if isinstance(module, nn.ReLU))}"
-    found = []
+    return _last_map(model, images, lambda name, module: name, "layer")
+
+
+def last_convolution(model, images):
+    """The name of the convolution that runs last, before its norm and ReLU; those of ResNets' shortcuts do not count.
+
+    ResNet-50: layer4.2.conv3. Where the network ends in branches (GoogLeNet) it is the last one's, and sees a part of
+    the channels.
+    """
+    return _last_map(
+        model, images, lambda name, module: isinstance(module, nn.Conv2d) and "downsample" not in name, "convolution"
+    )
+
+
+def _last_map(model, images, counts, kind):
+    """The name of the module that finishes last with an output (N, C, h, w), h * w > 1, of those that count."""
+    root, found = layer_root(model), []
     handles = [
         module.register_forward_hook(lambda _, __, output, name=name: found.append(name) if is_map(output) else None)
         for name, module in root.named_modules()
-        if name
+        if counts(name, module)
     ]
     try:
         with evaluating(model), torch.no_grad():
@@ -92,7 +108,7 @@ def cam_layer(model, images):
             handle.remove()
     if not found:
         raise ValueError(
-            f"no layer of {type(root).__name__} returns a map (N, C, h, w) with h * w > 1 for images of shape "
+            f"no {kind} of {type(root).__name__} returns a map (N, C, h, w) with h * w > 1 for images of shape "
             f"{tuple(images.shape)}; name one with `layer`, or give larger images"
         )
     return found[-1]
