@@ -184,7 +184,8 @@ def test_a_batch_scores_like_its_images_and_leaves_the_model_alone():
     images, maps = torch.rand(3, 3, 12, 20), torch.rand(3, 12, 20)
     masks = torch.rand(3, 12, 20) > 0.7
     for name, chosen in METRICS.items():
-        extra = [{"masks": masks[part]} if chosen.needs == "masks" else {} for part in (slice(None), [0], [1], [2])]
+        parts = (slice(None), [0], [1], [2])
+        extra = [{chosen.needs: masks[part]} if chosen.needs.endswith("masks") else {} for part in parts]
         together = chosen.function(model, images, None, maps, **extra[0])
         single = [chosen.function(model, images[[i]], None, maps[[i]], **extra[i + 1]) for i in range(3)]
         assert together.shape == (3,), name
@@ -212,7 +213,7 @@ def test_metric_table_is_complete():
     """Every metric has a label, a direction and a protocol; an unknown name lists them all."""
     for name, chosen in METRICS.items():
         assert all([chosen.label, chosen.protocol, chosen.unit]), name
-        assert chosen.needs in ("model", "masks", "maps"), name
+        assert chosen.needs in ("model", "masks", "part_masks", "maps"), name
         directions = {"deletion": False, "average_drop": False, "mean_intensity": None}
         assert chosen.higher_is_better is directions.get(name, True), name
         assert (chosen.curve is None) == (chosen.curve_score is None), name

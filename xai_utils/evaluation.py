@@ -45,13 +45,16 @@ def needed_curves(metrics):
     return list(dict.fromkeys(METRICS[name].curve for name in metrics if METRICS[name].curve))
 
 
-def score_batch(model, images, target, maps, *, metrics, masks=None, curves=None, options=None, chunk=64):
+def score_batch(
+    model, images, target, maps, *, metrics, masks=None, part_masks=None, curves=None, options=None, chunk=64
+):
     """Scores and curves of one method: (dict metric -> (N,), dict curve -> (N, points)), float on the CPU.
 
-    Maps that are not finite score NaN in every metric. `masks` (N, H, W) is needed by the localisation metrics;
-    `curves` and `options` as in `DEFAULTS`.
+    Maps that are not finite score NaN in every metric. `masks` (N, H, W) is needed by the localisation metrics,
+    `part_masks` (N, H, W) by part truth (`deciding_parts`); `curves` and `options` as in `DEFAULTS`.
     """
     options = options or {}
+    given = {"masks": {"masks": masks}, "part_masks": {"part_masks": part_masks}, "model": {"chunk": chunk}}
     finite = maps.flatten(1).isfinite().all(1)  # (N,)
     maps = torch.where(finite[:, None, None], maps, 0)
     drawn, which = {}, needed_curves(metrics)
@@ -64,7 +67,7 @@ def score_batch(model, images, target, maps, *, metrics, masks=None, curves=None
         if chosen.curve:
             scores[name] = chosen.curve_score(drawn[chosen.curve], **options.get(name, {}))
         else:
-            shared = {"masks": {"masks": masks}, "model": {"chunk": chunk}, "maps": {}}[chosen.needs]
+            shared = given.get(chosen.needs, {})
             scores[name] = chosen.function(model, images, target, maps, **shared, **options.get(name, {}))
     for values in (*scores.values(), *drawn.values()):
         values[~finite.cpu()] = torch.nan

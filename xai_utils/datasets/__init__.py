@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from xai_utils.datasets.birds import Bird, render
-from xai_utils.datasets.catalogue import PARTS, Catalogue, differing_parts, load_catalogue
+from xai_utils.datasets.catalogue import PARTS, Catalogue, differing_parts, load_catalogue, other_looks
 from xai_utils.datasets.errors import DataError
 from xai_utils.datasets.prepared import CATALOGUE, SPLITS, prepare, require_prepared
 
@@ -27,6 +27,7 @@ __all__ = [
     "differing_parts",
     "load",
     "load_catalogue",
+    "other_looks",
     "prepare",
     "render",
     "render_again",

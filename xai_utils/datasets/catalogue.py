@@ -74,6 +74,14 @@ def differing_parts(catalogue):
     }
 
 
+def other_looks(catalogue, species, part):
+    """The looks of `part` that `species` does not have, each once, by the first species that has it: a tuple."""
+    first = {}
+    for name, looks in catalogue.species.items():
+        first.setdefault(looks[part], name)
+    return tuple(name for look, name in first.items() if look != catalogue.species[species][part])
+
+
 def _check_neighbours(catalogue, path):
     if len(catalogue.species) < 2:
         raise DataError(f"{path}: a catalogue needs at least two species, it has {len(catalogue.species)}")

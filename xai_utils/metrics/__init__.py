@@ -12,6 +12,7 @@ from typing import NamedTuple
 from xai_utils.metrics.complexity import mean_intensity
 from xai_utils.metrics.confidence import average_drop, percent_increase, percentage_in
 from xai_utils.metrics.localisation import box_average_precision, pointing_game
+from xai_utils.metrics.part_truth import part_truth, part_truth_top
 from xai_utils.metrics.perturbation import area_under_curve, deletion, faithfulness, faithfulness_score, insertion
 
 
@@ -20,7 +21,7 @@ class Metric(NamedTuple):
 
     label: str
     higher_is_better: bool | None  # None: neither
-    needs: str  # "model" (forward passes), "masks" (annotated objects) or "maps" (nothing else)
+    needs: str  # "model" (forward passes), "masks" (annotated objects), "part_masks" (drawn ones) or "maps" (no more)
     unit: str
     protocol: str  # one line, with the defaults
     function: Callable
@@ -110,6 +111,22 @@ METRICS = {
         protocol="first maximum of the map inside a box of the object, tolerance 0 px, a constant map misses",
         function=pointing_game,
         by_category=True,
+    ),
+    "part_truth": Metric(
+        label="Part truth",
+        higher_is_better=True,
+        needs="part_masks",
+        unit="0 to 1",
+        protocol="share of the map's mass, above its minimum, on the parts whose change takes half the probability",
+        function=part_truth,
+    ),
+    "part_truth_top": Metric(
+        label="Part truth, top",
+        higher_is_better=True,
+        needs="part_masks",
+        unit="0 to 1",
+        protocol="as part truth, of as many of the map's top pixels as those parts have",
+        function=part_truth_top,
     ),
     "mean_intensity": Metric(
         label="Mean intensity",
