@@ -1,6 +1,7 @@
 """What all tests share: one thread, a fixed seed, and the real data where it lies beside the checkout."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -29,3 +30,19 @@ def real() -> Path:
             pytest.fail(f"{folder} is missing and XAI_REQUIRE_REAL is set")
         pytest.skip(f"no real data at {folder}; set XAI_REAL_DATA to its folder")
     return folder
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Chromium of the system, driven by playwright; tests skip where there is none (CI requires it)."""
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        if os.environ.get("XAI_REQUIRE_BROWSER"):
+            pytest.fail("no chromium on PATH and XAI_REQUIRE_BROWSER is set")
+        pytest.skip("no chromium on PATH; install it with: apt-get install chromium")
+    playwright = pytest.importorskip("playwright.sync_api")
+    switches = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+    with playwright.sync_playwright() as driver:
+        running = driver.chromium.launch(executable_path=chromium, args=switches)
+        yield running
+        running.close()
