@@ -1,6 +1,7 @@
 """FastCAM's tables: intervals by hand, printed numbers beside recomputed ones, contradictions named, claims decided."""
 
 import numpy as np
+import pandas
 import pytest
 from conftest import ROOT
 
@@ -103,6 +104,17 @@ def test_the_papers_contradictions_are_named(values):
     assert {row for row, text in sums.items() if text} == {"integrated_gradients", "guided_backprop"}
     page = fastcam_tables.html(fastcam_tables.totals(values, PUBLISHED), digits=2)
     assert "SUM: 0.03, not 0.0395" in page
+
+
+def test_rows_named_by_the_user_are_text_in_html(values):
+    """A row of params.yaml may be called anything: in tables and claims it is shown as it is written."""
+    name = "a <b>; c"
+    renamed = fastcam_tables.accuracies(values, PUBLISHED, "image").rename(index={"fastcam": name})
+    claimed = pandas.DataFrame({"claim": [name], "ours": [f"{name} 1.00; best"]}).set_index("claim")
+    for page in (fastcam_tables.html(renamed, digits=1), fastcam_claims.html(claimed)):
+        assert "<b>" not in page
+        assert "a &lt;b&gt;" in page
+    assert "a &lt;b&gt;<br>c 1.00<br>best" in fastcam_claims.html(claimed)
 
 
 def test_failure_cases_stand_beside_the_papers(values):

@@ -72,6 +72,15 @@ def test_captions_are_escaped(monkeypatch):
     assert shown[1].data == "<figcaption>a &lt;b&gt;bold&lt;/b&gt; class</figcaption>"
 
 
+def test_names_of_classes_are_no_formulas():
+    """Dollar signs in a name are drawn, not read as mathematics (which would stop the stage)."""
+    name = r"$\\nothing$ <b>"
+    figure = plots.image_grid([[np.zeros((4, 4, 3))]], row_titles=[name], column_titles=[name])
+    plots.encoded(figure, "png")
+    axis = figure.axes[0]
+    assert [axis.get_ylabel(), axis.get_title()] == [name, name]
+
+
 def test_history_is_drawn_with_what_it_has():
     """Without held-out images there is only the training's line."""
     rows = [

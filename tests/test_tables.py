@@ -75,6 +75,17 @@ def test_html_and_markdown_show_the_same_cells(scored):
     assert lines[-1] == summary["protocol"]
 
 
+def test_names_in_html_are_text(scored):
+    """A method or a label that looks like HTML is shown as it is written."""
+    name = "<img src=x onerror=alert(1)>"
+    _, _, summary = scored
+    methods = {name: summary["methods"]["random"]}
+    metrics = {metric: about | {"label": f"{name} {metric}"} for metric, about in summary["metrics"].items()}
+    page = tables.html({"methods": methods, "metrics": metrics})
+    assert "<img" not in page
+    assert page.count("&lt;img src=x onerror=alert(1)&gt;") == 1 + len(metrics)
+
+
 def test_methods_are_tested_against_the_best_control(scored):
     """Differences by hand; both methods' intervals lie apart from random's, in the better direction: ✓."""
     frame, table, _ = scored

@@ -4,6 +4,8 @@ A claim is decided by the interval of a difference whose two sides stand on the 
 interval lies above 0, does not hold where it lies below, and is undecided where it contains 0.
 """
 
+from html import escape
+
 import pandas
 
 from xai_utils.fastcam_tables import SCORES, interval, printed, printed_terms, rows_of, sums, terms
@@ -33,7 +35,8 @@ def claims(values: dict, published, *, confidence=0.95) -> pandas.DataFrame:
 
 def html(claimed: pandas.DataFrame) -> str:
     """The claims as an HTML table, each part of a cell on its own line."""
-    return claimed.to_html(border=0).replace("; ", "<br>")
+    lines = claimed.map(lambda text: "<br>".join(map(escape, text.split("; "))))
+    return lines.rename(index=escape).to_html(escape=False, border=0)
 
 
 def _difference(ours, theirs, confidence):

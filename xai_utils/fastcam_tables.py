@@ -7,6 +7,7 @@ frames whose columns are (group, part); parts are value, low, high (ours), print
 """
 
 from functools import lru_cache
+from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -303,5 +304,6 @@ def html(frame: pandas.DataFrame, *, digits: int) -> str:
         shown[group] = texts
     words = contradictions(frame)
     if any(words):
-        shown["contradictions"] = "<small>" + words.str.replace("; ", "<br>") + "</small>"
-    return pandas.DataFrame(shown, index=frame.index).to_html(escape=False, border=0)
+        shown["contradictions"] = [f"<small>{'<br>'.join(map(escape, text.split('; ')))}</small>" for text in words]
+    table = pandas.DataFrame(shown, index=frame.index).rename(index=escape, columns=escape)  # rows are the user's words
+    return table.to_html(escape=False, border=0)

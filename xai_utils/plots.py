@@ -92,9 +92,10 @@ def image_grid(rows, *, row_titles=None, column_titles=None, cell=1.05) -> Figur
                 if c < len(row) and row[c] is not None:
                     axis.imshow(np.clip(row[c], 0, 1), interpolation="nearest")
                 if r == 0 and column_titles:
-                    axis.set_title(column_titles[c], fontsize=7.5)
+                    axis.set_title(column_titles[c], fontsize=7.5, parse_math=False)
             if row_titles:
-                axes[r, 0].set_ylabel(row_titles[r], rotation=0, ha="right", va="center", fontsize=7.5)
+                label = {"rotation": 0, "ha": "right", "va": "center", "fontsize": 7.5}
+                axes[r, 0].set_ylabel(row_titles[r], **label, parse_math=False)  # a class may be called $100
         figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0.01, hspace=0.01)
     return figure
 
@@ -205,7 +206,8 @@ def line_panels(panels: dict, *, colours: dict, xlabel: str, ylabels, log=False)
                 axis.plot(x, y, color=colours[name], label=name, marker="." if len(x) < 20 else None)
                 if band:
                     axis.fill_between(x, *band, color=colours[name], alpha=0.1, lw=0)
-            axis.set(title=title, xlabel=xlabel, ylabel=ylabel)
+            axis.set(xlabel=xlabel, ylabel=ylabel)
+            axis.set_title(title, parse_math=False)
             if log:
                 axis.set(xscale="log", yscale="log")
         handles = {label: line for axis in axes for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}

@@ -1,5 +1,7 @@
 """Result tables: what a report, the front page and the README show of a scored run."""
 
+from html import escape
+
 import numpy as np
 import pandas
 
@@ -81,9 +83,9 @@ def _cells(summary: dict, layout: str, bold: str) -> pandas.DataFrame:
 
 
 def html(summary: dict) -> str:
-    """The summary as an HTML table; method names are ours, so nothing in it needs escaping."""
+    """The summary as an HTML table; names appear as text whatever they contain."""
     cells = _cells(summary, "{mean}<br><small>{low} – {high}</small>", "<b>{}</b>")
-    return cells.to_html(escape=False, border=0)
+    return cells.rename(index=escape, columns=escape).to_html(escape=False, border=0)
 
 
 def markdown(summary: dict) -> str:
