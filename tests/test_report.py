@@ -1,0 +1,97 @@
+"""Report pages: what a notebook shows appears as text, in the dark and on a phone, without a script."""
+
+import base64
+import io
+from html.parser import HTMLParser
+from pathlib import Path
+
+import nbformat
+import pytest
+from PIL import Image
+
+from xai_utils import report
+
+HOSTILE = '<img src=x onerror=alert(1)>" onload="alert(2)'
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory) -> Path:
+    """A report whose every kind of output carries a name that attacks HTML, wide tables and long lines."""
+    file = io.BytesIO()
+    Image.new("RGB", (1600, 40), "white").save(file, "PNG")
+    picture = {"image/png": base64.b64encode(file.getvalue()).decode(), "text/plain": HOSTILE}
+    outputs = [
+        nbformat.v4.new_output("stream", text=HOSTILE + " word" * 200),
+        nbformat.v4.new_output("execute_result", {"text/plain": HOSTILE}),
+        nbformat.v4.new_output("display_data", picture, metadata={"image/png": {"alt": HOSTILE}}),
+        nbformat.v4.new_output("display_data", {"text/html": f"<table><tr>{'<td>0.123</td>' * 60}</tr></table>"}),
+        nbformat.v4.new_output("error", ename="OSError", evalue=HOSTILE, traceback=[f"OSError: {HOSTILE}"]),
+    ]
+    notebook = nbformat.v4.new_notebook()
+    notebook.cells = [
+        nbformat.v4.new_markdown_cell("# A stage\n\nWhat it does."),
+        nbformat.v4.new_code_cell(f"name = {HOSTILE!r}  # {'long ' * 60}", outputs=outputs),
+    ]
+    path = tmp_path_factory.mktemp("reports") / "stage.html"
+    report.render(report.normalise(notebook, root=Path("/nonexistent")), path, [(path.name, f"A stage {HOSTILE}")])
+    return path
+
+
+class Elements(HTMLParser):
+    """All start tags of a page with their attributes, and its text."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.found, self.text = [], ""
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_names_become_neither_elements_nor_attributes(page):
+    """The navigation, source, prints, results, tracebacks show the name as text; the picture has it for its words."""
+    elements = Elements(page.read_text())
+    assert [attributes["alt"] for tag, attributes in elements.found if tag == "img"] == [HOSTILE]
+    assert not [name for _, attributes in elements.found for name in attributes if name.startswith("on")]
+    assert elements.text.count(HOSTILE) == 5
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_report_is_readable_on_a_phone(page, browser, scheme):
+    """390 pixels: the page does not scroll sideways, its wide boxes do; text stands out from its ground by 4.5 to 1."""
+    context = browser.new_context(viewport={"width": 390, "height": 800}, color_scheme=scheme)
+    shown, messages = context.new_page(), []
+    shown.on("console", lambda message: messages.append(message.text))
+    shown.goto(page.as_uri())
+    shown.locator("summary").first.click()
+    assert shown.evaluate("document.documentElement.scrollWidth") <= 390
+    boxes = shown.eval_on_selector_all(".output_subarea", "all => all.map((box) => box.scrollWidth > box.clientWidth)")
+    assert any(boxes)
+    assert contrast(shown, "body") >= 7
+    for place in ("summary", ".highlight .n", ".highlight .c1", ".highlight :is(.s1, .s2)", "nav a", "td"):
+        assert contrast(shown, place) >= 4.5, place
+    assert not messages
+    context.close()
+
+
+def contrast(shown, selector) -> float:
+    """The ratio of WCAG 2 between an element's colour and the page's or box's ground."""
+    found = shown.locator(selector).first.evaluate(
+        """(element) => {
+            let box = element;
+            while (getComputedStyle(box).backgroundColor === "rgba(0, 0, 0, 0)") box = box.parentElement;
+            return [getComputedStyle(element).color, getComputedStyle(box).backgroundColor];
+        }"""
+    )
+
+    def luminance(colour):
+        parts = [int(part) / 255 for part in colour.removeprefix("rgb(").removesuffix(")").split(",")]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    dark, bright = sorted(map(luminance, found))
+    return (bright + 0.05) / (dark + 0.05)
