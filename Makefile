@@ -4,7 +4,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONPATH := $(CURDIR)
 unexport PYTHONDONTWRITEBYTECODE # without .pyc files every process parses torch anew: 10 s instead of 4
 
-.PHONY: repro test bench lab lint lock readme setup clean
+.PHONY: repro test bench lab site publish lint lock readme setup clean
 
 repro: setup data ## run the whole pipeline: reports/index.html
 	python -m xai_utils.pipeline --check
@@ -18,6 +18,13 @@ bench: setup ## measure our maps beside other libraries', one benchmark after th
 
 lab: setup data ## open the notebooks
 	jupyter lab notebooks
+
+site: setup ## make site/ of the reports of the last run: open site/index.html
+	python -m xai_utils.site build
+
+BRANCH = gh-pages
+publish: setup ## make publish REMOTE=origin: make the site and push it to a branch of its own
+	python -m xai_utils.site publish "$(REMOTE)" "$(BRANCH)"
 
 lint: setup
 	ruff check . && ruff format --check .
@@ -41,4 +48,4 @@ data: data.dvc | setup
 	dvc pull -q data.dvc && touch data
 
 clean: ## forget everything derived (not the environment, not the data)
-	rm -rf build .runs .checkpoints
+	rm -rf build site .runs .checkpoints

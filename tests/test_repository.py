@@ -35,6 +35,7 @@ FLOORS = [
         "report",
     },
     {"pipeline"},
+    {"site"},
 ]
 
 

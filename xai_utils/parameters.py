@@ -243,25 +243,25 @@ def resolve(values: dict, stage: str) -> dict:
         raise ParameterError(f"params.yaml: scale = {scale!r} is not allowed; it must be one of {', '.join(scales)}")
     model, section = STAGES[stage], values.get(stage) or {}
     given = {key: values[key] for key in SHARED if key in model.model_fields and key in values}
-    given |= _filled(section, (scales[scale] or {}).get(stage) or {}, f"scales.{scale}.{stage}")
+    given |= filled(section, (scales[scale] or {}).get(stage) or {}, f"scales.{scale}.{stage}")
     try:
         return model(**given).model_dump()
     except ValidationError as error:
         raise ParameterError("\n".join(_line(problem, stage, model) for problem in error.errors())) from None
 
 
-def _filled(section: dict, by_scale: dict, where: str) -> dict:
+def filled(section: dict, by_scale: dict, where: str) -> dict:
     """`section` with each null, at any depth, replaced by the scale's value."""
     for key in by_scale:
         if key not in section:
             raise ParameterError(f"params.yaml: unknown key '{where}.{key}'; allowed are {', '.join(section)}")
-    filled = {}
+    complete = {}
     for key, value in section.items():
         if isinstance(value, dict):
-            filled[key] = _filled(value, by_scale.get(key) or {}, f"{where}.{key}")
+            complete[key] = filled(value, by_scale.get(key) or {}, f"{where}.{key}")
         else:
-            filled[key] = by_scale.get(key) if value is None else value
-    return filled
+            complete[key] = by_scale.get(key) if value is None else value
+    return complete
 
 
 def _line(problem: dict, stage: str, model: type[Stage]) -> str:
