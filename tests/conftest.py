@@ -40,9 +40,10 @@ def browser():
         if os.environ.get("XAI_REQUIRE_BROWSER"):
             pytest.fail("no chromium on PATH and XAI_REQUIRE_BROWSER is set")
         pytest.skip("no chromium on PATH; install it with: apt-get install chromium")
-    playwright = pytest.importorskip("playwright.sync_api")
+    from playwright.sync_api import sync_playwright
+
     switches = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
-    with playwright.sync_playwright() as driver:
+    with sync_playwright() as driver:
         running = driver.chromium.launch(executable_path=chromium, args=switches)
         yield running
         running.close()

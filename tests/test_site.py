@@ -10,11 +10,12 @@ import subprocess
 import sys
 from itertools import pairwise
 
+import nbformat
 import pytest
 from conftest import ROOT
 from ruamel.yaml import YAML
 
-from xai_utils import parameters, site
+from xai_utils import parameters, report, site
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 PARTS = ("reports", "notebooks", "dvc.lock", "dvc.yaml", "params.yaml", "pyproject.toml", "requirements.lock")
@@ -119,6 +120,7 @@ def test_the_table_shows_what_was_measured(built, opened):
     page = opened(built / "index.html")
     assert column(page, 0) == list(summary["methods"])
     heads = page.locator("#scores thead th").all_inner_texts()
+    heads = [head.replace("\N{NO-BREAK SPACE}", " ") for head in heads]
     expected = [f"{about['label']} {about['arrow']}".strip() for about in summary["metrics"].values()]
     assert heads[: 1 + len(expected)] == ["method", *expected]
     assert {"passes", "failures"} <= set(heads)
@@ -177,7 +179,7 @@ def test_the_keyboard_reaches_everything_and_shows_where_it_is(built, opened):
         reached.add(page.evaluate("document.activeElement.id || document.activeElement.textContent"))
         if page.evaluate("document.activeElement === document.body"):
             break
-    assert {"filter", "Insertion ↑", "failures", "Evaluate the maps", "results.json"} <= reached
+    assert {"filter", "Insertion\N{NO-BREAK SPACE}↑", "failures", "Evaluate the maps", "results.json"} <= reached
 
 
 @pytest.mark.parametrize("name", ["index.html", "evaluate.html"])
@@ -224,9 +226,9 @@ def test_names_that_look_like_html_are_shown_as_text(tmp_path, opened):
 def test_a_report_cannot_run_a_script(tmp_path, opened):
     """Whatever HTML a notebook shows, the page's policy lets only the site's own script run."""
     folder = project(tmp_path / "p")
-    report = folder / "reports" / "evaluate.html"
+    infected = folder / "reports" / "evaluate.html"
     attack = "<script>document.title = 'PWNED'</script><p onclick=\"document.title = 'PWNED'\">here</p>"
-    report.write_text(report.read_text().replace("</main>", f"{attack}</main>"))
+    infected.write_text(infected.read_text().replace("</main>", f"{attack}</main>"))
     site.build(folder, folder / "site")
     context = opened(folder / "site" / "explain.html").context  # opened alone: the policy's refusals are messages
     page = context.new_page()
@@ -234,6 +236,18 @@ def test_a_report_cannot_run_a_script(tmp_path, opened):
     page.get_by_text("here", exact=True).click()
     assert page.title() == "Evaluate the maps"
     assert page.get_by_role("button", name="Dark").is_visible()
+
+
+def test_pages_of_the_next_run_are_taken_as_well(tmp_path, opened):
+    """The site takes what a report says, whichever template it was rendered with: one head line, one heading."""
+    folder = project(tmp_path / "p")
+    notebook = nbformat.v4.new_notebook()
+    notebook.cells = [nbformat.v4.new_markdown_cell("# Rendered now\n\nWhat it does.")]
+    report.render(notebook, folder / "reports" / "evaluate.html", [("evaluate.html", "Rendered now")])
+    site.build(folder, folder / "site")
+    page = opened(folder / "site" / "evaluate.html")
+    assert page.locator("h1").inner_text() == "Rendered now"
+    assert [page.locator(name).count() for name in ("nav", "main", "style", "script")] == [1, 1, 1, 1]
 
 
 def test_tables_are_made_of_what_is_there():
@@ -248,7 +262,12 @@ def test_tables_are_made_of_what_is_there():
         },
     }
     new, passes, tries = site.score_columns(summary)
-    assert (new["label"], new["first"], passes["label"], tries["label"]) == ("New ↓", "ascending", "passes", "tries")
+    assert (new["label"], new["first"], passes["label"], tries["label"]) == (
+        "New\N{NO-BREAK SPACE}↓",
+        "ascending",
+        "passes",
+        "tries",
+    )
     assert new["cells"][0] == {"value": 40.0, "text": "40.0", "interval": "30.0 – 50.0", "best": True}
     assert new["cells"][1] == new["cells"][2] == {"value": None, "text": "–", "interval": ""}
     assert [cell["text"] for cell in passes["cells"]] == ["1.00", "2.50", "0.00"]
@@ -431,6 +450,7 @@ def test_a_site_that_cannot_be_made_leaves_the_earlier_one(tmp_path):
     (folder / "reports" / "figures.html").write_text("<html><main>half")
     with pytest.raises(site.SiteError, match=r"figures.html has no <main> and is no report"):
         site.build(folder, folder / "site")
+    shutil.copy(ROOT / "reports" / "figures.html", folder / "reports")
     (folder / "reports" / "results.json").unlink()
     with pytest.raises(site.SiteError, match=r"results.json is missing; the pipeline makes it: make repro"):
         site.build(folder, folder / "site")

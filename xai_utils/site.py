@@ -26,6 +26,7 @@ from xai_utils import parameters, pipeline, report
 TEMPLATES = Path(__file__).parent / "site_template"
 SITE = Path("site")
 PICTURE = "figures/methods.jpg"
+NUMBERS = {".json", ".tsv", ".csv"}
 
 
 class SiteError(ValueError):
@@ -34,82 +35,72 @@ class SiteError(ValueError):
 
 def build(root: Path, target: Path):
     """Make the site in the folder `target` from the project in `root`; only a whole site replaces an earlier one."""
-    lock, reports = parameters.read(root / "dvc.lock"), root / pipeline.REPORTS
-    summary = json.loads(_existing(reports / "results.json").read_text(encoding="utf-8"))
-    _existing(reports / PICTURE)
-    sources = pipeline.notebooks(root / "notebooks")
-    notebooks = {stage: nbformat.read(path, as_version=4) for stage, path in sources.items()}
-    titles = {stage: report.title(notebook) for stage, notebook in notebooks.items()}
-    made = [stage for stage in titles if (reports / f"{stage}.html").is_file()]
-    template = _template([("index.html", "Results"), *((f"{stage}.html", titles[stage]) for stage in made)])
+    reports, sources = root / pipeline.REPORTS, pipeline.notebooks(root / "notebooks")
+    notebooks = {stage: pipeline.stripped(path) for stage, path in sources.items()}
+    made = {stage: f"{stage}.html" for stage in notebooks if (reports / f"{stage}.html").is_file()}
+    titles = {file: report.title(notebooks[stage]) for stage, file in made.items()}
+    page = _renderer({"index.html": "Results"} | titles)
     with tempfile.TemporaryDirectory(prefix=".site-", dir=target.parent) as scratch:
         folder = Path(scratch) / "site"
         shutil.copytree(reports, folder, ignore=shutil.ignore_patterns("*.html", ".*"))
+        numbers = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.suffix in NUMBERS]
         (folder / "notebooks").mkdir()
         for stage, path in sources.items():
-            shutil.copy(path, folder / "notebooks")
-            if stage in made:
-                content = report_content(reports / f"{stage}.html")
-                _write(folder, template("page.html.j2", f"{stage}.html", title=titles[stage], content=content))
-        columns = score_columns(summary)
-        index = template(
-            "index.html.j2",
-            "index.html",
-            title="Saliency maps: results",
-            picture=PICTURE,
-            protocol=summary["protocol"],
-            columns=columns,
-            rows=[
-                {"method": method, "cells": [column["cells"][place] for column in columns]}
-                for place, method in enumerate(summary["methods"])
-            ],
-            cards=[
-                {
-                    "file": f"{stage}.html" if stage in made else None,
-                    "title": titles[stage],
-                    "summary": report.first_paragraph(notebook),
-                    "notebook": f"notebooks/{sources[stage].name}",
-                }
-                for stage, notebook in notebooks.items()
-            ],
-            parameters={stage: recorded_parameters(lock, stage) for stage in made if stage in lock["stages"]},
-            scale=recorded_scale(lock),
-            versions=pinned_versions(root),
-            numbers=sorted(
-                path.relative_to(folder).as_posix()
-                for path in folder.rglob("*")
-                if path.suffix in {".json", ".tsv", ".csv"}
-            ),
-        )
-        _write(folder, index)
+            nbformat.write(notebooks[stage], folder / "notebooks" / path.name)
+        for file in made.values():
+            text = page("page.html.j2", file, title=titles[file], content=report_content(reports / file))
+            (folder / file).write_text(text, encoding="utf-8", newline="\n")
+        cards = [
+            {
+                "file": made.get(stage),
+                "title": report.title(notebook),
+                "summary": report.first_paragraph(notebook),
+                "notebook": f"notebooks/{sources[stage].name}",
+            }
+            for stage, notebook in notebooks.items()
+        ]
+        values = _results(reports) | _circumstances(root, made) | {"cards": cards, "numbers": sorted(numbers)}
+        text = page("index.html.j2", "index.html", title="Saliency maps: results", **values)
+        (folder / "index.html").write_text(text, encoding="utf-8", newline="\n")
         (folder / ".nojekyll").touch()  # GitHub Pages serves a branch as it is only with this
         if target.exists():
             target.rename(Path(scratch) / "earlier")
         folder.rename(target)
 
 
-def _existing(path: Path) -> Path:
-    if not path.is_file():
-        raise SiteError(f"{path} is missing; the pipeline makes it: make repro")
-    return path
-
-
-def _template(pages: list[tuple[str, str]]):
-    """A function that renders one page; `pages` are (file, title) of all pages for the head line."""
+def _renderer(titles: dict[str, str]):
+    """A function that renders a template to the page of a file; `titles` are those of all files in the head line."""
     environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True)
     script = (TEMPLATES / "site.js").read_text(encoding="utf-8")
     shared = {
-        "style": (report.TEMPLATES / "style.css").read_text() + (TEMPLATES / "site.css").read_text(),
+        "style": "".join(path.read_text("utf-8") for path in (report.TEMPLATES / "style.css", TEMPLATES / "site.css")),
         "script": script,
         # no other script runs, wherever in a page it stands
         "script_hash": "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        "pages": [{"file": file, "title": title} for file, title in pages],
+        "pages": [{"file": file, "title": title} for file, title in titles.items()],
     }
-    return lambda name, file, **values: (file, environment.get_template(name).render(file=file, **shared, **values))
+    return lambda template, file, **values: environment.get_template(template).render(file=file, **shared, **values)
 
 
-def _write(folder: Path, page: tuple[str, str]):
-    (folder / page[0]).write_text(page[1], encoding="utf-8", newline="\n")
+def _results(reports: Path) -> dict:
+    """What the front page shows of reports/results.json and its picture."""
+    for path in (reports / "results.json", reports / PICTURE):
+        if not path.is_file():
+            raise SiteError(f"{path} is missing; the pipeline makes it: make repro")
+    summary = json.loads((reports / "results.json").read_text(encoding="utf-8"))
+    columns = score_columns(summary)
+    rows = [
+        {"method": method, "cells": [column["cells"][place] for column in columns]}
+        for place, method in enumerate(summary["methods"])
+    ]
+    return {"picture": PICTURE, "protocol": summary["protocol"], "columns": columns, "rows": rows}
+
+
+def _circumstances(root: Path, made) -> dict:
+    """What the front page shows of the run's settings: parameters of the stages that were `made`, scale, versions."""
+    lock = parameters.read(root / "dvc.lock")
+    received = {stage: recorded_parameters(lock, stage) for stage in made if stage in lock["stages"]}
+    return {"parameters": received, "scale": recorded_scale(lock), "versions": pinned_versions(root)}
 
 
 def report_content(page: Path) -> str:
@@ -127,12 +118,8 @@ def score_columns(summary: dict) -> list[dict]:
     interval, and whether it is the best of the column.
     """
     metrics, methods = summary["metrics"], summary["methods"]
-    counts = dict.fromkeys(
-        key
-        for row in methods.values()
-        for key, value in row.items()
-        if type(value) in (int, float) and key not in metrics
-    )
+    numbers = [key for row in methods.values() for key, value in row.items() if type(value) in (int, float)]
+    counts = [key for key in dict.fromkeys(numbers) if key not in metrics]
     columns = []
     for key in (*metrics, *counts):
         about = metrics.get(key, {"label": key.replace("_", " "), "arrow": "", "unit": ""})
@@ -141,10 +128,8 @@ def score_columns(summary: dict) -> list[dict]:
         if about["arrow"] and values:
             best = max(values) if about["arrow"] == "↑" else min(values)
             next(cell for cell in cells if cell["value"] == best)["best"] = True
-        label, first = (
-            f"{about['label']} {about['arrow']}".strip(),
-            "descending" if about["arrow"] == "↑" else "ascending",
-        )
+        label = "\N{NO-BREAK SPACE}".join(filter(None, (about["label"], about["arrow"])))
+        first = "descending" if about["arrow"] == "↑" else "ascending"
         columns.append({"label": label, "unit": about["unit"], "first": first, "cells": cells})
     return columns
 
@@ -244,14 +229,12 @@ def publish(root: Path, target: Path, remote: str, branch: str) -> str:
     if parent:
         _git(root, "fetch", "--quiet", "--no-tags", "--no-write-fetch-head", "--", remote, name)
         if not _git(root, "ls-tree", "--name-only", parent, "index.html"):
-            raise SiteError(
-                f"branch '{branch}' of {remote} holds something else than a site; name another one: BRANCH="
-            )
+            raise SiteError(f"branch '{branch}' of {remote} holds something else than a site; choose another BRANCH")
     build(root, target)
     with tempfile.TemporaryDirectory() as scratch:
         own_index = {"GIT_INDEX_FILE": f"{scratch}/index"}
-        as_it_is = ["-c", "core.autocrlf=false", "--work-tree", str(target)]
-        _git(root, *as_it_is, "add", "--all", "--force", "--", str(target), environment=own_index)
+        as_it_is = ["-c", "core.autocrlf=false", "--work-tree", str(target.resolve())]
+        _git(root, *as_it_is, "add", "--all", "--force", "--", str(target.resolve()), environment=own_index)
         tree = _git(root, "write-tree", environment=own_index)
     if parent and tree == _git(root, "rev-parse", f"{parent}^{{tree}}"):
         return f"branch '{branch}' of {remote} holds this site already"
@@ -263,9 +246,8 @@ def publish(root: Path, target: Path, remote: str, branch: str) -> str:
 
 def _git(root: Path, *arguments: str, environment=None) -> str:
     """The output of a git command."""
-    done = subprocess.run(
-        ["git", *arguments], cwd=root, env=os.environ | (environment or {}), capture_output=True, text=True
-    )
+    environment = os.environ | (environment or {})
+    done = subprocess.run(["git", *arguments], cwd=root, env=environment, capture_output=True, text=True)
     if done.returncode:
         said = done.stderr.strip() or f"exit status {done.returncode}"
         raise SiteError(f"git {' '.join(arguments)} failed: {said}")
@@ -282,11 +264,13 @@ def main():
     publishing.add_argument("branch", nargs="?", default="gh-pages")
     chosen = parser.parse_args()
     pipeline.enter_project()
-    root = Path.cwd()
+    root = Path()
     try:
         if chosen.command == "build":
             build(root, root / SITE)
-            print(*outdated(root), f"open {SITE}/index.html", sep="\n")
+            for problem in outdated(root):
+                print(problem, file=sys.stderr)
+            print(f"open {SITE}/index.html")
         elif chosen.command == "check":
             check(root)
         else:
