@@ -160,6 +160,40 @@ def test_a_failure_keeps_the_earlier_result(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "set"]
 
 
+def test_corrupt_images_are_all_named_or_left_out_and_counted(tmp_path):
+    """One error names every corrupt image; with skip_corrupt the rest is written, and the left out are listed."""
+    root = folder_of(tmp_path / "set", images=5)
+    for number, name in enumerate(("a", "b")):
+        for image in range(5):
+            save(root / name / f"{image}.png", np.full((6, 8, 3), 10 * image + 100 * number, dtype=np.uint8))
+    for name in ("a/1.png", "b/3.png", "b/4.png"):
+        (root / name).write_bytes(b"broken")
+    with pytest.raises(datasets.CorruptImage, match=r"(?s)a/1\.png: not .*b/3\.png.*b/4\.png.*3 corrupt in all"):
+        datasets.prepare(root, tmp_path / "out", image_size=8)
+    assert not (tmp_path / "out").exists()
+    options = {"image_size": 8, "validation_fraction": 0.4, "seed": 1}
+    description = datasets.prepare(root, tmp_path / "out", skip_corrupt=True, **options)
+    assert set(description["skipped"]) == {"a/1.png", "b/3.png", "b/4.png"}
+    assert "b/3.png: not a readable image" in description["skipped"]["b/3.png"]
+    assert sum(description["counts"].values()) == 7
+    data = datasets.load(tmp_path / "out")
+    for split in (data.train, data.validation):
+        assert len(split.images) == len(split) == len(split.files)
+        for file, image, label in zip(split.files, split.images, split.labels, strict=True):
+            assert (image == 10 * int(file[2]) + 100 * label).all()  # each picture kept its file and its label
+    assert not list((tmp_path / "out").rglob("*shorter*"))
+
+
+def test_a_class_of_corrupt_images_alone_is_named(tmp_path):
+    """Leaving out corrupt images must not leave out a class."""
+    root = folder_of(tmp_path / "set" / "val", images=2).parent
+    for image in (root / "val" / "b").iterdir():
+        image.write_bytes(b"broken")
+    with pytest.raises(DataError, match="class 'b': none of its images for validation is readable"):
+        datasets.prepare(root, tmp_path / "out", image_size=8, skip_corrupt=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
+
+
 def test_bad_options_are_refused(tmp_path):
     """Unknown geometry, sizes below one and birds without a number of images are named."""
     good = {"image_size": 8, "train_per_class": 1, "validation_per_class": 1}

@@ -70,6 +70,7 @@ def test_bad_folders_are_refused_by_name(tmp_path):
     folder_of(tmp_path / "sided" / "val", classes=("a",))
     (folder_of(tmp_path / "foreign") / "a" / "x.gif").write_bytes(b"GIF89a")
     folder_of(tmp_path / "single", images=1)
+    folder_of(tmp_path / "shallow", classes=("images",))
     for name, message in (
         ("god", r"god does not exist; beside it lie empty, file, .*good"),
         ("empty", r"empty is empty; beside it lie empty, file"),
@@ -79,11 +80,49 @@ def test_bad_folders_are_refused_by_name(tmp_path):
         ("sided", "class 'b' is in train/ but not in val/"),
         ("foreign", "x.gif is not an image of a known kind.*convert"),
         ("single", "class 'a' has one image only"),
+        ("shallow", r"has one class only, 'images', and a classifier needs two; .*labels\.csv"),
     ):
         with pytest.raises(DataError, match=message):
             listed(tmp_path / name)
     with pytest.raises(DataError, match=r"validation_fraction is 1\.5; it must lie between"):
         listed(tmp_path / "good", validation_fraction=1.5)
+
+
+def test_a_table_names_the_classes_of_one_folder(tmp_path):
+    """labels.csv: files at the root or in images/, split by seed; all are held out where each class has one image."""
+    root = tmp_path / "set"
+    for name in ("images/1.png", "images/2.png", "3.png", "4.png", "images/unlisted.png"):
+        save(root / name)
+    (root / "labels.csv").write_text("file,index,class\n1.png,7,wren\nimages/2.png,7,auk\n3.png,7,wren\n4.png,7,auk\n")
+    found = listed(root)
+    assert found.classes == ("auk", "wren")
+    assert sorted(found.train + found.validation) == [
+        ("3.png", 1), ("4.png", 0), ("images/1.png", 1), ("images/2.png", 0)]  # fmt: skip
+    assert [label for _, label in found.validation] == [0, 1]
+    (root / "labels.csv").write_text("synset,file\nn2,1.png\nn1,2.png\n")
+    assert listed(root).train == []
+    assert listed(root).validation == [("images/2.png", 0), ("images/1.png", 1)]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("file,kind\n1.png,a\n", r"the first line must name the columns file and class; it names \['file', 'kind'\]"),
+        ("", "the first line must name the columns"),
+        ("file,class\n9.png,a\n", r"line 2: unknown file '9\.png'"),
+        ("file,class\n1.png,\n", r"line 2: 1\.png has no class"),
+        ("file,class\n1.png,a\n2.png,b\n1.png,b\n", r"line 4: 1\.png stands there for the second time"),
+        ("file,class\n", "lists no image"),
+        ("file,class\n1.png,a\n2.png,a\n", "has one class only, 'a'"),
+    ],
+)
+def test_a_wrong_table_is_refused(tmp_path, text, message):
+    """Every mistake in labels.csv is named with its line."""
+    for name in ("1.png", "2.png"):
+        save(tmp_path / "set" / name)
+    (tmp_path / "set" / "labels.csv").write_text(text)
+    with pytest.raises(DataError, match=message):
+        listed(tmp_path / "set")
 
 
 def test_every_kind_of_image_becomes_rgb(tmp_path):

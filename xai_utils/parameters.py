@@ -42,6 +42,9 @@ class PrepareData(Stage):
     validation_per_class: PositiveInt | None
     validation_fraction: Share
     inclusive_boxes: bool | None
+    annotation_level: Literal["variant", "family", "manufacturer"] | None
+    drop_blacklisted: bool
+    skip_corrupt: bool
 
 
 class FinetuneTarget(Stage):

@@ -69,10 +69,12 @@ def check() -> int:
             _check_parameters_cell(_notebook_of(stage), given)
             source = Path(given.get("dataset", "."))
             if not source.is_dir():
+                from xai_utils.datasets.published import advice  # imports torch: only where it has something to say
+
                 there = sorted(path.name for path in source.parent.glob("*/")) if source.parent.is_dir() else []
                 problems.append(
                     f"params.yaml: dataset = '{source}' is no folder; "
-                    f"{source.parent}/ holds {', '.join(there) or 'no folder'}"
+                    f"{source.parent}/ holds {', '.join(there) or 'no folder'}{advice(source)}"
                 )
         except (OSError, ValueError) as error:
             problems.append(str(error))

@@ -1,7 +1,8 @@
 """Where images, labels, boxes and part masks come from.
 
-`prepare(source, folder, ...)` turns drawn birds (a folder with species.yaml) or any image folder into arrays of one
-image size; `load(folder)` opens them without reading them into memory.
+`prepare(source, folder, ...)` turns drawn birds (a folder with species.yaml), a published data set (recognised by its
+files: `published.LAYOUTS`) or any image folder into arrays of one image size; `load(folder)` opens them without reading
+them into memory.
 """
 
 import csv
@@ -13,7 +14,7 @@ import torch
 
 from xai_utils.datasets.birds import Bird, render
 from xai_utils.datasets.catalogue import PARTS, Catalogue, differing_parts, load_catalogue, other_looks
-from xai_utils.datasets.errors import DataError
+from xai_utils.datasets.errors import CorruptImage, DataError, MissingData
 from xai_utils.datasets.prepared import CATALOGUE, SPLITS, prepare, require_prepared
 
 __all__ = [
@@ -21,8 +22,10 @@ __all__ = [
     "SPLITS",
     "Bird",
     "Catalogue",
+    "CorruptImage",
     "Data",
     "DataError",
+    "MissingData",
     "Split",
     "differing_parts",
     "load",

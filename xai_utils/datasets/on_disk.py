@@ -4,38 +4,55 @@ Layouts understood, one folder per class in each:
     train/ and validation/ (or val/, or test/: the first of these that exists is held out)
     val/ alone (or validation/, test/): everything is held out, nothing is trained on
     train/ alone, or class folders directly: a seeded share of each class is held out
+or, without class folders, a table:
+    labels.csv (file and class; `synset` and `label` mean class too), files relative to the root or to images/:
+    a seeded share of each class is held out; everything, where no class has two images
+
 Images may lie deeper inside their class folder. Hidden files and notes (NOT_IMAGES) are not looked at; any other file
 must be an image. `boxes.csv` (file,x0,y0,x1,y1) at the root is optional.
 """
 
-import csv
-import math
 import struct
 import warnings
-from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from xai_utils.datasets.errors import DataError
+from xai_utils.datasets.csv_files import LABELS, read_labels
+from xai_utils.datasets.errors import CorruptImage, DataError, MissingData
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 NOT_IMAGES = {".txt", ".md", ".csv", ".json", ".xml", ".yaml", ".yml", ".html", ".ini", ".db", ".mat"}
 HELD_OUT = ("validation", "val", "test")
-BOX_COLUMNS = ("file", "x0", "y0", "x1", "y1")
+
+
+def no_boxes(file, size):
+    """The boxes of an image in a data set that has none."""
+    return np.zeros((0, 4))
 
 
 @dataclass(frozen=True)
-class ImageFolder:
-    """What a folder holds: sorted `classes`, and per split a sorted list of (file relative to the root, label)."""
+class Listing:
+    """What a data set holds: `classes` in the order of the labels, per split a list of (file below `root`, label).
+
+    `boxes(file, (width, height))`: (k, 4) floats x0, y0, x1, y1, half-open, in pixels of the upright image, inside it.
+    `parts(file)`: a PIL image of the image's size whose pixels are 0 or the position in `part_names` + 1.
+    `banner`: rows of text at the bottom of every image, which are cut off.
+    """
 
     root: Path
     classes: tuple[str, ...]
     train: list[tuple[str, int]]
     validation: list[tuple[str, int]]
+    kind: str = "image_folder"
+    boxes: Callable = no_boxes
+    parts: Callable | None = None
+    part_names: tuple[str, ...] = ()
+    banner: int = 0
 
 
 def find_images(root, *, validation_fraction, seed):
@@ -43,87 +60,53 @@ def find_images(root, *, validation_fraction, seed):
 
     `validation_fraction` in (0, 1) and `seed` matter only where the folder itself holds nothing out: each class then
     gives round(fraction * images) of its images, at least one, and keeps at least one.
-    Raises DataError for a missing or empty folder, a class without images, and splits with different classes.
+    Raises DataError for a missing or empty folder, a class without images, one class only, and splits with different
+    classes.
     """
     root = Path(root)
     if not root.is_dir() or not any(root.iterdir()):
         beside = sorted(entry.name for entry in root.parent.iterdir()) if root.parent.is_dir() else []
         what = "is empty" if root.is_dir() else "is a file, not a folder" if root.exists() else "does not exist"
-        raise DataError(f"{root} {what}; {_listed('beside it lie', beside)}: give the folder that holds the classes")
-    held_out = next((name for name in HELD_OUT if (root / name).is_dir()), None)
-    has_train = (root / "train").is_dir()
-    if held_out:
-        validation = _classes(root, root / held_out)
-        train = _classes(root, root / "train") if has_train else {}
-        for name in sorted(set(train) ^ set(validation)) if has_train else ():
-            present, absent = ("train", held_out) if name in train else (held_out, "train")
-            raise DataError(f"{root}: class {name!r} is in {present}/ but not in {absent}/; both need the same classes")
+        raise MissingData(f"{root} {what}; {_listed('beside it lie', beside)}: give the folder that holds the classes")
+    if (root / LABELS).is_file():
+        classes = read_labels(root)
+        single = all(len(files) == 1 for files in classes.values())
+        train, validation = ({}, classes) if single else _split(classes, validation_fraction, seed)
     else:
-        train, validation = {}, {}
-        for number, (name, files) in enumerate(_classes(root, root / "train" if has_train else root).items()):
-            held = _held_out(name, files, validation_fraction, np.random.default_rng([seed, number]))
-            train[name] = [file for file in files if file not in held]
-            validation[name] = sorted(held)
+        train, validation = _from_folders(root, validation_fraction, seed)
     classes = tuple(sorted(validation))
+    if len(classes) < 2:
+        raise DataError(
+            f"{root} has one class only, {classes[0]!r}, and a classifier needs two; give the folder whose folders are "
+            f"the classes, or write {root / LABELS} (file,class)"
+        )
     labelled = [
         [(file, label) for label, name in enumerate(classes) for file in split.get(name, ())]
         for split in (train, validation)
     ]
-    return ImageFolder(root, classes, *labelled)
+    return Listing(root, classes, *labelled)
 
 
-def read_boxes(root, files, *, inclusive=None):
-    """The boxes of `boxes.csv` at `root`: dict file -> (k, 4) float array x0, y0, x1, y1, half-open, in pixels.
-
-    `inclusive`: x1, y1 of the file are the last pixels inside (Tiny ImageNet, Pascal VOC); 1 is added to them. None
-    finds out: a file with a box of x1 = x0 or y1 = y0 must be inclusive, since half-open that box would be empty.
-    Pixels are those of the upright image (EXIF orientation applied). `files` are the images that count; rows for
-    other images that exist below `root` are left out. Without the file: {}. Whether a box lies inside its image is
-    checked by `check_boxes` when the image is read.
-    """
-    path = Path(root) / "boxes.csv"
-    if not path.exists():
-        return {}
-    boxes, found, files = defaultdict(list), [], set(files)
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as handle:
-            rows = csv.DictReader(handle)
-            missing = [column for column in BOX_COLUMNS if column not in (rows.fieldnames or ())]
-            if missing:
-                raise DataError(
-                    f"{path}: column '{missing[0]}' is missing; the first line must be {','.join(BOX_COLUMNS)}"
-                )
-            for row in rows:
-                where = f"{path} line {rows.line_num}"
-                file = row["file"]
-                if file not in files and not (file and (path.parent / file).is_file()):
-                    raise DataError(f"{where}: unknown file {file!r}; files are relative to {path.parent}, with '/'")
-                box = [_number(row[column], column, where) for column in BOX_COLUMNS[1:]]
-                found.append((where, file, box))
-    except (UnicodeDecodeError, csv.Error, OSError) as error:
-        raise DataError(f"{path}: not a readable UTF-8 CSV file ({error})") from error
-    if inclusive is None:
-        inclusive = any(x0 == x1 or y0 == y1 for _, _, (x0, y0, x1, y1) in found)
-    for where, file, (x0, y0, x1, y1) in found:
-        if x1 + inclusive <= x0 or y1 + inclusive <= y0:
-            raise DataError(
-                f"{where}: empty box {x0:g},{y0:g},{x1:g},{y1:g} of {file}; x1 > x0 and y1 > y0 are needed (where x1, "
-                "y1 are the last pixels inside, set inclusive_boxes)"
-            )
-        if file in files:
-            boxes[file].append([x0, y0, x1 + inclusive, y1 + inclusive])
-    return {file: np.array(rows, dtype=np.float64) for file, rows in boxes.items()}
+def _from_folders(root, validation_fraction, seed):
+    held_out = next((name for name in HELD_OUT if (root / name).is_dir()), None)
+    has_train = (root / "train").is_dir()
+    if held_out:
+        validation = class_folders(root, root / held_out)
+        train = class_folders(root, root / "train") if has_train else {}
+        for name in sorted(set(train) ^ set(validation)) if has_train else ():
+            present, absent = ("train", held_out) if name in train else (held_out, "train")
+            raise DataError(f"{root}: class {name!r} is in {present}/ but not in {absent}/; both need the same classes")
+        return train, validation
+    return _split(class_folders(root, root / "train" if has_train else root), validation_fraction, seed)
 
 
-def check_boxes(boxes, file, size):
-    """Raise DataError where a box of `boxes` (k, 4) leaves its image of `size` (width, height)."""
-    width, height = size
-    for box in boxes:
-        if box[0] < 0 or box[1] < 0 or box[2] > width or box[3] > height:
-            raise DataError(
-                f"boxes.csv: box {box.tolist()} of {file} lies outside its image of {width} x {height} pixels; "
-                "correct the row (x0,y0,x1,y1 in pixels of the upright image, half-open)"
-            )
+def _split(classes, validation_fraction, seed):
+    train, validation = {}, {}
+    for number, (name, files) in enumerate(classes.items()):
+        held = _held_out(name, files, validation_fraction, np.random.default_rng([seed, number]))
+        train[name] = [file for file in files if file not in held]
+        validation[name] = sorted(held)
+    return train, validation
 
 
 def read_image(path):
@@ -131,11 +114,11 @@ def read_image(path):
 
     EXIF orientation is applied; transparency is laid on white; 16-bit grey is divided by 257; CMYK, palette and grey
     are converted; of an animation the first frame counts; colour profiles are ignored.
-    Raises DataError for anything that does not decode to its last pixel, and for images beyond Pillow's pixel limit.
+    Raises CorruptImage for anything that does not decode to its last pixel, and for images beyond Pillow's pixel limit.
     """
     path = Path(path)
     if path.is_file() and path.stat().st_size == 0:
-        raise DataError(f"{path}: the file is empty (0 bytes); replace or remove it")
+        raise CorruptImage(f"{path}: the file is empty (0 bytes); replace or remove it")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -144,12 +127,14 @@ def read_image(path):
                 return _to_rgb(ImageOps.exif_transpose(image))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         limit = Image.MAX_IMAGE_PIXELS
-        raise DataError(f"{path}: more than {limit} pixels, refused as a decompression bomb; scale it down") from error
+        raise CorruptImage(
+            f"{path}: more than {limit} pixels, refused as a decompression bomb; scale it down"
+        ) from error
     except Image.UnidentifiedImageError as error:
         allowed = ", ".join(FORMATS)
-        raise DataError(f"{path}: not a readable image; allowed are {allowed}. Convert or remove it") from error
+        raise CorruptImage(f"{path}: not a readable image; allowed are {allowed}. Convert or remove it") from error
     except (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error) as error:
-        raise DataError(f"{path}: damaged or cut off ({error}); replace or remove it") from error
+        raise CorruptImage(f"{path}: damaged or cut off ({error}); replace or remove it") from error
 
 
 def _to_rgb(image):
@@ -162,7 +147,7 @@ def _to_rgb(image):
     return image.convert("RGB")
 
 
-def _classes(root, folder):
+def class_folders(root, folder):
     """Class name -> sorted files relative to `root`, for the class folders of `folder`."""
     names = sorted(entry.name for entry in folder.iterdir())
     classes = {}
@@ -206,16 +191,6 @@ def _check_name(path):
         str(path).encode()
     except UnicodeEncodeError:
         raise DataError(f"{str(path)!r}: the name is not UTF-8; rename it") from None
-
-
-def _number(text, column, where):
-    try:
-        value = float(text)
-    except (TypeError, ValueError):
-        value = math.nan
-    if not math.isfinite(value):
-        raise DataError(f"{where}: column '{column}' holds {text!r}, not a number")
-    return value
 
 
 def _listed(lead, names):

@@ -2,7 +2,7 @@
 
 dataset.json            what it is: name, kind, image_size, geometry, classes, part_names, counts ...
 species.yaml            birds only: the catalogue the images were drawn from
-train/, validation/     images.npy uint8 (N,3,S,S) · labels.npy int64 (N,) · parts.npy uint8 (N,S,S), birds only
+train/, validation/     images.npy uint8 (N,3,S,S) · labels.npy int64 (N,) · with parts: parts.npy uint8 (N,S,S)
                         boxes.csv image,x0,y0,x1,y1 in prepared pixels · files.csv index,file (birds: species:seed)
 """
 
@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from xai_utils.datasets import birds, on_disk
+from xai_utils.datasets import birds, on_disk, published
 from xai_utils.datasets.catalogue import PARTS, differing_parts, load_catalogue
-from xai_utils.datasets.errors import DataError
+from xai_utils.datasets.errors import CorruptImage, DataError
 
 CATALOGUE = "species.yaml"
 SPLITS = ("train", "validation")
@@ -35,15 +35,20 @@ def prepare(
     validation_per_class=None,
     validation_fraction=0.2,
     inclusive_boxes=None,
+    annotation_level=None,
+    drop_blacklisted=False,
+    skip_corrupt=False,
     seed=0,
 ):
     """Write the prepared form of `source` into `folder` and return its description (the content of dataset.json).
 
     A source with `species.yaml` is drawn: `train_per_class` and `validation_per_class` images per species. Any other
-    source is an image folder (see `on_disk`); the two numbers are then caps (a seeded subset of each class; None:
-    all), and `validation_fraction` is held out where the folder itself holds nothing out. `inclusive_boxes`:
-    its boxes.csv names the last pixels inside (Tiny ImageNet, Pascal VOC) instead of half-open boxes (None: see
-    `on_disk.read_boxes`).
+    source is a published data set (`published.LAYOUTS`) or an image folder (`on_disk`); the two numbers are then caps
+    (a seeded subset of each class; None: all), and `validation_fraction` is held out where an image folder itself
+    holds nothing out. `inclusive_boxes`: its boxes.csv names the last pixels inside (Tiny ImageNet, Pascal VOC)
+    instead of half-open boxes (None: see `csv_files.read_boxes`). `annotation_level` and `drop_blacklisted`: see
+    `published.find`. Images that cannot be decoded are all named in one error, or with `skip_corrupt` left out and
+    listed in the description as `skipped` (file -> why).
 
     geometry "crop": shorter side to round(image_size * 256 / 224), then the middle; "squash": both sides to
     image_size, proportions lost. Bilinear, antialiased. Boxes follow, clipped; a box left without area is dropped.
@@ -54,6 +59,7 @@ def prepare(
     source, folder = Path(source), Path(folder)
     if geometry not in GEOMETRIES:
         raise ValueError(f"geometry is {geometry!r}; allowed are {', '.join(GEOMETRIES)}")
+    options = {"annotation_level": annotation_level, "drop_blacklisted": drop_blacklisted}
     numbers = {"train_per_class": train_per_class, "validation_per_class": validation_per_class}
     for name, value in {"image_size": image_size, **numbers}.items():
         if (value is None and name == "image_size") or (value is not None and value < 1):
@@ -68,11 +74,21 @@ def prepare(
     temporary.mkdir(parents=True)
     try:
         if (source / CATALOGUE).is_file():
+            if annotation_level or drop_blacklisted:
+                raise ValueError(
+                    f"{source} is a catalogue of birds; annotation_level and drop_blacklisted are not for it"
+                )
             description = _write_birds(source, temporary, image_size, numbers, seed)
         else:
-            found = on_disk.find_images(source, validation_fraction=validation_fraction, seed=seed)
-            boxes = on_disk.read_boxes(source, dict(found.train + found.validation), inclusive=inclusive_boxes)
-            description = _write_folder(found, boxes, temporary, image_size, geometry, numbers, seed)
+            found = published.find(
+                source,
+                validation_fraction=validation_fraction,
+                seed=seed,
+                inclusive_boxes=inclusive_boxes,
+                **options,
+            )
+            description = _write_images(found, temporary, image_size, geometry, numbers, seed, skip_corrupt)
+            description["name"] = source.resolve().name
         (temporary / "dataset.json").write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
         if folder.exists():
             folder.rename(earlier)
@@ -107,12 +123,12 @@ def _write_birds(source, folder, size, numbers, seed):
         ]
 
         def draw(wanted=wanted):
-            for name, _, image_seed in wanted:
+            for name, label, image_seed in wanted:
                 bird = birds.render(catalogue, name, image_seed, size=size)
-                yield bird.image, np.array([bird.box], dtype=np.float64), bird.parts
+                boxes = np.array([bird.box], dtype=np.float64)
+                yield f"{name}:{image_seed}", label, bird.image, boxes, bird.parts
 
-        files = [f"{name}:{image_seed}" for name, _, image_seed in wanted]
-        _write_split(folder / split, draw(), files, [label for _, label, _ in wanted], size, parts=True)
+        _write_split(folder / split, draw(), len(wanted), size, parts=True)
         counts[split] = len(wanted)
     differing = defaultdict(dict)
     for (a, b), parts in differing_parts(catalogue).items():
@@ -128,59 +144,91 @@ def _write_birds(source, folder, size, numbers, seed):
         "differing_parts": differing,
         "annotated_classes": names,
         "counts": counts,
+        "skipped": {},
     }
 
 
-def _write_folder(found, boxes, folder, size, geometry, numbers, seed):
-    counts, annotated = {}, set()
+def _write_images(found, folder, size, geometry, numbers, seed, skip_corrupt):
+    counts, annotated, corrupt = {}, set(), {}
     for number, split in enumerate(SPLITS):
         wanted = _capped(getattr(found, split), numbers[f"{split}_per_class"], [seed, number])
 
         def decode(wanted=wanted):
             for file, label in wanted:
-                image = on_disk.read_image(found.root / file)
-                own = boxes.get(file, np.zeros((0, 4)))
-                on_disk.check_boxes(own, file, image.size)
-                image, own = fit(image, own, size, geometry)
-                if len(own):
+                try:
+                    image, boxes, parts = _decoded(found, file, size, geometry)
+                except CorruptImage as error:
+                    corrupt[file] = str(error)
+                    continue
+                if len(boxes):
                     annotated.add(label)
-                yield np.asarray(image), own, None
+                yield file, label, image, boxes, parts
 
-        files, labels = [file for file, _ in wanted], [label for _, label in wanted]
-        _write_split(folder / split, decode(), files, labels, size, parts=False)
-        counts[split] = len(wanted)
+        labels = _write_split(folder / split, decode(), len(wanted), size, parts=found.parts is not None)
+        counts[split] = len(labels)
+        for label in sorted({label for _, label in wanted} - set(labels)) if skip_corrupt else ():
+            raise DataError(f"class {found.classes[label]!r}: none of its images for {split} is readable; replace them")
+    if corrupt and not skip_corrupt:
+        shown = "\n".join(list(corrupt.values())[:10])
+        more = f"\n… and {len(corrupt) - 10} more" if len(corrupt) > 10 else ""
+        raise CorruptImage(f"{shown}{more}\n{len(corrupt)} corrupt in all; or leave them out with skip_corrupt: true")
     return {
         "name": found.root.resolve().name,
-        "kind": "image_folder",
+        "kind": found.kind,
         "image_size": size,
         "geometry": geometry,
         "seed": seed,
         "classes": list(found.classes),
-        "part_names": [],
+        "part_names": list(found.part_names),
         "differing_parts": {},
         "annotated_classes": [found.classes[label] for label in sorted(annotated)],
         "counts": counts,
+        "skipped": corrupt,
     }
 
 
-def fit(image, boxes, size, geometry):
+def _decoded(found, file, size, geometry):
+    """Image (S,S,3) uint8, boxes (k,4) and parts (S,S) uint8 or None of one file; CorruptImage if it cannot be read."""
+    image = on_disk.read_image(found.root / file)
+    boxes, parts = found.boxes(file, image.size), None
+    if found.parts is not None:
+        mask = found.parts(file)
+        if mask.size != image.size:
+            raise DataError(
+                f"{found.root / file} has {image.size} pixels and its mask {mask.size}; replace one of them"
+            )
+        parts = np.asarray(_fitted(mask, size, geometry, found.banner, Image.Resampling.NEAREST))
+    image, boxes = fit(image, boxes, size, geometry, banner=found.banner)
+    return np.asarray(image), boxes, parts
+
+
+def fit(image, boxes, size, geometry, *, banner=0):
     """Bring a PIL image to size x size and its boxes (k, 4) along; returns both, see `prepare` for the geometries.
 
-    x' = x * width' / width - left, with width' the resized width and left = round((width' - size) / 2) cut off.
+    `banner` rows at the bottom are cut off before. x' = x * width' / width - left, with width' the resized width and
+    left = round((width' - size) / 2) cut off.
     """
-    width, height = image.size
+    (scale_x, scale_y), (left, top) = _frame(image.width, image.height - banner, size, geometry)
+    image = _fitted(image, size, geometry, banner, Image.Resampling.BILINEAR)
+    boxes = np.clip(boxes * [scale_x, scale_y, scale_x, scale_y] - [left, top, left, top], 0, size)
+    return image, boxes[(boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])]
+
+
+def _frame(width, height, size, geometry):
+    """(scale_x, scale_y) of the resizing and the (left, top) that the crop then cuts off."""
     if geometry == "squash":
         resized = (size, size)
     else:
         short = round(size * 256 / 224)
         resized = (short, int(short * height / width)) if width <= height else (int(short * width / height), short)
-    left, top = (round((side - size) / 2) for side in resized)
-    scale_x, scale_y = resized[0] / width, resized[1] / height
+    return (resized[0] / width, resized[1] / height), tuple(round((side - size) / 2) for side in resized)
+
+
+def _fitted(image, size, geometry, banner, resampling):
+    (scale_x, scale_y), (left, top) = _frame(image.width, image.height - banner, size, geometry)
     # Only the crop is computed, out of the pixels it needs: a very long image costs no more than a square one.
     window = (left / scale_x, top / scale_y, (left + size) / scale_x, (top + size) / scale_y)
-    image = image.resize((size, size), Image.Resampling.BILINEAR, box=window)
-    boxes = np.clip(boxes * [scale_x, scale_y, scale_x, scale_y] - [left, top, left, top], 0, size)
-    return image, boxes[(boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])]
+    return image.resize((size, size), resampling, box=window)
 
 
 def _capped(images, cap, seed):
@@ -196,30 +244,37 @@ def _capped(images, cap, seed):
     return kept
 
 
-def _write_split(folder, pictures, files, labels, size, *, parts):
-    """Stream `pictures`, (image (S,S,3), boxes (k,4), parts (S,S) or None) one at a time, into the split's arrays."""
+def _write_split(folder, pictures, count, size, *, parts):
+    """Stream at most `count` `pictures` into the split's arrays; returns their labels.
+
+    A picture is (file, label, image (S,S,3), boxes (k,4), parts (S,S) or None); one at a time is in memory.
+    """
     folder.mkdir()
-    create = np.lib.format.open_memmap
-    images = create(folder / "images.npy", mode="w+", dtype=np.uint8, shape=(len(files), 3, size, size))
-    part_maps = None
+    create, files, labels = np.lib.format.open_memmap, [], []
+    arrays = {"images": create(folder / "images.npy", mode="w+", dtype=np.uint8, shape=(count, 3, size, size))}
     if parts:
-        part_maps = create(folder / "parts.npy", mode="w+", dtype=np.uint8, shape=(len(files), size, size))
+        arrays["parts"] = create(folder / "parts.npy", mode="w+", dtype=np.uint8, shape=(count, size, size))
     with (folder / "boxes.csv").open("w", newline="", encoding="utf-8") as handle:
         rows = csv.writer(handle, lineterminator="\n")
         rows.writerow(("image", "x0", "y0", "x1", "y1"))
-        for index, (image, boxes, part_map) in enumerate(pictures):
-            images[index] = image.transpose(2, 0, 1)
+        for index, (file, label, image, boxes, part_map) in enumerate(pictures):
+            arrays["images"][index] = image.transpose(2, 0, 1)
             if parts:
-                part_maps[index] = part_map
+                arrays["parts"][index] = part_map
             rows.writerows([index, *map(repr, map(float, box))] for box in boxes)
-    for array in (images, part_maps):
-        if array is not None:
-            array.flush()
+            files.append(file)
+            labels.append(label)
+    for name, array in arrays.items():
+        array.flush()
+        if len(files) < count:  # some were left out
+            np.save(folder / f"{name}.shorter.npy", array[: len(files)])
+            (folder / f"{name}.shorter.npy").replace(folder / f"{name}.npy")
     np.save(folder / "labels.npy", np.array(labels, dtype=np.int64))
     with (folder / "files.csv").open("w", newline="", encoding="utf-8") as handle:
         rows = csv.writer(handle, lineterminator="\n")
         rows.writerow(("index", "file"))
         rows.writerows(enumerate(files))
+    return labels
 
 
 def require_prepared(folder):
