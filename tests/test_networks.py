@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+from urllib.error import URLError
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from xai_utils.networks import (
     load,
     replace_head,
     save,
+    targets,
 )
 from xai_utils.networks.architectures import SamePaddedConv2d
 
@@ -126,6 +128,56 @@ def test_published_weights_by_name(monkeypatch):
     assert not whole.network.transform_input
     with pytest.raises(ValueError, match="IMAGENET1K_V1, IMAGENET1K_V2"):
         build("resnet50", "abc", pretrained_from="V3")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "mean", "std"),
+    [("efficientnet_v2_l", [0.5] * 3, [0.5] * 3), ("inception_v3", [0.5] * 3, [0.5] * 3),
+     ("mobilenet_v2", IMAGENET_MEAN, IMAGENET_STD)],
+)  # fmt: skip
+def test_published_weights_bring_their_normalisation(monkeypatch, architecture, mean, std):
+    """torchvision says what its weights were trained with; Inception's normalise a second time inside."""
+    monkeypatch.setattr(torchvision.models, "get_model", lambda *_, **__: nn.Linear(1, 1))
+    _, classes, *normalisation = targets._published(architecture, "IMAGENET1K_V1")
+    assert normalisation == [pytest.approx(mean), pytest.approx(std)]
+    assert len(set(classes)) == 1000
+
+
+def test_weights_that_cannot_be_fetched_are_named_with_the_way_out(monkeypatch, tmp_path):
+    """Without a network the error names the file and the folder where torchvision looks for it."""
+
+    def unreachable(*_, **__):
+        raise URLError("no route")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", unreachable)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with pytest.raises(ConnectionError, match=r"of resnet18 cannot be fetched .*put resnet18-\w+\.pth into"):
+        build("resnet18", "ab", pretrained_from="IMAGENET1K_V1")
+
+
+def test_pickles_are_opened_without_running_code(tmp_path):
+    """A pickle that holds an object, a damaged one, and one without tensors are refused; the object is not made."""
+    torch.save({"weights": Trap(tmp_path / "sprung")}, tmp_path / "trap.pth")
+    (tmp_path / "cut.pth").write_bytes(b"PK\x03\x04 cut")
+    torch.save({"epoch": 3}, tmp_path / "empty.pt")
+    for name, message in (
+        ("trap.pth", r"trap\.pth is damaged, or holds more than weights, which could run code"),
+        ("cut.pth", r"cut\.pth is damaged"),
+        ("empty.pt", r"empty\.pt holds no state dict"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            build("small_resnet", None, pretrained_from=tmp_path / name)
+    assert not (tmp_path / "sprung").exists()
+
+
+class Trap:
+    """An object whose unpickling makes a folder."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.folder),)
 
 
 @pytest.mark.parametrize("architecture", ["small_resnet", "mobilenet_v2", "densenet121"])

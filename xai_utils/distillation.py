@@ -154,6 +154,7 @@ def fit_surrogates(settings: dict, *, compute, checkpoint_steps=None, log=None):
     common = _only(settings, "data", "target", "seed")
     lesson = common | settings["student"]
     lesson |= _only(settings, "trunk", "alpha", "temperature", *OPTIONS)
+    trunk = [tasks.weights_of(settings["trunk"])] if settings["trunk"] else []
 
     def fit(make_task, chosen, *folders):
         fitted = training.fit(
@@ -162,7 +163,7 @@ def fit_surrogates(settings: dict, *, compute, checkpoint_steps=None, log=None):
             compute=compute,
             checkpoints=CHECKPOINTS,
             code=CODE,
-            data_hash=tasks.files_fingerprint(settings["data"], settings["target"], *folders),
+            data_hash=tasks.files_fingerprint(settings["data"], settings["target"], *trunk, *folders),
             checkpoint_steps=checkpoint_steps,
             log=log,
         )

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import re
 from pathlib import Path
 
 import torch
@@ -10,27 +11,43 @@ from torch.nn import functional
 from xai_utils import datasets, distributed, training
 from xai_utils.networks import architectures, targets
 
+SYNSET = re.compile(r"n\d{8}")  # ImageNet's names of classes, whose order is that of the weights trained on it
 WEIGHTS, CHECKPOINTS = Path("data/weights"), Path(".checkpoints")
 VALIDATION_BATCH = 256
 
 
-def starting_target(name: str, classes, *, seed: int) -> targets.Target:
-    """The target before training: a new network of architecture `name`, or the checkpoint data/weights/`name`.
+def starting_target(name: str, classes, *, seed: int, new_head: bool = True) -> targets.Target:
+    """The target before training: what params.yaml calls `target`.
 
-    A checkpoint that lacks one of `classes` gets a new last layer for them; one that knows them all keeps its own.
+    An architecture (random weights), `architecture:weights` (the name of torchvision's, such as IMAGENET1K_V2, or a
+    file in data/weights), or the checkpoint data/weights/`name`. What lacks one of `classes` gets a new last layer for
+    them (ValueError, if not `new_head`); what knows them all keeps its own. A file of as many classes, and ImageNet's
+    weights beside all 1000 synsets, know them in the order of their names.
     """
     checkpoints = sorted(path.parent.name for path in WEIGHTS.glob("*/target.json"))
+    architecture, _, weights = name.partition(":")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if name in checkpoints:
             target = targets.load(WEIGHTS / name)
-            return target if set(classes) <= set(target.classes) else targets.replace_head(target, classes)
-        if name in targets.ARCHITECTURES:
+        elif name in targets.ARCHITECTURES:
             return targets.build(name, classes)
-    raise ValueError(
-        f"no target '{name}'; checkpoints in {WEIGHTS}: {', '.join(checkpoints) or 'none'}; "
-        f"architectures: {', '.join(targets.ARCHITECTURES)}"
-    )
+        elif weights and architecture in targets.ARCHITECTURES:
+            file = targets.is_file_of_weights(weights)
+            target = targets.build(architecture, None, pretrained_from=WEIGHTS / weights if file else weights)
+            if len(classes) == len(target.classes) and (file or all(SYNSET.fullmatch(each) for each in classes)):
+                target = targets.renamed(target, classes)
+        else:
+            raise ValueError(
+                f"no target '{name}'{architectures.why_unknown(architecture)}; checkpoints in {WEIGHTS}: "
+                f"{', '.join(checkpoints) or 'none'}; or an architecture, or architecture:weights; architectures: "
+                f"{', '.join(targets.ARCHITECTURES)}"
+            )
+        if set(classes) <= set(target.classes):
+            return target
+        if not new_head:
+            class_indices(classes, target.classes)  # says which it does not know
+        return targets.replace_head(target, classes)
 
 
 def class_indices(classes, target_classes) -> torch.Tensor:
@@ -158,8 +175,8 @@ def target_task(settings: dict) -> training.Task:
 def fit_target(settings: dict, *, compute, checkpoint_steps=None, log=None) -> tuple[targets.Target, list[dict]]:
     """The trained target in eval mode, and the history of its training; 0 epochs take it as it comes."""
     data = datasets.load(settings["data"])
-    target = starting_target(settings["target"], data.classes, seed=settings["seed"])
-    class_indices(data.classes, target.classes)  # before any work, where the checkpoint is to be used as it is
+    trains = settings["epochs"] > 0
+    target = starting_target(settings["target"], data.classes, seed=settings["seed"], new_head=trains)
     if settings["epochs"] == 0:
         return target.eval(), []
     if not len(data.train):
@@ -170,7 +187,7 @@ def fit_target(settings: dict, *, compute, checkpoint_steps=None, log=None) -> t
         compute=compute,
         checkpoints=CHECKPOINTS / "finetune_target",
         code=[Path(__file__), datasets, architectures, targets],
-        data_hash=files_fingerprint(settings["data"], WEIGHTS / settings["target"]),
+        data_hash=files_fingerprint(settings["data"], weights_of(settings["target"])),
         checkpoint_steps=checkpoint_steps,
         log=log,
     )
@@ -178,10 +195,16 @@ def fit_target(settings: dict, *, compute, checkpoint_steps=None, log=None) -> t
     return target.eval(), fitted.history
 
 
-def files_fingerprint(*folders) -> str:
-    """One hash of all files in the folders that exist."""
-    digest = hashlib.sha256()
-    for file in sorted(file for folder in folders for file in Path(folder).rglob("*") if file.is_file()):
+def weights_of(name: str) -> Path:
+    """Where the weights of `starting_target`'s `name` lie, if they lie in data/weights: a folder or a file."""
+    return WEIGHTS / name.rpartition(":")[2]
+
+
+def files_fingerprint(*places) -> str:
+    """One hash of all files, and of all files in the folders, that exist."""
+    digest, places = hashlib.sha256(), [Path(place) for place in places]
+    files = [file for place in places for file in (place, *place.rglob("*")) if file.is_file()]
+    for file in sorted(files):
         with file.open("rb") as handle:
             digest.update(f"{file.name} {hashlib.file_digest(handle, 'sha256').hexdigest()}\n".encode())
     return digest.hexdigest()

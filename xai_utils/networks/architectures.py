@@ -18,6 +18,13 @@ WITHOUT_FEATURE_MAPS = ("vit_", "swin_")  # tokens or channels-last activations:
 WITH_AUXILIARY_HEADS = ("googlenet", "inception_v3")
 
 
+def why_unknown(name):
+    """Why ARCHITECTURES lacks `name`, where there is more to say than that torchvision has no such network."""
+    if name.startswith(WITHOUT_FEATURE_MAPS) and name in torchvision.models.list_models(module=torchvision.models):
+        return f" ({name} works on tokens and has no maps of features (N, C, h, w), which most methods read)"
+    return ""
+
+
 class NarrowResNet(ResNet):
     """A ResNet-10 for small images: a 3x3 stem with stride 2, then one basic block per stage of `widths`, `strides`.
 

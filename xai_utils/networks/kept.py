@@ -1,6 +1,7 @@
 """Networks on disk: a folder with `<kind>.safetensors` (weights) and `<kind>.json` (what they are, their SHA-256)."""
 
 import json
+import pickle
 from pathlib import Path
 
 import safetensors.torch
@@ -9,6 +10,9 @@ import torchvision
 from safetensors import SafetensorError
 
 from xai_utils.checkpoints import sha256, write_atomically
+
+PICKLED = {".pth", ".pt", ".bin", ".ckpt"}
+SUFFIXES = {".safetensors"} | PICKLED  # of files of weights
 
 
 def _files(folder, kind):
@@ -60,13 +64,39 @@ def read_into(module, folder, kind, facts):
 
 
 def read_tensors(path):
-    """The tensors of a .safetensors file, by name. FileNotFoundError, or ValueError where it is none."""
+    """The tensors of a file of weights, by name: .safetensors, or a state dict saved by torch (PICKLED).
+
+    Pickles are opened with `weights_only`, which runs no code; a state dict under `state_dict` or `model` is taken out,
+    and the prefix of distributed training, `module.`, taken off. FileNotFoundError, or ValueError where it is none.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; give a .safetensors file of weights, or a state dict in .pth")
+    if path.suffix in PICKLED:
+        return _unpickled(path)
     try:
         return safetensors.torch.load_file(path)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path} does not exist; give a .safetensors file of weights") from None
     except SafetensorError as error:
         raise ValueError(f"{path} is not a readable safetensors file ({error}); fetch or save it again") from error
+
+
+def _unpickled(path):
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError) as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(
+            f"{path} is damaged, or holds more than weights, which could run code ({first}); where you trust it, save "
+            "its tensors alone: torch.save(model.state_dict(), path)"
+        ) from error
+    for name in ("state_dict", "model"):
+        if isinstance(found, dict) and isinstance(found.get(name), dict):
+            found = found[name]
+    if not isinstance(found, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in found.values()):
+        raise ValueError(
+            f"{path} holds no state dict (names of tensors); save one: torch.save(model.state_dict(), path)"
+        )
+    return {name.removeprefix("module."): tensor for name, tensor in found.items()}
 
 
 def fill(network, tensors, source):

@@ -5,6 +5,7 @@ A target is kept in a folder as `target.safetensors` (the network's weights) and
 
 import copy
 import hashlib
+from pathlib import Path
 
 import torch
 import torchvision
@@ -12,7 +13,7 @@ from torch import nn
 
 from xai_utils.networks import kept
 from xai_utils.networks.activations import captured
-from xai_utils.networks.architectures import ARCHITECTURES, WITH_AUXILIARY_HEADS
+from xai_utils.networks.architectures import ARCHITECTURES, WITH_AUXILIARY_HEADS, why_unknown
 from xai_utils.networks.inference import inference_copy
 from xai_utils.networks.layers import cam_layer, evaluating, find_layer, head_gradient, layer_names, layer_root
 
@@ -30,6 +31,7 @@ __all__ = [
     "inference_copy",
     "layer_names",
     "load",
+    "renamed",
     "replace_head",
     "save",
 ]
@@ -63,7 +65,10 @@ class Target(nn.Module):
 def require_known(architecture):
     """ARCHITECTURES[architecture]; ValueError listing the names."""
     if architecture not in ARCHITECTURES:
-        raise ValueError(f"architecture {architecture!r} is unknown; choose one of {', '.join(ARCHITECTURES)}")
+        raise ValueError(
+            f"architecture {architecture!r} is unknown{why_unknown(architecture)}; "
+            f"choose one of {', '.join(ARCHITECTURES)}"
+        )
     return ARCHITECTURES[architecture]
 
 
@@ -72,41 +77,80 @@ def _head_name(network):
     return next((name for name, module in reversed([*network.named_modules()]) if isinstance(module, nn.Linear)), None)
 
 
-def _pretrained(architecture, source):
-    """State dict of torchvision's weights called `source` ("IMAGENET1K_V1"), or of the .safetensors file there."""
-    if str(source).endswith(".safetensors"):
-        return kept.read_tensors(source)
+def is_file_of_weights(source):
+    """Whether `source` names a file of weights, not some of torchvision's."""
+    return Path(source).suffix in kept.SUFFIXES
+
+
+def _published(architecture, name):
+    """torchvision's weights `name` of `architecture`: (state dict, their classes, mean, std); downloaded once."""
     ours = architecture not in torchvision.models.list_models(module=torchvision.models)
     published = {} if ours else torchvision.models.get_model_weights(architecture).__members__
-    if source not in published:
+    if name not in published:
         raise ValueError(
-            f"{architecture} has no weights {str(source)!r}; give a .safetensors file, or the name of torchvision's: "
-            f"{', '.join(published) or 'none'}"
+            f"{architecture} has no weights {str(name)!r}; give a file ({' '.join(sorted(kept.SUFFIXES))}), or the "
+            f"name of torchvision's: {', '.join(published) or 'none'}"
         )
-    tensors = torchvision.models.get_model(architecture, weights=published[source]).state_dict()
-    return {key: tensor for key, tensor in tensors.items() if not key.startswith(AUXILIARY_HEADS)}
+    weights = published[name]
+    try:
+        network = torchvision.models.get_model(architecture, weights=weights, progress=False)
+    except OSError as error:
+        raise ConnectionError(
+            f"torchvision's weights {name} of {architecture} cannot be fetched ({error}); put "
+            f"{weights.url.rsplit('/', 1)[-1]} into {torch.hub.get_dir()}/checkpoints, or give a file of weights"
+        ) from error
+    names = weights.meta["categories"]  # two of ImageNet's stand there twice
+    classes = [f"{each} ({index})" if names.count(each) > 1 else each for index, each in enumerate(names)]
+    trained_centred = architecture in WITH_AUXILIARY_HEADS  # by a second normalisation inside, which ours leaves out
+    about = weights.transforms()
+    mean, std = ((0.5,) * 3, (0.5,) * 3) if trained_centred else (about.mean, about.std)
+    return network.state_dict(), classes, mean, std
 
 
 def build(architecture, classes, *, mean=None, std=None, pretrained_from=None):
     """A target of `architecture` for `classes` (names), with random weights or `pretrained_from` somewhere.
 
-    `pretrained_from`: a .safetensors file with the network's state dict, or the name of torchvision weights, such as
-    "IMAGENET1K_V1" (downloaded). Where it knows another number of classes, the head stays random: fine-tune it.
-    `mean`, `std` (3,): None is ImageNet's, or 0.5 for torchvision's GoogLeNet and Inception weights, which were
-    trained so. Random weights follow torch's global generator, as in every torch network.
+    `pretrained_from`: a file with the network's state dict (.safetensors, or .pth and the like, see
+    `kept.read_tensors`), or the name of torchvision weights, such as "IMAGENET1K_V1" (downloaded). Where it knows
+    another number of classes, the head stays random: fine-tune it. `classes` None: those that it knows, which for
+    a file are numbered. `mean`, `std` (3,): None is what torchvision's weights were trained with, otherwise ImageNet's.
+    Random weights follow torch's global generator, as in every torch network.
     """
-    network = require_known(architecture)(len(classes))
-    centred = False
-    if pretrained_from is not None:
-        centred = architecture in WITH_AUXILIARY_HEADS and not str(pretrained_from).endswith(".safetensors")
-        tensors, own, head = _pretrained(architecture, pretrained_from), network.state_dict(), _head_name(network)
+    create = require_known(architecture)
+    tensors, known, own_mean, own_std = None, None, IMAGENET_MEAN, IMAGENET_STD
+    if pretrained_from is not None and is_file_of_weights(pretrained_from):
+        tensors = kept.read_tensors(pretrained_from)
+    elif pretrained_from is not None:
+        tensors, known, own_mean, own_std = _published(architecture, pretrained_from)
+    if tensors is not None:
+        tensors = {key: tensor for key, tensor in tensors.items() if not key.startswith(AUXILIARY_HEADS)}
+    if classes is None:
+        classes = known or _numbered_classes(architecture, tensors, pretrained_from)
+    network = create(len(classes))
+    if tensors is not None:
+        own, head = network.state_dict(), _head_name(network)
         keys = [key for key in own if head and key.startswith(f"{head}.") and key in tensors]
         if any(tensors[key].shape[0] != len(classes) for key in keys):
             tensors = {**tensors, **{key: own[key] for key in keys}}
         kept.fill(network, tensors, pretrained_from)
-    mean = ((0.5,) * 3 if centred else IMAGENET_MEAN) if mean is None else mean
-    std = ((0.5,) * 3 if centred else IMAGENET_STD) if std is None else std
+    mean, std = own_mean if mean is None else mean, own_std if std is None else std
     return Target(network, architecture, classes, mean=mean, std=std)
+
+
+def _numbered_classes(architecture, tensors, source):
+    """Names for as many classes as the head of a state dict has: the length of the last tensor of the network."""
+    if tensors is None:
+        raise ValueError(f"{architecture} without weights knows no classes; name them, or give pretrained_from")
+    with torch.device("meta"):  # names alone
+        last = [*ARCHITECTURES[architecture](2).state_dict()][-1]
+    if last not in tensors:
+        raise ValueError(f"{source} does not hold weights of {architecture} (missing: {last})")
+    return [f"class {index}" for index in range(len(tensors[last]))]
+
+
+def renamed(target, classes):
+    """The same target under other names for its classes, as many of them."""
+    return Target(target.network, target.architecture, classes, mean=target.mean, std=target.std).train(target.training)
 
 
 def replace_head(target, classes):
