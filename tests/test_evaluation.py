@@ -83,12 +83,13 @@ def test_scores_equal_the_metrics_on_their_own(scored):
     }
     for name, values in expected.items():
         np.testing.assert_allclose(result["scores"]["first"][name], values, rtol=1e-3, atol=1e-4, err_msg=name)
-    assert result["curves"]["first"]["insertion"].shape == (COUNT, 7)
+    assert result["curves"]["first"]["insertion"].shape == (7,)
     assert result["fractions"]["deletion"] == pytest.approx(np.arange(7) / 6)
     assert result["protocol"]["curves"]["deletion"] == {"baseline": "mean", "points": 7, "pixels_per_step": 96}
     broken = [result["scores"]["second"][name][3] for name in METRICS]
     assert np.isnan(broken).all()
-    assert np.isnan(result["curves"]["second"]["insertion"][3]).all()
+    assert np.isfinite(result["curves"]["second"]["insertion"]).all()  # the mean of the other six
+    assert result["part_area"] is None
 
 
 def test_two_processes_score_like_one(scored):
@@ -169,17 +170,51 @@ def test_methods_are_compared_in_pairs():
         evaluation.compare_methods(made_up_scores(), "deletion", reference="C", seed=0)
 
 
-def test_scores_are_written_the_same_and_read_back(tmp_path):
-    """Six significant digits, one row per image and method, no partial file; the table of what is read is the same."""
-    frame = made_up_scores()
-    frame.loc[0, "deletion"] = 1 / 3
-    evaluation.write_scores(frame, tmp_path / "new" / "scores.csv")
-    lines = (tmp_path / "new" / "scores.csv").read_text().splitlines()
-    assert lines[:2] == ["image,label,target,method,failed,deletion,pointing_game", "0,x,0,A,0,0.333333,1"]
-    assert len(lines) == 11
-    assert [path.name for path in (tmp_path / "new").iterdir()] == ["scores.csv"]
-    again = evaluation.score_table(pandas.read_csv(tmp_path / "new" / "scores.csv"), ["pointing_game"], seed=0)
-    assert again.equals(evaluation.score_table(frame, ["pointing_game"], seed=0))
+def test_scores_and_curves_go_to_disk_and_are_read_back(scored, tmp_path):
+    """A file per method with six digits and the digest of the protocol; curves of every image; no partial folder."""
+    folders = {"scores": str(tmp_path / "new" / "scores"), "drawn": str(tmp_path / "new" / "curves")}
+    result = evaluation.evaluate(settings(scored, **folders))
+    lines = (tmp_path / "new" / "scores" / "second.csv").read_text().splitlines()
+    assert lines[0].startswith("image,label,target,method,failed,insertion")
+    assert len(lines) == COUNT + 1
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["curves", "scores"]
+    again = evaluation.read_scores(folders["scores"])
+    pandas.testing.assert_frame_equal(again, evaluation.score_frame(result), rtol=1e-5, check_dtype=False)
+    drawn = np.load(tmp_path / "new" / "curves" / "second.insertion.npy")
+    assert drawn.shape == (COUNT, 7)
+    assert np.isnan(drawn[3]).all()
+    np.testing.assert_allclose(np.nanmean(drawn, 0), result["curves"]["second"]["insertion"])
+
+
+def test_scores_of_another_protocol_are_never_mixed(scored, tmp_path):
+    """A method's file from a run with other options, or of a method that this run has not, is named; so is no file."""
+    new, old = str(tmp_path / "new"), str(tmp_path / "old")
+    evaluation.evaluate(settings(scored, scores=new))
+    assert len(evaluation.read_scores(new)) == 2 * COUNT
+    evaluation.evaluate(settings(scored, scores=old, curves=CURVES | {"deletion": {"pixels_per_step": 6272}}))
+    (tmp_path / "new" / "second.csv").write_bytes((tmp_path / "old" / "second.csv").read_bytes())
+    with pytest.raises(ValueError, match=r"second.csv was scored by another protocol than protocol.json; evaluate"):
+        evaluation.read_scores(new)
+    (tmp_path / "old" / "third.csv").write_bytes((tmp_path / "old" / "second.csv").read_bytes())
+    with pytest.raises(ValueError, match=r"holds scores of another run: third; evaluate again"):
+        evaluation.read_scores(old)
+    with pytest.raises(FileNotFoundError, match=r"holds no scores.*run the stage evaluate"):
+        evaluation.read_scores(tmp_path / "none")
+
+
+def test_a_broken_evaluation_leaves_the_scores_before_it(scored, tmp_path):
+    """An error in the second method leaves the folder of the earlier run as it was, and nothing half-written."""
+    folder = tmp_path / "scores"
+    evaluation.evaluate(settings(scored, scores=str(folder)))
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def breaking(line):
+        raise KeyboardInterrupt(line)
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluation.evaluate(settings(scored, scores=str(folder), batch=2), log=breaking)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["scores"]
 
 
 def test_bootstrap_interval_is_the_normal_one_where_it_should_be():

@@ -48,8 +48,8 @@ def test_the_same_figure_is_the_same_file(tmp_path):
 
 
 def test_curves_state_the_area_that_the_metric_gives():
-    """The legend's area of a mean curve 0, 0.5, 1 is 0.5 whatever the number of points."""
-    curves = {"a": np.array([[0.0, 0.4, 1.0], [0.0, 0.6, 1.0]])}
+    """The legend's area of a curve 0, 0.5, 1 is 0.5 whatever the number of points."""
+    curves = {"a": np.array([0.0, 0.5, 1.0])}
     figure = plots.score_curves(curves, colours=plots.method_colours(["a"]), label="insertion", inwards="inserted")
     assert figure.axes[0].get_legend().get_texts()[0].get_text() == "a  0.500"
 

@@ -115,8 +115,8 @@ def test_every_link_leads_somewhere(built):
 
 
 def test_the_table_shows_what_was_measured(built, opened):
-    """Every method, every metric with its interval, in the order of results.json."""
-    summary = json.loads((ROOT / "reports" / "results.json").read_text())
+    """Every method, every metric with its interval, in the order of metrics.json."""
+    summary = json.loads((ROOT / "reports" / "metrics.json").read_text())
     page = opened(built / "index.html")
     assert column(page, 0) == list(summary["methods"])
     heads = page.locator("#scores thead th").all_inner_texts()
@@ -179,7 +179,7 @@ def test_the_keyboard_reaches_everything_and_shows_where_it_is(built, opened):
         reached.add(page.evaluate("document.activeElement.id || document.activeElement.textContent"))
         if page.evaluate("document.activeElement === document.body"):
             break
-    assert {"filter", "Insertion\N{NO-BREAK SPACE}↑", "failures", "Evaluate the maps", "results.json"} <= reached
+    assert {"filter", "Insertion\N{NO-BREAK SPACE}↑", "failures", "Evaluate the maps", "metrics.json"} <= reached
 
 
 @pytest.mark.parametrize("name", ["index.html", "evaluate.html"])
@@ -211,7 +211,7 @@ def test_names_that_look_like_html_are_shown_as_text(tmp_path, opened):
         summary["metrics"]["insertion"] |= {"label": HOSTILE, "unit": f'" onfocus="alert(2)" {HOSTILE}'}
         summary["protocol"] += f"</script>{HOSTILE}"
 
-    change(folder / "reports" / "results.json", attack)
+    change(folder / "reports" / "metrics.json", attack)
     change(
         folder / "dvc.lock",
         lambda lock: lock["stages"]["prepare_data"]["params"]["params.yaml"].update(dataset=HOSTILE),
@@ -345,13 +345,13 @@ def recorded(tmp_path):
     outs = {
         stage: [{"path": path, "md5": site.content_hash(folder / path)} for path in paths]
         for stage, paths in zip(
-            stages, (("reports/results.json",), ("reports/figures", "reports/figures.html")), strict=True
+            stages, (("reports/metrics.json",), ("reports/figures", "reports/figures.html")), strict=True
         )
     }
     (folder / "dvc.yaml").write_text(json.dumps({"stages": {stage: {"cmd": stage} for stage in stages}}))
     received = {stage: {"params.yaml": {stage: {"rows": 6}, "scales.default." + stage: {}}} for stage in stages}
     lock = {stage: {"cmd": stage, "params": received[stage], "outs": outs[stage]} for stage in stages}
-    lock["figures"]["deps"] = [{"path": "reports/results.json", "md5": outs["evaluate"][0]["md5"]}]
+    lock["figures"]["deps"] = [{"path": "reports/metrics.json", "md5": outs["evaluate"][0]["md5"]}]
     (folder / "dvc.lock").write_text(json.dumps({"schema": "2.0", "stages": lock}))
     git(folder, "init", "-q", "-b", "main")
     git(folder, "config", "user.name", "someone")
@@ -374,14 +374,14 @@ def test_reports_are_compared_with_the_lock_by_content(recorded):
     assert site.outdated(recorded) == []
     with (recorded / "reports" / "figures.html").open("a") as page:
         page.write(" ")
-    (recorded / "reports" / "results.json").unlink()
+    (recorded / "reports" / "metrics.json").unlink()
     change(recorded / "dvc.yaml", lambda value: value["stages"].update(more={}))
     change(recorded / "dvc.lock", lambda value: value["stages"]["figures"]["deps"][0].update(md5="0" * 32))
     assert site.outdated(recorded) == [
         "stage more has not run: dvc.lock does not know it",
-        "reports/results.json is missing; stage evaluate makes it",
+        "reports/metrics.json is missing; stage evaluate makes it",
         "reports/figures.html is not what dvc.lock records; stage figures makes it",
-        "stage figures is older than reports/results.json, which evaluate has made anew since",
+        "stage figures is older than reports/metrics.json, which evaluate has made anew since",
     ]
 
 
@@ -395,7 +395,7 @@ def test_the_site_is_published_beside_the_work(recorded, tmp_path):
     before = [git(recorded, *question) for question in work]
     assert re.match(r"published as \w{10} on branch 'gh-pages' of ", site.publish(recorded, target, remote, "gh-pages"))
     files = sorted(path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file())
-    assert {".nojekyll", "index.html", "results.json", "figures/methods.jpg"} <= set(files)
+    assert {".nojekyll", "index.html", "metrics.json", "figures/methods.jpg"} <= set(files)
     git(tmp_path, "clone", "-q", "-b", "gh-pages", remote, "seen")
     assert sorted(git(tmp_path / "seen", "ls-files").splitlines()) == files
     for name in files:
@@ -451,8 +451,8 @@ def test_a_site_that_cannot_be_made_leaves_the_earlier_one(tmp_path):
     with pytest.raises(site.SiteError, match=r"figures.html has no <main> and is no report"):
         site.build(folder, folder / "site")
     shutil.copy(ROOT / "reports" / "figures.html", folder / "reports")
-    (folder / "reports" / "results.json").unlink()
-    with pytest.raises(site.SiteError, match=r"results.json is missing; the pipeline makes it: make repro"):
+    (folder / "reports" / "metrics.json").unlink()
+    with pytest.raises(site.SiteError, match=r"metrics.json is missing; the pipeline makes it: make repro"):
         site.build(folder, folder / "site")
     assert site.content_hash(folder / "site") == earlier
     assert not list(folder.glob(".site-*"))

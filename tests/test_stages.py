@@ -15,7 +15,7 @@ from conftest import ROOT
 from PIL import Image, ImageDraw
 from ruamel.yaml import YAML
 
-from xai_utils import networks, parameters
+from xai_utils import networks, parameters, report
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 
@@ -83,6 +83,7 @@ def test_every_stage_leaves_its_page_and_its_results(finished):
                 assert path.exists(), f"{stage} promises {path.name}"
     for page in (finished / "reports").glob("*.html"):
         text = re.sub(r"base64,[A-Za-z0-9+/=\s]+", "", page.read_text())
+        text = text.replace(f"<script>{report.sorting_script()}</script>", "")
         assert not re.search(r"<script|(?:src|href)=\"(?:https?:)?//", text)
         assert str(finished) not in text
 
@@ -97,7 +98,7 @@ def test_a_hostile_class_name_is_text_in_every_page(finished):
 
 def test_scores_are_complete_and_within_range(finished):
     """Every method has every metric; shares lie in [0, 1]; Grad-CAM costs one pass, the controls none."""
-    summary = json.loads((finished / "reports" / "results.json").read_text())
+    summary = json.loads((finished / "reports" / "metrics.json").read_text())
     values = parameters.read(ROOT / "params.yaml")
     assert list(summary["methods"]) == list(values["explain"]["methods"])
     scored, asked = list(summary["metrics"]), values["evaluate"]["metrics"]
@@ -116,8 +117,8 @@ def test_scores_are_complete_and_within_range(finished):
 
 def test_a_second_run_gives_the_same_bytes(finished):
     """Explaining and scoring again changes no file of maps, scores or reports; nor does the number of processes."""
-    watched = ["reports/explain.html", "reports/evaluate.html", "reports/results.json", "build/maps/random.npy"]
-    watched += ["build/scores/scores.csv", "build/scores/curves.npz"]
+    watched = ["reports/explain.html", "reports/evaluate.html", "reports/metrics.json", "build/maps/random.npy"]
+    watched += ["reports/scores/random.csv", "reports/scores/protocol.json", "build/curves/random.insertion.npy"]
     before = {name: (finished / name).read_bytes() for name in watched}
     run(finished, "explain", "evaluate")
     for name in watched:
@@ -171,7 +172,7 @@ def test_a_pretrained_network_explains_real_images(real, tmp_path):
     networks.save(target.eval(), folder / "data" / "weights" / "mobilenet")
     run(folder, "prepare_data", "finetune_target", "explain", "evaluate")
     assert json.loads((folder / "reports" / "finetune_target.json").read_text())["top1"] >= 0.7
-    summary = json.loads((folder / "reports" / "results.json").read_text())
+    summary = json.loads((folder / "reports" / "metrics.json").read_text())
     assert list(summary["metrics"]) == ["insertion", "deletion"]  # there are no boxes
     assert "Left out, for no image has a score: pointing_game." in summary["protocol"]
     assert int(re.search(r"right on (\d+)% of the images", summary["protocol"])[1]) >= 70  # labels matched by name

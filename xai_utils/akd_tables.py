@@ -59,7 +59,7 @@ def accuracies(hits: dict, agreed, published, *, seed, confidence=0.95) -> panda
 def speeds(measured: dict, results: dict, published) -> pandas.DataFrame:
     """Table 3: frames per second and mean intensity of this run's maps beside the printed ones.
 
-    `measured`: the content of measure_speed.json, `results` that of results.json. The image itself has intensity 1.
+    `measured`: the content of measure_speed.json, `results` that of metrics.json. The image itself has intensity 1.
     """
     paper, rows = _printed(published, "table3_speed").set_index("method"), {}
     names = {"plain pass": "Normal inference"} | {ours: METHODS[ours] for ours in ("akd", "rise", "grad_cam")}

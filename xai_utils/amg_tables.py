@@ -6,6 +6,7 @@ import numpy as np
 import pandas
 import torch
 
+from xai_utils.claims import decide
 from xai_utils.explainers import explain_many
 from xai_utils.images import unit_range
 from xai_utils.metrics.confidence import PERCENTS, SCORES, all_scores
@@ -47,7 +48,7 @@ def black_boxes(logits: dict, labels: dict, published, *, seed, confidence=0.95)
     """
     paper, rows = _printed(published, "table2_models", "metric"), {}
     for name, found in logits.items():
-        order = found.argsort(1, descending=True, stable=True)[:, :5]
+        order = found.argsort(dim=1, descending=True, stable=True)[:, :5]
         hits = (order == labels[name][:, None]).double() * 100
         shares = {"top-1": hits[:, 0], "top-5": hits.sum(1), "top-5 error": 100 - hits.sum(1)}
         options = {"seed": seed, "confidence": confidence}
@@ -105,20 +106,24 @@ def _cells(frame, metric, *, digits, seed, confidence, higher_is_better=True) ->
 
 
 def drop_and_increase(frame, published, *, seed, confidence=0.95) -> pandas.DataFrame:
-    """Table 3: rows (space, layer, method); average drop and percent increase in percent, beside the printed ones."""
+    """Table 3: rows (layer, method); average drop and percent increase in each space, beside the printed ones."""
     paper = _printed(published, "table3_drop_increase", "metric")
     options, columns = {"digits": 1, "seed": seed, "confidence": confidence}, {}
     for label, metric, printed, better in (
         ("average drop ↓", "average_drop", "average_drop_percent", False),
         ("increase ↑", "percent_increase", "percent_increase", True),
     ):
-        columns[label] = _cells(frame, metric, higher_is_better=better, **options)
-        columns[f"{label}, paper"] = (
-            columns[label]
-            .index.get_level_values("method")
-            .map(lambda method, row=paper.loc[printed]: row[METHODS[method]])
-        )
-    return pandas.DataFrame(columns)
+        found = _cells(frame, metric, higher_is_better=better, **options).unstack("space")
+        columns |= {(label, space): found[space] for space in SPACES}
+        names = found.index.get_level_values("method")
+        columns[label, "paper"] = pandas.Series([paper.loc[printed, METHODS[name]] for name in names], found.index)
+    return _ordered(pandas.DataFrame(columns))
+
+
+def _ordered(table) -> pandas.DataFrame:
+    """The rows by layer, and in each by method as METHODS has them; levels in front (the space) stay together."""
+    place = {name: number for number, name in enumerate(METHODS)}
+    return table.sort_index(key=lambda level: level.map(place) if level.name == "method" else level, kind="stable")
 
 
 def percentage_in(frame, published, *, score="logit", seed, confidence=0.95) -> pandas.DataFrame:
@@ -126,7 +131,7 @@ def percentage_in(frame, published, *, score="logit", seed, confidence=0.95) -> 
     if score not in SCORES:
         raise ValueError(f"score {score!r} is unknown; choose one of {', '.join(SCORES)}")
     options = {"digits": 2, "seed": seed, "confidence": confidence}
-    table = pandas.DataFrame({f"{at} %": _cells(frame, f"{score}_{at}", **options) for at in PERCENTS})
+    table = _ordered(pandas.DataFrame({f"{at} %": _cells(frame, f"{score}_{at}", **options) for at in PERCENTS}))
     if score != "logit":
         return table
     paper = _printed(published, "table4_percentage_in", "percent_in").T.map("{:.2f}".format)
@@ -159,19 +164,16 @@ def claims(frame, *, seed, confidence=0.95) -> pandas.DataFrame:
     A claim holds where the interval of the paired difference lies on the better side of 0, fails where it lies on the
     other, and is undecided where it contains 0. Empty where AMG was not scored.
     """
-    rows = {
-        "has the lowest average drop": ("average_drop", -1, 1),
-        "has the highest increase": ("percent_increase", 1, 1),
-    }
-    rows |= {f"has the highest logit with {at} % in": (f"logit_{at}", 1, 2) for at in PERCENTS}
+    rows = {"AMG has the lowest average drop": ("average_drop", -1, 1)}
+    rows |= {"AMG has the highest increase": ("percent_increase", 1, 1)}
+    rows |= {f"AMG has the highest logit with {at} % in": (f"logit_{at}", 1, 2) for at in PERCENTS}
     found = {}
     for claim, (metric, sign, digits) in rows.items() if "amg" in set(frame["method"]) else ():
         for (space, layer), part in frame.groupby(["space", "layer"], sort=False):
             wide = part.pivot(index="image", columns="method", values=metric)
             rival = (sign * wide.drop(columns="amg").mean()).idxmax()
             test = paired_test(wide["amg"], wide[rival], seed=seed, confidence=confidence)
-            low, high = sorted((sign * test["low"], sign * test["high"]))
-            verdict = "holds" if low > 0 else "fails" if high < 0 else "undecided"
+            verdict = decide(*sorted((sign * test["low"], sign * test["high"])))
             gap = "{:+.{d}f} [{:+.{d}f}, {:+.{d}f}]".format(test["difference"], test["low"], test["high"], d=digits)
             found.setdefault(claim, {})[space, layer] = f"{verdict}; {gap}; than {METHODS[rival]}"
     return pandas.DataFrame.from_dict(found, orient="index")

@@ -35,7 +35,7 @@ PANELS = {  # of Figure 2: title -> {line: (η, h)}; the paper does not give its
 def scores(results: dict, by_category: dict, published) -> pandas.DataFrame:
     """Tables 1 to 3 in one: M_F, M_I and the pointing game of this run with intervals, beside the printed numbers.
 
-    `results`: the content of results.json; `by_category`: method -> the pointing game's mean over classes, the paper's.
+    `results`: the content of metrics.json; `by_category`: method -> the pointing game's mean over classes, the paper's.
     """
     paper = pandas.read_csv(Path(published) / "dgle_tables_1_2_3.csv").set_index("method")
     rows = {}

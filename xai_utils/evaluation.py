@@ -1,5 +1,15 @@
-"""Scores of saved maps: every method on the same images, every metric on the same ranking, shared among processes."""
+"""Scores of saved maps: every method on the same images, every metric on the same ranking, shared among processes.
 
+A method's scores go to disk as soon as it is done, so that memory does not grow with images times methods:
+    <scores>/<method>.csv    one row per image: image, label, target, method, failed, the metrics, protocol
+    <scores>/protocol.json   the methods in the order of the tables, what was measured how, and the digest of both,
+                             which every row repeats: scores of two protocols are never mixed (`read_scores`)
+    <drawn>/<method>.<curve>.npy   the curve of every image, (n, points)
+"""
+
+import hashlib
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -7,9 +17,9 @@ import pandas
 import torch
 
 from xai_utils import datasets, distributed, maps
-from xai_utils.checkpoints import write_atomically
 from xai_utils.metrics import METRICS, metric
 from xai_utils.metrics.localisation import break_zero_ties, mean_over_categories
+from xai_utils.metrics.part_truth import area_share, deciding_parts
 from xai_utils.metrics.perturbation import CURVES, perturbation_curves
 from xai_utils.metrics.statistics import holm, paired_test, summary
 from xai_utils.networks import targets
@@ -21,8 +31,11 @@ DEFAULTS = {
     "break_ties": True,  # order zero pixels by their nearness to evidence, for all methods
     "chunk": 64,  # perturbed images per forward pass
     "batch": 32,  # images in memory at once
+    "scores": None,  # folder for the scores of each image
+    "drawn": None,  # folder for the curves of each image
     "device": "cpu",
 }
+INDEX = "protocol.json"
 
 
 def _complete(settings):
@@ -79,46 +92,33 @@ def score_maps(settings, log=None):
 
     Returns a dict, equal up to rounding whatever the number of processes:
         scores      method -> metric -> (n,)           failed   method -> (n,) bool, its map was not finite
-        curves      method -> curve -> (n, points)     fractions  curve -> (points,), the x axis
+        curves      method -> curve -> (points,)       fractions  curve -> (points,), the x axis; means over the images
         indices, targets, labels (n,)                  protocol   what stands beside the numbers
-    Targets and labels are the target network's class indices, whatever the order of the data's classes.
-    `log(text)` gets a line per method on the main process.
+        part_area   (n,) share of the image on parts that decide, None where no metric needs them
+    Targets and labels are the target network's class indices, whatever the order of the data's classes. Metrics that
+    need parts are left out for data that cannot be drawn again. The folders `scores` and `drawn` are replaced as a
+    whole when all methods are done. `log(text)` gets a line per method on the main process.
     """
     settings = _complete(settings)
-    explained = maps.load(settings["maps"])
-    split = getattr(datasets.load(settings["data"]), explained.split)
+    explained, data = maps.load(settings["maps"]), datasets.load(settings["data"])
+    split = getattr(data, explained.split)
     indices, classes = explained.indices, torch.as_tensor(explained.targets)
+    metrics = [
+        name for name in settings["metrics"] if METRICS[name].needs != "part_masks" or data.catalogue is not None
+    ]
     target = targets.load(settings["target"], settings["device"])
     model = targets.inference_copy(target, split.tensor(indices[:1]).to(settings["device"]))
-    size = split.images.shape[-2:]
-    which, asked = needed_curves(settings["metrics"]), settings["curves"]
-    protocols = {name: CURVES[name](size, **asked.get(name, {})) for name in which}
+    which, asked = needed_curves(metrics), settings["curves"]
+    protocols = {name: CURVES[name](split.images.shape[-2:], **asked.get(name, {})) for name in which}
+    parts = None
+    if any(METRICS[name].needs == "part_masks" for name in metrics):
+        options = {"device": settings["device"], "chunk": settings["chunk"]}
+        parts = distributed.map_in_order(
+            lambda items: deciding_parts(model, data, explained.split, indices[items], classes[items], **options).masks,
+            len(indices),
+            batch_size=settings["batch"],
+        )
     result = {"scores": {}, "failed": {}, "curves": {}}
-    for method, array in explained.arrays.items():
-
-        def rows(items, array=array):
-            """Everything about some images as one row each: scores, then the points of all curves, then failure."""
-            batch = torch.from_numpy(array[items]).to(settings["device"])
-            scores, drawn = score_batch(
-                model,
-                split.tensor(indices[items]).to(settings["device"]),
-                classes[items].to(settings["device"]),
-                break_zero_ties(batch) if settings["break_ties"] else batch,
-                metrics=settings["metrics"],
-                masks=split.box_masks(indices[items]),
-                **{name: settings[name] for name in ("curves", "options", "chunk")},
-            )
-            failed = ~batch.flatten(1).isfinite().all(1).cpu()
-            return torch.cat([torch.stack([*scores.values(), failed.float()], 1), *drawn.values()], 1)
-
-        table = distributed.map_in_order(rows, len(indices), batch_size=settings["batch"]).numpy()
-        widths = [len(settings["metrics"]) + 1, *(len(protocol.counts) for protocol in protocols.values())]
-        scores, *drawn = np.split(table, np.cumsum(widths)[:-1], axis=1)
-        result["scores"][method] = dict(zip(settings["metrics"], scores.T, strict=False))
-        result["failed"][method] = scores[:, -1] > 0
-        result["curves"][method] = dict(zip(protocols, drawn, strict=True))
-        if log and distributed.is_main():
-            log(f"{method}: {len(indices)} images scored, {int(result['failed'][method].sum())} without a map")
     result["fractions"] = {name: protocol.fractions for name, protocol in protocols.items()}
     result["protocol"] = {
         "score": "softmax probability of the explained class",
@@ -131,7 +131,82 @@ def score_maps(settings, log=None):
     }
     place = {name: index for index, name in enumerate(target.classes)}  # the data may know fewer classes
     labels = np.array([place[split.classes[label]] for label in split.labels[indices]])
-    return result | {"indices": indices, "targets": classes.numpy(), "labels": labels}
+    result |= {"indices": indices, "targets": classes.numpy(), "labels": labels}
+    result["part_area"] = None if parts is None else area_share(parts).numpy()
+    with _Written(settings, explained, metrics, result) as written:
+        for method, array in explained.arrays.items():
+
+            def rows(items, array=array):
+                """Everything about some images as one row each: scores, then failure, then the points of all curves."""
+                batch = torch.from_numpy(array[items]).to(settings["device"])
+                scores, drawn = score_batch(
+                    model,
+                    split.tensor(indices[items]).to(settings["device"]),
+                    classes[items].to(settings["device"]),
+                    break_zero_ties(batch) if settings["break_ties"] else batch,
+                    metrics=metrics,
+                    masks=split.box_masks(indices[items]),
+                    part_masks=None if parts is None else parts[items],
+                    **{name: settings[name] for name in ("curves", "options", "chunk")},
+                )
+                failed = ~batch.flatten(1).isfinite().all(1).cpu()
+                return torch.cat([torch.stack([*scores.values(), failed.float()], 1), *drawn.values()], 1)
+
+            table = distributed.map_in_order(rows, len(indices), batch_size=settings["batch"]).numpy()
+            widths = [len(metrics) + 1, *(len(protocol.counts) for protocol in protocols.values())]
+            scores, *drawn = np.split(table, np.cumsum(widths)[:-1], axis=1)
+            drawn = dict(zip(protocols, drawn, strict=True))
+            result["scores"][method] = dict(zip(metrics, scores[:, :-1].T, strict=True))
+            result["failed"][method] = scores[:, -1] > 0
+            with np.errstate(invalid="ignore"):
+                result["curves"][method] = {name: _mean(values) for name, values in drawn.items()}
+            written.add(method, drawn)
+            if log and distributed.is_main():
+                log(f"{method}: {len(indices)} images scored, {int(result['failed'][method].sum())} without a map")
+    return result
+
+
+def _mean(curves):
+    """The mean curve (points,) of those that are no failures (NaN); NaN where all are."""
+    whole = curves[~np.isnan(curves).any(1)]
+    return whole.mean(0) if len(whole) else np.full(curves.shape[1], np.nan)
+
+
+class _Written:
+    """The folders of scores and curves while they are filled, by the main process; on an error nothing is replaced."""
+
+    def __init__(self, settings, explained, metrics, result):
+        main = distributed.is_main()
+        self.folders = {name: Path(settings[name]) for name in ("scores", "drawn") if settings[name] and main}
+        self.partial = {name: folder.with_name(f".{folder.name}.partial") for name, folder in self.folders.items()}
+        self.result = result
+        self.index = {"methods": list(explained.arrays), "metrics": metrics, "protocol": result["protocol"]}
+        about = json.dumps([self.index, explained.methods, explained.indices.tolist(), explained.targets.tolist()])
+        self.index["digest"] = hashlib.sha256(about.encode()).hexdigest()[:12]
+
+    def __enter__(self):
+        for folder in self.partial.values():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+        return self
+
+    def add(self, method, drawn):
+        if "scores" in self.partial:
+            options = {"index": False, "float_format": "%.6g", "lineterminator": "\n"}
+            frame = _frame(self.result, method).assign(protocol=self.index["digest"])
+            frame.to_csv(self.partial["scores"] / f"{method}.csv", **options)
+        for name, values in drawn.items() if "drawn" in self.partial else ():
+            np.save(self.partial["drawn"] / f"{method}.{name}.npy", values)
+
+    def __exit__(self, kind, error, trace):
+        if kind is None and "scores" in self.partial:
+            (self.partial["scores"] / INDEX).write_text(json.dumps(self.index, indent=1) + "\n")
+        for name, folder in self.partial.items():
+            if kind is None:
+                shutil.rmtree(self.folders[name], ignore_errors=True)
+                folder.rename(self.folders[name])
+            else:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def evaluate(settings, *, compute=None, log=None):
@@ -144,35 +219,34 @@ def evaluate(settings, *, compute=None, log=None):
     )
 
 
+def _frame(result, method):
+    about = {"image": result["indices"], "label": result["labels"], "target": result["targets"], "method": method}
+    return pandas.DataFrame(about | {"failed": result["failed"][method].astype(int)} | result["scores"][method])
+
+
 def score_frame(result):
     """One row per image and method of `score_maps`' result: image, label, target, method, failed, then the metrics."""
-    about = {"image": result["indices"], "label": result["labels"], "target": result["targets"]}
-    frames = [
-        pandas.DataFrame(about | {"method": method, "failed": result["failed"][method].astype(int)} | scores)
-        for method, scores in result["scores"].items()
-    ]
+    return pandas.concat([_frame(result, method) for method in result["scores"]], ignore_index=True)
+
+
+def read_scores(folder):
+    """The scores that `score_maps` wrote into `folder`, as a `score_frame`, methods in the order of the tables.
+
+    FileNotFoundError where there are none; ValueError naming the file where one is of another run or protocol.
+    """
+    folder = Path(folder)
+    if not (folder / INDEX).is_file():
+        raise FileNotFoundError(f"{folder} holds no scores (no {INDEX}); run the stage evaluate")
+    index, frames = json.loads((folder / INDEX).read_text()), []
+    strangers = {path.stem for path in folder.glob("*.csv")} - set(index["methods"])
+    if strangers:
+        raise ValueError(f"{folder} holds scores of another run: {', '.join(sorted(strangers))}; evaluate again")
+    for method in index["methods"]:
+        frame = pandas.read_csv(folder / f"{method}.csv", dtype={"protocol": str})
+        if set(frame["protocol"]) != {index["digest"]}:
+            raise ValueError(f"{folder / f'{method}.csv'} was scored by another protocol than {INDEX}; evaluate again")
+        frames.append(frame.drop(columns="protocol"))
     return pandas.concat(frames, ignore_index=True)
-
-
-def write_scores(frame, path):
-    """Write a `score_frame` as CSV with six significant digits, whole or not at all; `pandas.read_csv` reads it."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    options = {"index": False, "float_format": "%.6g", "lineterminator": "\n"}
-    write_atomically(path, lambda partial: frame.to_csv(partial, **options))
-
-
-def write_curves(result, path):
-    """Write the curves of every image as NPZ: "<method>.<curve>" -> (n, points)."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    named = {f"{method}.{name}": values for method, of in result["curves"].items() for name, values in of.items()}
-
-    def write(partial):
-        with partial.open("wb") as file:  # given a name, numpy would append .npz
-            np.savez(file, **named)
-
-    write_atomically(path, write)
 
 
 def _same_images(frame, name):

@@ -1,13 +1,14 @@
 """What FastCAM claims of its tables, held against a run of our own.
 
 A claim is decided by the interval of a difference whose two sides stand on the same resamples: it holds where the
-interval lies above 0, does not hold where it lies below, and is undecided where it contains 0.
+interval lies above 0, fails where it lies below, and is undecided where it contains 0.
 """
 
 from html import escape
 
 import pandas
 
+from xai_utils.claims import decide
 from xai_utils.fastcam_tables import SCORES, interval, printed, printed_terms, rows_of, sums, terms
 
 PLAIN = ("gradient", "guided_backprop", "integrated_gradients")
@@ -44,7 +45,7 @@ def _difference(ours, theirs, confidence):
 
 
 def _verdict(gap):
-    return "holds" if gap[1] > 0 else "does not hold" if gap[2] < 0 else "undecided"
+    return decide(gap[1], gap[2])
 
 
 def _signed(gap):
@@ -81,7 +82,7 @@ def _like_random(own, paper, confidence):
     told = _difference(own[best], own["random"], confidence)[1] > 0
     apart = any(low > 0 or high < 0 for _, low, high in gaps.values())
     ours = "above random:; " + "; ".join(f"{name} {_signed(gap)}" for name, gap in gaps.items())
-    verdict = "does not hold" if apart else "holds" if told else "undecided"
+    verdict = "fails" if apart else "holds" if told else "undecided"
     claim = "gradients without SmoothGrad² score like random in SUM"
     return [(claim, _listed(paper[[*gaps]]), ours, verdict)]
 
@@ -97,6 +98,6 @@ def _never_negative(values, published):
             name for name in frames["difference"].index if all((f.loc[name] > 0).all() for f in frames.values())
         ]
         lists.append(positive)
-    verdict = "holds" if set(lists[1]) == {"smoe_scale", "shannon_entropy"} else "does not hold"
+    verdict = "holds" if set(lists[1]) == {"smoe_scale", "shannon_entropy"} else "fails"
     texts = [f"{where}:; {'; '.join(names) or 'none'}" for where, names in zip(("Table 4", "here"), lists, strict=True)]
     return [("only SMOE Scale and Shannon entropy never score 0 or less", *texts, verdict)]

@@ -4,7 +4,7 @@ A folder of maps holds one `<method>.npy` float32 (n, S, S) per method and `expl
     split     the split of the prepared data that was explained
     indices   (n) which of its images
     targets   (n) the explained classes: those that the target predicts
-    methods   method -> its options, in the order of the tables
+    methods   row -> its options (`explainers.method_of`), in the order of the tables
     passes    method -> forward equivalents, counted (see metrics.cost)
 """
 
@@ -23,6 +23,7 @@ from xai_utils.metrics import cost
 from xai_utils.networks import targets
 
 BATCH = 32  # images in memory at once; random methods draw per batch, so another number draws other maps
+MAY_NOT_APPLY = ("guided_backprop",)  # methods that raise NotApplicable
 COUNTED = 2  # images on which passes are counted
 
 
@@ -45,9 +46,8 @@ def make_maps(settings: dict, *, compute: distributed.Compute, log=None):
     `log(text)` gets a line per batch on the main process.
     """
     compute = compute.resolved()
-    unknown = [name for name in settings["methods"] if name not in explainers.EXPLAINERS]
-    if unknown:
-        raise ValueError(f"method {unknown[0]!r} is unknown; choose among {', '.join(explainers.EXPLAINERS)}")
+    for row, options in settings["methods"].items():
+        explainers.check_options(*explainers.method_of(row, options))
     folder = Path(settings["maps"])
     partial_folder = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial_folder, ignore_errors=True)
@@ -59,6 +59,20 @@ def make_maps(settings: dict, *, compute: distributed.Compute, log=None):
         partial_folder.rename(folder)
     finally:
         shutil.rmtree(partial_folder, ignore_errors=True)
+
+
+def not_applicable(target: str, data: str, methods: dict) -> dict[str, str]:
+    """The rows whose method cannot explain this kind of network (guided backprop without ReLU modules): row -> why."""
+    split, found = datasets.load(data).validation, {}
+    model = targets.load(target)
+    for row, options in methods.items():
+        method, own = explainers.method_of(row, options)
+        if method in MAY_NOT_APPLY and len(split):
+            try:
+                explainers.explain(model, split.tensor([0]), method=method, **own)
+            except explainers.NotApplicable as error:
+                found[row] = str(error)
+    return found
 
 
 def _explain(settings, device, log):
@@ -99,7 +113,10 @@ def _explain(settings, device, log):
         images = split.tensor(indices[:COUNTED]).to(device)
         passes = {
             name: round(
-                cost.counted_forward_equivalents(model, images, partial(explainers.explain, method=name, **options)), 4
+                cost.counted_forward_equivalents(
+                    model, images, partial(explainers.explain, **{"method": name} | options)
+                ),
+                4,
             )
             for name, options in _seeded(methods, settings, 0, device).items()
         }
@@ -118,7 +135,8 @@ def _seeded(methods, settings, start, device):
     options = {}
     for name, given in methods.items():
         options[name] = dict(given)
-        if "generator" in inspect.signature(explainers.EXPLAINERS[name]).parameters:
+        method, _ = explainers.method_of(name, given)
+        if "generator" in inspect.signature(explainers.EXPLAINERS[method]).parameters:
             seed = settings["seed"] * 1_000_003 + start
             options[name]["generator"] = torch.Generator(device).manual_seed(seed)
     return options

@@ -131,7 +131,8 @@ class TrainAttention(Stage):
 class Explain(Stage):
     compute: Compute
     images: PositiveInt
-    methods: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]  # name -> options, which the method checks
+    # row -> options, which the method checks; rows are names of files
+    methods: Annotated[dict[Annotated[str, Field(pattern=r"^\w[\w.-]*$")], dict[str, Any]], Field(min_length=1)]
 
 
 class Evaluate(Stage):
@@ -143,6 +144,7 @@ class Evaluate(Stage):
     pointing_tolerance: Annotated[float, Field(ge=0)]
     confidence: Annotated[float, Field(gt=0.5, lt=1)]
     chunk: PositiveInt
+    sanity_images: Annotated[int, Field(ge=0)]
 
 
 class Retraining(Learning):

@@ -217,7 +217,7 @@ def main():
     elif chosen.readme:
         from xai_utils import tables
 
-        report.update_readme(Path("README.md"), tables.markdown(json.loads((REPORTS / "results.json").read_text())))
+        report.update_readme(Path("README.md"), tables.markdown(json.loads((REPORTS / "metrics.json").read_text())))
     else:
         sys.exit(run(chosen.stage))
 

@@ -178,12 +178,11 @@ def method_colours(methods, controls=()) -> dict:
 
 
 def score_curves(curves: dict, *, colours: dict, label: str, inwards: str) -> Figure:
-    """Mean class probability against the share of pixels changed; `curves`: method -> (n, steps + 1) without NaN."""
+    """Mean class probability against the share of pixels changed; `curves`: method -> mean curve (steps + 1,)."""
     with rc_context(STYLE):
         figure = Figure(figsize=(6.4, 3.6))
         axis = figure.subplots()
-        for method, values in curves.items():
-            mean = np.mean(values, axis=0)
+        for method, mean in curves.items():
             area = np.trapezoid(mean, dx=1 / (len(mean) - 1))
             axis.plot(np.linspace(0, 1, len(mean)), mean, color=colours[method], label=f"{method}  {area:.3f}")
         axis.set(xlabel=f"share of pixels {inwards}, most salient first", ylabel="class probability", ylim=(0, 1.02))
@@ -231,6 +230,67 @@ def intervals(table: dict, metrics: dict, *, colours: dict) -> Figure:
                 axis.plot(score["mean"], y, "o", color=colours[method], ms=5)
             axis.set_title(_wrapped(f"{about['label']} {about['arrow']}"), fontsize=8)
         panels[0].set_yticks(range(len(methods)), methods)
+    return figure
+
+
+def matrix(table: dict, metrics: dict, *, standing: dict, digits: dict) -> Figure:
+    """Methods × metrics: each column coloured from its worst mean (pale) to its best; ★ best, ≈ level with it.
+
+    `table` and `metrics` as in `intervals`; `standing` from `tables.standings`; `digits`: decimals per metric. A
+    metric without a better direction is not coloured.
+    """
+    methods, marks = list(table), {"best": " ★", "second": " ≈", "level": " ≈"}
+    with rc_context(STYLE | {"axes.grid": False}):
+        figure = Figure(figsize=(1.6 + 0.82 * len(metrics), 0.9 + 0.25 * len(methods)))
+        axis = figure.add_subplot()
+        for column, (metric, about) in enumerate(metrics.items()):
+            means = np.array([table[method][metric]["mean"] for method in methods])
+            sign = {"↑": 1, "↓": -1}.get(about["arrow"], 0)
+            span = np.ptp(means) or 1.0
+            shades = np.nan_to_num(sign * (means - (means.min() if sign > 0 else means.max())) / span)
+            for row, (method, mean) in enumerate(zip(methods, means, strict=True)):
+                colour = colormaps["YlGn"](0.05 + 0.6 * shades[row]) if sign else "white"
+                axis.add_patch(Rectangle((column, row), 1, 1, facecolor=colour, edgecolor="white"))
+                text = f"{mean:.{digits[metric]}f}{marks.get(standing.get(metric, {}).get(method), '')}"
+                axis.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=6.5, color="black")
+        titles = [_wrapped(f"{about['label']} {about['arrow']}".strip(), 11) for about in metrics.values()]
+        axis.set(xlim=(0, len(metrics)), ylim=(len(methods), 0))
+        axis.xaxis.tick_top()
+        axis.set_xticks(np.arange(len(metrics)) + 0.5, titles, fontsize=6.5, parse_math=False)
+        axis.set_yticks(np.arange(len(methods)) + 0.5, methods, fontsize=7, parse_math=False)
+        axis.tick_params(length=0)
+        axis.spines[:].set_visible(False)
+    return figure
+
+
+def cost_and_quality(table: dict, metrics: dict, *, colours: dict) -> Figure:
+    """Each metric's mean against the forward equivalents of a map, with the methods that no cheaper one matches joined.
+
+    `table`: method -> {"passes", metric -> {"mean", ...}}; only metrics with a better direction. Methods without a
+    pass stand at the left edge. Names are written where the line bends.
+    """
+    shown = {metric: about for metric, about in metrics.items() if about["arrow"]}
+    with rc_context(STYLE):
+        rows = -(-len(shown) // 3)
+        figure = Figure(figsize=(10.5, 2.9 * rows))
+        axes = figure.subplots(rows, 3, squeeze=False)
+        for axis in axes.flat[len(shown) :]:
+            axis.set_axis_off()
+        for axis, (metric, about) in zip(axes.flat, shown.items(), strict=False):
+            sign = 1 if about["arrow"] == "↑" else -1
+            points = sorted(
+                (max(row["passes"], 0.5), -sign * row[metric]["mean"], method) for method, row in table.items()
+            )
+            front = [points[place] for place in range(len(points)) if points[place][1] < min(
+                (point[1] for point in points[:place]), default=np.inf)]  # fmt: skip
+            for passes, worse, method in points:
+                axis.plot(passes, -sign * worse, "o", color=colours[method], ms=4)
+            axis.step([p for p, *_ in front], [-sign * w for _, w, _ in front], where="post", color="0.4", lw=0.8)
+            for passes, worse, method in front:
+                at = {"xytext": (3, -7 if sign > 0 else 4), "textcoords": "offset points", "parse_math": False}
+                axis.annotate(method, (passes, -sign * worse), fontsize=6, **at)
+            axis.set(xscale="log", xlabel="forward equivalents")
+            axis.set_title(f"{about['label']} {about['arrow']}", fontsize=8)
     return figure
 
 

@@ -1,6 +1,10 @@
-"""From an executed notebook to a page: normalised, rendered, indexed. No script, no network, no time stamps."""
+"""From an executed notebook to a page: normalised, rendered, indexed. No network, no time stamps.
+
+The only script is our own, which sorts tables; the policy of each page allows it by its hash and no other.
+"""
 
 import base64
+import hashlib
 import re
 from pathlib import Path
 
@@ -65,6 +69,22 @@ def first_paragraph(notebook) -> str:
     return notebook.cells[0].source.split("\n\n")[1].replace("\n", " ").strip()
 
 
+def sorting_script() -> str:
+    """The script that lets readers sort the tables of the class sortable."""
+    return (TEMPLATES / "sortable.js").read_text(encoding="utf-8")
+
+
+def script_hash(script: str) -> str:
+    """What a page's policy calls `script` by."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+def _dress() -> dict:
+    """What the templates of all pages share: the style, the script, and what its policy calls it."""
+    script = sorting_script()
+    return {"style": (TEMPLATES / "style.css").read_text(), "script": script, "script_hash": script_hash(script)}
+
+
 def render(notebook, page: Path, pages: list[tuple[str, str]]):
     """Write `page`, a self-contained HTML file; `pages` are (file, title) of all reports for the head line."""
     from nbconvert import HTMLExporter
@@ -78,7 +98,7 @@ def render(notebook, page: Path, pages: list[tuple[str, str]]):
         config=config, template_name=TEMPLATES.name, extra_template_basedirs=[str(TEMPLATES.parent)]
     )
     links = [{"file": f, "title": t, "current": f == page.name} for f, t in pages]
-    resources = {"page_title": title(notebook), "pages": links, "style": (TEMPLATES / "style.css").read_text()}
+    resources = {"page_title": title(notebook), "pages": links} | _dress()
     body, _ = exporter.from_notebook_node(notebook, resources)
     _replace(page, body)
 
@@ -93,8 +113,7 @@ def write_index(folder: Path, notebooks: dict[str, Path], picture: Path, table: 
     cards = [
         {"file": f"{stage}.html", "title": title(nb), "summary": first_paragraph(nb)} for stage, nb in sources.items()
     ]
-    style = (TEMPLATES / "style.css").read_text()
-    page = template.render(cards=cards, picture=encoded, table=table, protocol=protocol, style=style)
+    page = template.render(cards=cards, picture=encoded, table=table, protocol=protocol, **_dress())
     _replace(folder / "index.html", page)
 
 

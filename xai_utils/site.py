@@ -5,7 +5,6 @@ dvc.lock records, `publish REMOTE [BRANCH]` does both and pushes site/ to a bran
 """
 
 import argparse
-import base64
 import hashlib
 import json
 import math
@@ -71,23 +70,23 @@ def build(root: Path, target: Path):
 def _renderer(titles: dict[str, str]):
     """A function that renders a template to the page of a file; `titles` are those of all files in the head line."""
     environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True)
-    script = (TEMPLATES / "site.js").read_text(encoding="utf-8")
+    script = report.sorting_script() + (TEMPLATES / "site.js").read_text(encoding="utf-8")
     shared = {
         "style": "".join(path.read_text("utf-8") for path in (report.TEMPLATES / "style.css", TEMPLATES / "site.css")),
         "script": script,
         # no other script runs, wherever in a page it stands
-        "script_hash": "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        "script_hash": report.script_hash(script),
         "pages": [{"file": file, "title": title} for file, title in titles.items()],
     }
     return lambda template, file, **values: environment.get_template(template).render(file=file, **shared, **values)
 
 
 def _results(reports: Path) -> dict:
-    """What the front page shows of reports/results.json and its picture."""
-    for path in (reports / "results.json", reports / PICTURE):
+    """What the front page shows of reports/metrics.json and its picture."""
+    for path in (reports / "metrics.json", reports / PICTURE):
         if not path.is_file():
             raise SiteError(f"{path} is missing; the pipeline makes it: make repro")
-    summary = json.loads((reports / "results.json").read_text(encoding="utf-8"))
+    summary = json.loads((reports / "metrics.json").read_text(encoding="utf-8"))
     columns = score_columns(summary)
     rows = [
         {"method": method, "cells": [column["cells"][place] for column in columns]}
@@ -112,7 +111,7 @@ def report_content(page: Path) -> str:
 
 
 def score_columns(summary: dict) -> list[dict]:
-    """A column per metric of results.json, then one per plain number that methods have there (passes, failures).
+    """A column per metric of metrics.json, then one per plain number that methods have there (passes, failures).
 
     Each with the order that puts the best first, and a cell per method: value (None where it has no score), text,
     interval, and whether it is the best of the column.

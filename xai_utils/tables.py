@@ -8,6 +8,8 @@ import pandas
 from xai_utils.evaluation import compare_methods
 from xai_utils.metrics import METRICS
 
+SIGNIFICANT = 0.05
+
 
 def digits(metric: str) -> int:
     """Decimals worth showing: percent with one, shares with three."""
@@ -58,6 +60,26 @@ def summarise(result: dict, table: pandas.DataFrame, passes: dict, *, asked, con
     return {"metrics": metrics, "methods": methods, "curves": curves, "protocol": protocol}
 
 
+def standings(frame, table, metrics, *, seed) -> dict:
+    """metric -> method -> "best", "second", "level" (not significantly worse than the best) or "".
+
+    Significance: paired tests against the best, p < 0.05 after Holm's correction for the number of methods. Metrics
+    without a better direction are left out. `frame`, `table` as in `against_controls`.
+    """
+    found = {}
+    for name in metrics:
+        better = METRICS[name].higher_is_better
+        if better is None or len(table) < 2:
+            continue
+        order = table[name].sort_values(ascending=not better, kind="stable").index
+        tests = compare_methods(frame, name, reference=order[0], seed=seed)
+        found[name] = {
+            method: "level" if tests.get("p_holm", tests["p"])[method] >= SIGNIFICANT else "" for method in order[1:]
+        }
+        found[name] |= {order[0]: "best", order[1]: "second"}
+    return found
+
+
 def best(summary: dict, metric: str) -> str | None:
     """The method with the best mean of `metric`; None where neither direction is better."""
     if METRICS[metric].higher_is_better is None:
@@ -82,10 +104,29 @@ def _cells(summary: dict, layout: str, bold: str) -> pandas.DataFrame:
     return pandas.DataFrame(columns, index=list(summary["methods"]))
 
 
-def html(summary: dict) -> str:
-    """The summary as an HTML table; names appear as text whatever they contain."""
-    cells = _cells(summary, "{mean}<br><small>{low} – {high}</small>", "<b>{}</b>")
-    return cells.rename(index=escape, columns=escape).to_html(escape=False, border=0)
+def html(summary: dict, standing: dict | None = None) -> str:
+    """The summary as an HTML table that a page can sort; names appear as text whatever they contain.
+
+    With `standing` from `standings`: best bold, second underlined, ≈: not significantly worse than the best.
+    """
+    standing = standing or {name: {best(summary, name): "best"} for name in summary["metrics"]}
+    layouts = {"best": "<b>{}</b>", "second": "<u>{}</u>", "level": "{} ≈"}
+    heads = {name: f"{about['label']} {about['arrow']}".strip() for name, about in summary["metrics"].items()}
+    first = {name: "descending" if about["arrow"] == "↑" else "ascending" for name, about in summary["metrics"].items()}
+    heads, first = heads | {"passes": "passes", "failures": "failures"}, first | {"failures": "descending"}
+    lines = ['<table class="sortable"><thead><tr><th data-first="ascending">method</th>']
+    lines += [f'<th data-first="{first.get(name, "ascending")}">{escape(text)}</th>' for name, text in heads.items()]
+    lines.append("</tr></thead><tbody>")
+    for method, row in summary["methods"].items():
+        lines.append(f'<tr><th data-value="{escape(method)}">{escape(method)}</th>')
+        for name in summary["metrics"]:
+            parts = {part: f"{row[name][part]:.{digits(name)}f}" for part in ("mean", "low", "high")}
+            text = layouts.get(standing.get(name, {}).get(method, ""), "{}").format(parts["mean"])
+            interval = f"<br><small>{parts['low']} – {parts['high']}</small>"
+            lines.append(f'<td data-value="{row[name]["mean"]}">{text}{interval}</td>')
+        lines += [f'<td data-value="{row[name]}">{row[name]:g}</td>' for name in ("passes", "failures")]
+        lines.append("</tr>")
+    return "".join([*lines, "</tbody></table>"])
 
 
 def markdown(summary: dict) -> str:

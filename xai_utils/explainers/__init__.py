@@ -26,6 +26,7 @@ from xai_utils.explainers.cam import (
 )
 from xai_utils.explainers.controls import centred_gaussian, random, sobel_edges
 from xai_utils.explainers.gradients import (
+    NotApplicable,
     gradient,
     guided_backprop,
     integrated_gradients,
@@ -38,7 +39,17 @@ from xai_utils.explainers.optimisation import meaningful_perturbation
 from xai_utils.explainers.surrogate import akd, akd_unoptimised
 from xai_utils.networks import checked_target
 
-__all__ = ["CONTROLS", "EXPLAINERS", "cam_maps", "check_options", "explain", "explain_many", "smoe"]
+__all__ = [
+    "CONTROLS",
+    "EXPLAINERS",
+    "NotApplicable",
+    "cam_maps",
+    "check_options",
+    "explain",
+    "explain_many",
+    "method_of",
+    "smoe",
+]
 
 EXPLAINERS = {
     "akd": akd,
@@ -111,24 +122,36 @@ def explain(model, images, target=None, *, method="grad_cam", **options):
     return explain_many(model, images, target, {method: options})[method]
 
 
-def explain_many(model, images, target=None, methods=("grad_cam",)):
-    """The maps of several methods: a dict name -> maps (N, H, W), as `explain` gives them one by one.
+def method_of(row, options):
+    """What a row of a table asks for: the name of a method and its options, from the row's name and options.
 
-    `methods`: a dict name -> options, or names. The plain class activation maps of one layer share one pass.
+    The row is called as its method, unless the options name another: smoe_equal {"method": "smoe", "weights": "equal"}.
+    """
+    options = dict(options)
+    return options.pop("method", row), options
+
+
+def explain_many(model, images, target=None, methods=("grad_cam",)):
+    """The maps of several rows: a dict row -> maps (N, H, W), as `explain` gives them one by one.
+
+    `methods`: a dict row -> options (see `method_of`), or names. The plain class activation maps of one layer share one
+    pass.
     """
     methods = dict(methods) if isinstance(methods, dict) else {name: {} for name in methods}
-    for method, options in methods.items():
+    asked = {row: method_of(row, options) for row, options in methods.items()}
+    for method, options in asked.values():
         check_options(method, options)
     _checked_images(images)
     if target is not None:  # a model without named classes is checked by the methods, against its logits
         target = checked_target(target, images, len(getattr(model, "classes", ())))
     maps = {}
-    for method, options in methods.items():
-        if method in maps:
+    for row, (method, options) in asked.items():
+        if row in maps:
             continue
         if method in WEIGHTS:
-            together = [name for name in methods if name in WEIGHTS and methods[name] == options]
-            maps |= cam_maps(model, images, target, methods=together, **options)
+            together = {other: name for other, (name, own) in asked.items() if name in WEIGHTS and own == options}
+            found = cam_maps(model, images, target, methods=list(dict.fromkeys(together.values())), **options)
+            maps |= {other: found[name] for other, name in together.items()}
         else:
-            maps[method] = EXPLAINERS[method](model, images, target, **options)
-    return {method: _checked_maps(method, maps[method]) for method in methods}
+            maps[row] = EXPLAINERS[method](model, images, target, **options)
+    return {row: _checked_maps(row, maps[row]) for row in methods}

@@ -34,6 +34,10 @@ def _differentiable(tensor, which):
     return tensor
 
 
+class NotApplicable(ValueError):
+    """The method cannot explain this kind of network, whatever its options."""
+
+
 class _ClassScore(nn.Module):
     """images (k * N, 3, H, W) -> the logit (k * N,) of each one's class, which captum differentiates.
 
@@ -84,7 +88,7 @@ class _GuidedScore(_ClassScore):
             for handle in handles:
                 handle.remove()
         if not calls or rectifications.count > calls:
-            raise ValueError(
+            raise NotApplicable(
                 f"guided backprop changes the gradient of nn.ReLU modules, and this model calls {calls} of them and "
                 f"rectifies {rectifications.count - calls} times without (functional.relu, ReLU6); rebuild it with "
                 "nn.ReLU modules, or choose the method 'gradient'"

@@ -20,11 +20,15 @@ from scipy import stats
 from torch import nn
 
 from xai_utils.explainers import EXPLAINERS, check_options
-from xai_utils.networks import checked_target, evaluating, load_predictor, load_surrogate
+from xai_utils.networks import checked_target, evaluating, load_gate, load_predictor, load_surrogate
 from xai_utils.networks.layers import is_map, layer_root
 from xai_utils.networks.targets import head_digest
 
-OWN_NETWORKS = {"surrogate": load_surrogate, "predictor": load_predictor}  # option of a learned method -> its folder's
+OWN_NETWORKS = {
+    "surrogate": load_surrogate,
+    "predictor": load_predictor,
+    "gate": load_gate,
+}  # option of a learned method -> its folder's
 NOISE = 0.02  # standard deviation of the noise on pixels in [0, 1]: 5 of 255 grey levels, hardly seen
 UNCHANGED = 0.9  # mean rank correlation from which on maps count as not changed; what reads the network is far below
 BATCH = 16  # images in memory at once

@@ -1,4 +1,4 @@
-// Pages are complete without this: it adds the choice of colours, and sorting and filtering of the table of scores.
+// Pages are complete without this: it adds the choice of colours, and a filter of the table of scores.
 (() => {
   "use strict";
   const root = document.documentElement;
@@ -18,34 +18,6 @@
     system.addEventListener("change", tell);
     tell();
     button.hidden = false;
-  }
-
-  function sortBy(table, heads, column) {
-    const now = heads[column].getAttribute("aria-sort");
-    const flipped = { ascending: "descending", descending: "ascending" };
-    const order = now ? flipped[now] : heads[column].dataset.first;
-    const sign = order === "ascending" ? 1 : -1;
-    const value = (row) => row.cells[column].dataset.value;
-    const compare = column === 0 ? (a, b) => a.localeCompare(b) : (a, b) => Number(a) - Number(b);
-    const rows = [...table.tBodies[0].rows].sort((one, other) => {
-      const [a, b] = [value(one), value(other)];
-      if (a === undefined || b === undefined) return (a === undefined) - (b === undefined); // no score: always last
-      return sign * compare(a, b);
-    });
-    table.tBodies[0].append(...rows);
-    for (const head of heads) head.removeAttribute("aria-sort");
-    heads[column].setAttribute("aria-sort", order);
-  }
-
-  function offerSorting(table) {
-    const heads = [...table.tHead.rows[0].cells];
-    heads.forEach((head, column) => {
-      const button = document.createElement("button");
-      button.type = "button";
-      button.append(...head.childNodes);
-      button.addEventListener("click", () => sortBy(table, heads, column));
-      head.append(button);
-    });
   }
 
   function offerFilter(table, input, shown) {
@@ -70,7 +42,6 @@
     nav.scrollLeft = here.offsetLeft - nav.clientWidth / 2; // on a phone the head line is one row that scrolls
     const table = document.getElementById("scores");
     if (table) {
-      offerSorting(table);
       offerFilter(table, document.getElementById("filter"), document.getElementById("shown"));
     }
     for (const box of document.querySelectorAll(".output_subarea, .scroll, pre")) {

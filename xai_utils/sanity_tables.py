@@ -1,0 +1,72 @@
+"""The sanity checks of every row of a run, as one table."""
+
+from html import escape
+
+import pandas
+import torch
+
+from xai_utils.explainers import method_of
+from xai_utils.metrics import sanity
+from xai_utils.metrics.statistics import summary
+from xai_utils.networks import targets
+
+HEAVY = 100  # passes; such rows are checked on HEAVY_IMAGES images, with all layers untrained at once
+HEAVY_IMAGES = 2
+FLAGS = {"depends on the model": "", "depends on its own network alone": " (✓)", "does not depend on the model": " ✗"}
+
+
+def of_rows(target, made, split, *, images, compute, seed=0, log=None) -> dict[str, sanity.Sanity]:
+    """The checks of each row of the maps `made`, on the first `images` of those that were explained: row -> Sanity.
+
+    `target`: the folder of the network; `split`: the data that were explained. Rows that cost more than HEAVY passes
+    are checked on HEAVY_IMAGES images.
+    """
+    found = {}
+    if not images:
+        return found
+    torch.set_num_threads(compute.threads)
+    indices = made.indices[:images]
+    pixels, classes = (
+        split.tensor(indices).to(compute.device),
+        torch.as_tensor(made.targets[:images]).to(compute.device),
+    )
+    model = targets.inference_copy(targets.load(target, compute.device), pixels[:1])
+    for row, given in made.methods.items():
+        method, options = method_of(row, given)
+        heavy = made.passes[row] > HEAVY
+        few = slice(0, HEAVY_IMAGES if heavy else None)
+        asked = {"options": options, "cascade": not heavy, "seed": seed}
+        found[row] = sanity.sanity(method, model, pixels[few], classes[few], **asked)
+        if log:
+            log(f"{row}: {found[row].verdict}")
+    return found
+
+
+def table(found: dict[str, sanity.Sanity], *, seed=0) -> pandas.DataFrame:
+    """Rows: methods; mean rank correlations of the maps with the trained network's, as text, and the verdict.
+
+    Columns: a column per stage of the target, named after the lowest layer that has forgotten; the method's own
+    network (all of it); both; another seed; noise. Heavy rows have the last stage alone.
+    """
+    stages = max((list(each.cascade) for each in found.values()), key=len, default=[])
+    rows = {}
+    for row, each in found.items():
+        cells = {f"to {name}": _mean(each.cascade.get(name)) for name in stages[:-1]}
+        if stages:
+            cells[f"to {stages[-1]} (all)"] = _mean(each.target)
+        cells["own network"] = _mean(list(each.own.values())[-1] if each.own else None)
+        cells["both"] = _mean(each.everything) if each.own else ""
+        cells |= {"seeds": _mean(each.seeds), "noise": _mean(each.noise), "n": str(len(each.noise))}
+        about = summary(each.everything.numpy(), seed)
+        cells["all untrained"] = f"{about['mean']:.2f} [{about['low']:.2f}, {about['high']:.2f}]"
+        rows[row] = cells | {"verdict": each.verdict + FLAGS[each.verdict]}
+    return pandas.DataFrame.from_dict(rows, orient="index")
+
+
+def html(found: dict[str, sanity.Sanity], *, seed=0) -> str:
+    """The table as HTML; row names appear as text."""
+    return table(found, seed=seed).rename(index=escape, columns=escape).to_html(escape=False, border=0)
+
+
+def _mean(values):
+    return "" if values is None else f"{values.nanmean():.2f}"
