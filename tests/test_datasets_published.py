@@ -304,6 +304,7 @@ def test_cowc_classes_are_counts_in_their_order(tmp_path):
         ("cars", "devkit", r"cars_meta\.mat is missing.*car_devkit\.tgz"),
         ("aircraft", "data/images_variant_val.txt", r"variant_val\.txt is missing.*fgvc-aircraft-2013b\.tar\.gz"),
         ("pets", "annotations/test.txt", r"annotations/test\.txt is missing.*annotations\.tar\.gz"),
+        ("pets", "annotations/trimaps/Abyssinian_2.png", r"Abyssinian_2\.png is missing.*annotations\.tar\.gz"),
         ("pets", "images", r"4 of the 4 images that Oxford-IIIT Pet lists are missing"),
         ("imagenet", "val", r"val is missing, which ImageNet \(ILSVRC 2012\) needs"),
         ("places", "categories_places365.txt", r"categories_places365\.txt is missing.*places365-standard\.tar"),
@@ -375,9 +376,10 @@ def test_damaged_lists_and_annotations_are_named(tmp_path):
     write(root / "annotations/xmls/Abyssinian_1.xml", "<annotation><size>")
     with pytest.raises(DataError, match=r"Abyssinian_1\.xml: not a readable annotation"):
         datasets.prepare(root, tmp_path / "out", image_size=32)
-    write(root / "annotations/xmls/Abyssinian_1.xml", "<annotation><size></size></annotation>")
-    with pytest.raises(DataError, match=r"Abyssinian_1\.xml: an annotation without size or box"):
-        datasets.prepare(root, tmp_path / "out", image_size=32)
+    for size in ("", "<width>0</width><height>30</height>"):
+        write(root / "annotations/xmls/Abyssinian_1.xml", f"<annotation><size>{size}</size></annotation>")
+        with pytest.raises(DataError, match=r"Abyssinian_1\.xml: an annotation without size or box"):
+            datasets.prepare(root, tmp_path / "out", image_size=32)
     (root / "annotations/xmls/Abyssinian_1.xml").unlink()
     picture(root / "images/Abyssinian_1.jpg", size=(50, 50))
     with pytest.raises(DataError, match=r"Abyssinian_1\.jpg has \(50, 50\) pixels and its mask \(40, 30\)"):

@@ -155,6 +155,19 @@ def test_weights_that_cannot_be_fetched_are_named_with_the_way_out(monkeypatch, 
         build("resnet18", "ab", pretrained_from="IMAGENET1K_V1")
 
 
+@pytest.mark.parametrize("architecture", ["small_resnet", "regnet_x_400mf", "squeezenet1_1", "mobilenet_v2"])
+def test_a_file_of_weights_tells_the_number_of_classes(architecture, tmp_path):
+    """Whatever the head is, linear or a convolution: five classes are found, numbered, and their weights are loaded."""
+    network = ARCHITECTURES[architecture](5)
+    torch.save(network.state_dict(), tmp_path / "mine.pt")
+    target = build(architecture, None, pretrained_from=tmp_path / "mine.pt")
+    assert target.classes == tuple(f"class {index}" for index in range(5))
+    for ours, theirs in zip(target.network.state_dict().values(), network.state_dict().values(), strict=True):
+        assert torch.equal(ours, theirs)
+    with pytest.raises(ValueError, match=f"{architecture} without weights knows no classes"):
+        build(architecture, None)
+
+
 def test_pickles_are_opened_without_running_code(tmp_path):
     """A pickle that holds an object, a damaged one, and one without tensors are refused; the object is not made."""
     torch.save({"weights": Trap(tmp_path / "sprung")}, tmp_path / "trap.pth")

@@ -107,17 +107,18 @@ def test_wrong_parameters_stop_before_anything_runs(tmp_path):
 
 
 def test_all_stages_are_checked_before_the_first_runs(tmp_path):
-    """`--check` names every problem at once: a typo in the last section, a data set that is not there."""
+    """`--check` names every problem at once: a typo in the last section, an absent data set and what it needs."""
     (tmp_path / "data" / "birds").mkdir(parents=True)
     shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks")
     good = (ROOT / "params.yaml").read_text()
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    bad = good.replace("opacity: 0.55", "opacity: 5").replace("dataset: data/birds", "dataset: data/brids")
+    bad = good.replace("opacity: 0.55", "opacity: 5").replace("dataset: data/birds", "dataset: data/oxford-iiit-pet")
     for text, expected in (
         (good, ""),
         (
             bad,
-            "params.yaml: dataset = 'data/brids' is no folder; data/ holds birds\n"
+            "params.yaml: dataset = 'data/oxford-iiit-pet' is no folder; data/ holds birds; for Oxford-IIIT Pet: "
+            "unpack images.tar.gz and annotations.tar.gz in data/oxford-iiit-pet/\n"
             "params.yaml: figures.opacity = 5 is not allowed; it should be less than or equal to 1\n",
         ),
     ):

@@ -68,7 +68,7 @@ def find_images(root, *, validation_fraction, seed):
         beside = sorted(entry.name for entry in root.parent.iterdir()) if root.parent.is_dir() else []
         what = "is empty" if root.is_dir() else "is a file, not a folder" if root.exists() else "does not exist"
         raise MissingData(f"{root} {what}; {_listed('beside it lie', beside)}: give the folder that holds the classes")
-    if (root / LABELS).is_file():
+    if (root / LABELS).is_file() and not any((root / name).is_dir() for name in ("train", *HELD_OUT)):
         classes = read_labels(root)
         single = all(len(files) == 1 for files in classes.values())
         train, validation = ({}, classes) if single else _split(classes, validation_fraction, seed)

@@ -88,7 +88,6 @@ def prepare(
                 **options,
             )
             description = _write_images(found, temporary, image_size, geometry, numbers, seed, skip_corrupt)
-            description["name"] = source.resolve().name
         (temporary / "dataset.json").write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
         if folder.exists():
             folder.rename(earlier)

@@ -145,9 +145,10 @@ def read_pets(root):
         names |= {int(label) - 1: image.rsplit("_", 1)[0] for image, label, *_ in rows}
     place = {label: number for number, label in enumerate(sorted(names))}
     splits = [[(file, place[label]) for file, label in split] for split in splits]
+    trimaps = {file: _there(notes / "trimaps" / f"{Path(file).stem}.png") for split in splits for file, _ in split}
 
     def trimap(file):
-        path = _there(notes / "trimaps" / f"{Path(file).stem}.png")
+        path = trimaps[file]
         try:
             with Image.open(path, formats=("PNG",)) as image:
                 return np.asarray(image.convert("L"))
@@ -218,13 +219,14 @@ def _xml_boxes(xml, size, *, first, name=None):
     """
     tree = _parsed(xml)
     try:
-        own = [int(tree.findtext(f"size/{word}")) for word in ("width", "height")]
+        width, height = (int(tree.findtext(f"size/{word}")) for word in ("width", "height"))
+        scale = [size[0] / width, size[1] / height]
         boxes = [
             [float(each.findtext(f"bndbox/{word}")) for word in ("xmin", "ymin", "xmax", "ymax")]
             for each in tree.iter("object")
             if name in (None, each.findtext("name"))
         ]
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, ZeroDivisionError) as error:
         raise DataError(f"{xml}: an annotation without size or box ({error}); unpack the annotations again") from error
     inside = np.array(boxes).reshape(-1, 4) - np.array([first, first, first - 1, first - 1])
-    return np.clip(inside * np.tile(np.array(size) / own, 2), 0, [*size, *size])
+    return np.clip(inside * [*scale, *scale], 0, [*size, *size])
