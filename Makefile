@@ -4,7 +4,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONPATH := $(CURDIR)
 unexport PYTHONDONTWRITEBYTECODE # without .pyc files every process parses torch anew: 10 s instead of 4
 
-.PHONY: repro test bench lab site publish lint lock readme setup clean
+.PHONY: repro test bench lab inspect site publish lint lock readme setup clean
 
 repro: setup data ## run the whole pipeline: reports/index.html
 	python -m xai_utils.pipeline --check
@@ -18,6 +18,9 @@ bench: setup ## measure our maps beside other libraries', one benchmark after th
 
 lab: setup data ## open the notebooks
 	jupyter lab notebooks
+
+inspect: setup data ## look at single images: a page that only this machine can open (voila.json)
+	voila notebooks/inspect.ipynb
 
 site: setup ## make site/ of the reports of the last run: open site/index.html
 	python -m xai_utils.site build

@@ -37,7 +37,7 @@ FLOORS = [
         "report",
     },
     {"pipeline"},
-    {"site"},
+    {"site", "widgets"},
 ]
 
 

@@ -1,0 +1,325 @@
+"""What the inspector stands on: work that can be watched and cancelled, pictures from outside, a network's answers."""
+
+import io
+import json
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from inspected import HOSTILE, SIZE, make, noise
+from PIL import Image
+from torch import nn
+
+from xai_utils import datasets, explainers
+from xai_utils.networks.mask_predictor import predictor_of
+from xai_utils.widgets import open_subject, pictures
+from xai_utils.widgets.background import Cancelled, Lane, watched
+from xai_utils.widgets.subject import Subject, passes
+
+PATIENCE = 30.0  # seconds: a busy machine is slow, a broken lane never ends
+
+
+@pytest.fixture(scope="module")
+def subject(tmp_path_factory):
+    return open_subject(make(tmp_path_factory.mktemp("inspected") / "project"))
+
+
+@pytest.fixture(scope="module")
+def picture(subject):
+    return subject.source.picture("validation", "plain", 0)
+
+
+def defaults(subject, method, **changes):
+    return {option.name: option.default for option in subject.options(method)} | changes
+
+
+class Recorder:
+    """What a lane reports."""
+
+    def __init__(self):
+        self.done, self.seen, self.arrived = {}, [], threading.Event()
+
+    def lane(self):
+        return Lane(done=self._done, progress=lambda key, images: self.seen.append((key, images)))
+
+    def _done(self, key, result):
+        self.done[key] = result
+        self.arrived.set()
+
+
+def test_a_watched_model_counts_the_images_of_each_pass_and_is_left_as_it_was():
+    """Every pass is reported before it runs, and no hook stays, also after a cancellation."""
+    model, counted = nn.Flatten(), []
+    with watched(model, counted.append):
+        model(torch.zeros(3, 2))
+        model(torch.zeros(1, 2))
+    assert counted == [3, 1]
+
+    def refuse(images):
+        raise Cancelled
+
+    with pytest.raises(Cancelled), watched(model, refuse):
+        model(torch.zeros(1, 2))
+    assert not model._forward_pre_hooks
+
+
+@pytest.mark.parametrize("method", ["rise", "lime", "meaningful_perturbation", "integrated_gradients", "smooth_grad"])
+def test_each_slow_method_can_be_cancelled_at_a_pass_and_leaves_the_network_unchanged(subject, picture, method):
+    """Cancelled in the middle, a method raises that and nothing else, and the same map can be made afterwards."""
+    before = {name: id(module) for name, module in subject.model.named_modules()}
+    counted, options = [], defaults(subject, method)
+    expected = subject.explain(subject.model, picture, 0, method, options)
+
+    def look(images):
+        counted.append(images)
+        if len(counted) == 2:
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        subject.explain(subject.model, picture, 0, method, options, look)
+    assert {name: id(module) for name, module in subject.model.named_modules()} == before
+    for module in subject.model.modules():
+        assert not {**module._forward_hooks, **module._forward_pre_hooks, **module._backward_hooks}
+    again = subject.explain(subject.model, picture, 0, method, options)
+    assert torch.equal(again.scores, expected.scores)
+
+
+def test_a_lane_does_the_wanted_tasks_in_order_and_reports_errors():
+    """Results and exceptions arrive under their keys; the first named is done first."""
+    recorder = Recorder()
+    lane, order = recorder.lane(), []
+
+    def fail(look):
+        order.append("second")
+        raise ValueError("no")
+
+    lane.want({"first": lambda look: order.append("first"), "second": fail})
+    assert lane.wait(PATIENCE)
+    assert order == ["first", "second"]
+    assert recorder.done["first"] is None
+    assert str(recorder.done["second"]) == "no"
+    lane.close()
+
+
+def test_what_nobody_wants_any_more_is_cancelled_and_what_is_still_wanted_goes_on():
+    """A new wish drops the running task at its next pass; the same wish again does not restart it."""
+    recorder, begun, go = Recorder(), threading.Event(), threading.Event()
+    lane, starts = recorder.lane(), []
+
+    def long(look):
+        starts.append(1)
+        begun.set()
+        go.wait(PATIENCE)
+        look(4)
+        return "long"
+
+    lane.want({"long": long})
+    assert begun.wait(PATIENCE)
+    lane.want({"long": long, "next": lambda look: "next"})
+    go.set()
+    assert lane.wait(PATIENCE)
+    assert recorder.done == {"long": "long", "next": "next"}
+    assert len(starts) == 1
+
+    begun.clear()
+    go.clear()
+    lane.want({"dropped": long})
+    assert begun.wait(PATIENCE)
+    lane.want({"other": lambda look: "other"})
+    assert lane.running is None
+    go.set()
+    assert lane.wait(PATIENCE)
+    assert "dropped" not in recorder.done
+    assert recorder.done["other"] == "other"
+    lane.close()
+
+
+def test_progress_counts_images(monkeypatch):
+    """The images of all passes so far are reported, with the key of the task."""
+    monkeypatch.setattr("xai_utils.widgets.background.TOLD_EVERY", 0.0)
+    recorder = Recorder()
+    lane = recorder.lane()
+
+    def work(look):
+        for images in (2, 3):
+            look(images)
+
+    lane.want({"counted": work})
+    assert lane.wait(PATIENCE)
+    assert recorder.seen == [("counted", 2), ("counted", 5)]
+    lane.close()
+
+
+def encoded(image, kind="PNG", **options):
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def test_an_upload_becomes_the_picture_that_preparing_the_same_file_gives(subject, tmp_path, monkeypatch):
+    """Same pixels as the stage prepare_data, whatever the format and name; nothing is left in the temporary folder."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    prepared = subject.source.data.validation
+    index, file = next(row for row in enumerate(prepared.files) if row[1].startswith("plain"))
+    content = encoded(noise(10 + int(Path(file).stem)))
+    uploaded = pictures.read_upload(content, "../../any <b>name</b>.PNG", SIZE, geometry="squash")
+    assert torch.equal(uploaded.pixels, prepared.tensor([index])[0])
+    assert uploaded.name == "../../any <b>name</b>.PNG"
+    assert not list(tmp_path.iterdir())
+    assert pictures.read_upload(encoded(noise(1, 300), "JPEG"), "x", SIZE).pixels.shape == (3, SIZE, SIZE)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"GIF89a is not allowed", "not a readable image"),
+        (b"", "empty"),
+        (b"<svg onload=alert(1)>", "not a readable image"),
+        (encoded(noise(0, 64))[:-40], "damaged or cut off"),
+        (encoded(Image.new("1", (9000, 9000))), "9000 x 9000 pixels"),
+        (encoded(Image.new("1", (20000, 20000))), "million pixels"),
+        (b"\x89PNG" + bytes(pictures.MOST_BYTES), "8.0 MB; at most 8"),
+    ],
+    ids=["text", "empty", "svg", "cut off", "large", "bomb", "heavy"],
+)
+def test_bad_files_are_refused_by_name(content, said, tmp_path, monkeypatch):
+    """What is no image, is damaged or too large is a DataError that names the file as the user does, and no path."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with pytest.raises(datasets.DataError, match=said) as raised:
+        pictures.read_upload(content, "mine.png", SIZE)
+    assert "mine.png" in str(raised.value)
+    assert str(tmp_path) not in str(raised.value)
+    assert not list(tmp_path.iterdir())
+    file = tmp_path / "mine.png"
+    file.write_bytes(content)
+    with pytest.raises(datasets.DataError, match=said):
+        pictures.read_picture(file, SIZE)
+
+
+def test_a_missing_file_is_said(tmp_path):
+    """The path of a file that is not there, or of a folder, is an error with the path."""
+    for path in (tmp_path / "none.png", tmp_path):
+        with pytest.raises(datasets.DataError, match="is no file"):
+            pictures.read_picture(path, SIZE)
+
+
+def test_the_key_follows_content_and_nothing_else(subject, picture):
+    """Equal pixels, class, method, options and weights are the same answer; a change of any is another."""
+    options = defaults(subject, "fastcam")
+    key = subject.key(picture, 0, "fastcam", options)
+    again = picture._replace(pixels=picture.pixels.clone(), name="another name")
+    assert subject.key(again, 0, "fastcam", dict(reversed(options.items()))) == key
+    changed = picture.pixels.clone()
+    changed[0, 0, 0] += 1 / 255
+    others = [
+        subject.key(picture._replace(pixels=changed), 0, "fastcam", options),
+        subject.key(picture, 1, "fastcam", options),
+        subject.key(picture, 0, "grad_cam", options),
+        subject.key(picture, 0, "fastcam", options | {"weights": "equal"}),
+        Subject(subject.model, SIZE, weights="other").key(picture, 0, "fastcam", options),
+    ]
+    assert len({key, *others}) == 6
+
+
+def test_maps_and_curves_are_those_of_the_library(subject, picture):
+    """The page shows what `explain` and the curves' functions give with the same options."""
+    options = defaults(subject, "smoe", weights="equal")
+    answer = subject.explain(subject.model, picture, 1, "smoe", options)
+    expected = explainers.explain(subject.model, picture.pixels[None], 1, method="smoe", weights="equal")[0]
+    torch.testing.assert_close(answer.scores, expected)
+    assert answer.ranks.flatten().argmin() == expected.argmax()
+    assert answer.passes > 0
+    curves = subject.perturbed(subject.model, picture, 1, answer)
+    probability = float(subject.probabilities(subject.model, picture)[1])
+    assert curves.insertion[-1] == pytest.approx(probability, abs=1e-5)
+    assert curves.deletion[0] == pytest.approx(probability, abs=1e-5)
+
+
+def test_a_masked_image_keeps_exactly_its_share(subject, picture):
+    """The most salient quarter stays as it was, all other pixels are black."""
+    answer = subject.explain(subject.model, picture, 0, "gradient", {})
+    masked = subject.masked(picture, answer, 0.25, "black")
+    kept = answer.ranks < SIZE * SIZE // 4
+    assert torch.equal(masked[:, kept], picture.pixels[:, kept])
+    assert not masked[:, ~kept].any()
+
+
+def test_every_method_has_options_that_it_accepts(subject, picture):
+    """The defaults that the page offers give a map for each method that needs no network of its own."""
+    for method in subject.methods:
+        if method not in subject.missing:
+            small = {name: 2 for name in ("masks", "samples", "iterations", "steps")}
+            options = defaults(subject, method)
+            options |= {name: value for name, value in small.items() if name in options}
+            assert subject.explain(subject.model, picture, 0, method, options).scores.shape == (SIZE, SIZE), method
+
+
+def test_expected_passes_follow_the_options():
+    """Masks, samples, steps: what multiplies the passes; steps count only where Integrated Gradients take them."""
+    assert passes("grad_cam", {"layer": "default"}) == 1
+    assert passes("rise", {"masks": 500, "cells": 7}) == 500
+    assert passes("smooth_grad", {"samples": 8, "steps": 25, "over": "gradient"}) == 8
+    assert passes("smooth_grad", {"samples": 8, "steps": 25, "over": "integrated_gradients"}) == 200
+
+
+def test_the_controller_can_be_changed_after_training():
+    """η and h of the page replace those of training: scores are sigmoid(η z)^h of the same generator."""
+    from xai_utils import networks
+
+    torch.manual_seed(0)
+    target = networks.build("small_resnet", ["a", "b"]).eval()
+    images = torch.rand(1, 3, 64, 64)
+    predictor = predictor_of(target, images, controller="customized").eval()
+    subject = Subject(target, 64, predictors={"dgle_cf": predictor}, defaults={})
+    picture, changed = pictures.Picture(images[0], "x"), {"eta": 0.5, "exponent": 4.0}
+    assert defaults(subject, "dgle_cf") == {"eta": 1.5, "exponent": 2.5}
+    found = subject.explain(target, picture, 0, "dgle_cf", changed).scores
+    assert (predictor.eta, predictor.exponent) == (1.5, 2.5)
+    predictor.eta, predictor.exponent = changed.values()
+    torch.testing.assert_close(found, explainers.explain(target, images, 0, method="dgle_cf", predictor=predictor)[0])
+
+
+def test_without_checkpoints_the_network_is_random_and_it_is_said(tmp_path):
+    """Nothing built: an untrained network of the configured architecture, and the stage for each learned method."""
+    first, second = (open_subject(make(tmp_path / name, trained=False)) for name in ("one", "two"))
+    assert any("random weights" in notice and "finetune_target" in notice for notice in first.notices)
+    assert first.model.architecture == "tiny_resnet"
+    assert first.classes == (HOSTILE, "plain")
+    assert first.weights == second.weights
+    picture = first.source.picture("validation", "plain", 0)
+    with pytest.raises(ValueError, match="distill_surrogate"):
+        first.explain(first.model, picture, 0, "akd", {})
+    with pytest.raises(ValueError, match="train_mask_predictor"):
+        first.explain(first.model, picture, 0, "dgle_cf", {})
+
+
+def test_birds_are_drawn_where_nothing_is_prepared(tmp_path):
+    """A catalogue is enough for images with parts; a damaged checkpoint is a notice, not the end."""
+    import shutil
+
+    from conftest import ROOT
+
+    folder = make(tmp_path)
+    shutil.rmtree(folder / "build/data")
+    shutil.copytree(ROOT / "data/birds", folder / "images", dirs_exist_ok=True)
+    (folder / "build/target/target.json").write_text("{")
+    subject = open_subject(folder)
+    assert any("target.json" in notice for notice in subject.notices)
+    picture = subject.source.picture(subject.source.splits[0], subject.classes[0], 3)
+    assert picture.pixels.shape == (3, 64, 64)
+    y, x = np.argwhere(picture.parts > 0)[0]
+    name, mask = picture.part_at(x, y)
+    assert name == picture.part_names[picture.parts[y, x] - 1]
+    assert bool(mask[y, x])
+    shutil.rmtree(folder / "images")
+    assert open_subject(folder).source is None
+
+
+def test_options_are_json():
+    """What is saved with a picture can be read back: every default of every method is plain data."""
+    subject = Subject(torch.nn.Identity(), SIZE)
+    for method in explainers.EXPLAINERS:
+        if "layer" not in explainers.inspect.signature(explainers.EXPLAINERS[method]).parameters:
+            json.dumps([option._asdict() for option in subject.options(method)])

@@ -1,0 +1,214 @@
+"""The inspector's page, driven without a browser: a widget that is set answers as it does when it is clicked."""
+
+import base64
+import datetime
+import io
+import json
+import re
+import time
+
+import pytest
+import torch
+from inspected import HOSTILE, SIZE, make, noise
+from PIL import Image
+
+from xai_utils.widgets import Inspector, open_subject
+
+PATIENCE = 60.0  # seconds
+LONG_AGO = datetime.datetime(2020, 1, 1)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return make(tmp_path_factory.mktemp("inspected") / "project")
+
+
+@pytest.fixture
+def page(folder):
+    page = Inspector(open_subject(folder))
+    assert page.wait(PATIENCE)
+    yield page
+    page.close()
+
+
+def pictures_of(column):
+    return re.findall(r'src="data:image/png;base64,([^"]+)"', column.output.value)
+
+
+def file(image, name="mine.png"):
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return ({"name": name, "type": "image/png", "size": 1, "content": buffer.getvalue(), "last_modified": LONG_AGO},)
+
+
+def test_the_first_look_has_maps_curves_layers_and_answers(page):
+    """Without a click: an image, its classes, maps of the methods that can answer, curves, LOVI and layers."""
+    methods = [column.method for column in page.columns]
+    assert methods == ["fastcam", "grad_cam", "gradient", "smoe"]
+    for column in page.columns:
+        assert len(pictures_of(column)) == 3
+        assert "…" not in column.output.value
+    assert page.curves.value.count("<polyline") == 8
+    assert page.layer_strip.value.count("<img") == 6
+    assert page.picture.label == HOSTILE
+
+
+def test_cheap_settings_explain_nothing_anew(page, monkeypatch):
+    """Opacity, colours, share, baseline and pixel redraw from what is kept; a repeated option, too."""
+    explained = []
+    original = type(page.subject).explain
+    monkeypatch.setattr(type(page.subject), "explain", lambda *given: explained.append(given[4]) or original(*given))
+    before = [pictures_of(column) for column in page.columns]
+    page.opacity.value, page.colour_map.value, page.share.value = 0.1, "magma", 40
+    page.hidden.value, page.pixel.value = "blur", "3, 4"
+    assert explained == []
+    for column, old in zip(page.columns, before, strict=True):
+        assert all(new != each for new, each in zip(pictures_of(column), old, strict=True))
+    page.target.value = 1 - page.target.value
+    assert len(explained) == 4
+    page.target.value = 1 - page.target.value
+    assert len(explained) == 4
+
+
+def test_the_same_pixels_from_another_file_are_known(page, monkeypatch):
+    """An upload of the image that is shown needs no new map: answers are kept by content."""
+    explained = []
+    original = type(page.subject).explain
+    monkeypatch.setattr(type(page.subject), "explain", lambda *given: explained.append(1) or original(*given))
+    number = int(page.subject.source.data.validation.files[0].split("/")[1].split(".")[0])
+    page.upload.value = file(noise(number))
+    assert page.picture.name == "mine.png"
+    assert explained == []
+
+
+def test_a_slow_method_shows_progress_can_be_cancelled_and_taken_up_again(page):
+    """RISE runs beside the page; cancelled, the column says so, and the same button starts it again."""
+    column = page.columns[1]
+    column.picker.value = "rise"
+    column._widgets["masks"].value = 20000
+    assert column.progress.layout.display == ""
+    assert column.bar.max == 20000
+    end = time.monotonic() + PATIENCE
+    while column.bar.value == 0 and time.monotonic() < end:
+        time.sleep(0.01)
+    assert 0 < column.bar.value < 20000
+    page.opacity.value = 0.3  # the page still answers
+    assert len(pictures_of(page.columns[0])) == 3
+    column.stop.click()
+    assert page.wait(PATIENCE)
+    assert "cancelled" in column.output.value
+    assert column.stop.description == "explain"
+    column._widgets["masks"].value = 8
+    assert page.wait(PATIENCE)
+    assert len(pictures_of(column)) == 3
+    column._widgets["masks"].value = 20000
+    assert "cancelled" in column.output.value
+    column.stop.click()
+    assert "explaining" in column.output.value
+    column.picker.value = "none"
+    assert page.wait(PATIENCE)
+    assert column.output.value == ""
+
+
+def test_an_upload_changes_the_picture_and_a_bad_one_is_refused(page):
+    """A good file is shown and explained; a bad one leaves all as it was and is named, as text."""
+    page.upload.value = file(noise(77, 50))
+    assert page.picture.name == "mine.png"
+    assert page.wait(PATIENCE)
+    shown = [column.output.value for column in page.columns]
+    page.upload.value = ({**file(noise(1))[0], "name": "<b>bad</b>.png", "content": b"no image"},)
+    assert "&lt;b&gt;bad&lt;/b&gt;.png" in page.error.value
+    assert "<b>" not in page.error.value
+    assert [column.output.value for column in page.columns] == shown
+    page.number.value = 0
+    page._pick()
+    assert page.error.value == ""
+
+
+def test_a_file_is_read_from_its_path(page, folder):
+    """The path of an image is enough; one that is not there is said."""
+    page.kind.value = "file"
+    page.file.value = str(folder / "images/plain/1.png")
+    assert page.picture.name == "1.png"
+    page.file.value = "nowhere.png"
+    assert "nowhere.png is no file" in page.error.value
+    assert page.picture.name == "1.png"
+
+
+def test_no_text_of_the_data_becomes_html(page):
+    """A class called as a tag appears escaped wherever HTML is written."""
+    page.pixel.value = "1, 1"
+    values = [w.value for w in (page.card, page.curves, page.reading, page.error, page.layer_strip)]
+    values += [column.output.value for column in page.columns]
+    assert "&lt;img src=x" in page.card.value
+    assert not any("<img src=x" in value for value in values)
+
+
+def test_a_pixel_is_read_with_its_rank(page):
+    """The row of a method holds its score and rank there; what is no pixel of the image reads nothing."""
+    page.pixel.value = "5, 7"
+    answer = page._known(page._key(page.columns[1]))
+    assert f"{int(answer.ranks[7, 5]) + 1} of {SIZE * SIZE}" in page.reading.value
+    assert f"{answer.scores[7, 5]:.4g}" in page.reading.value
+    for wrong in ("", "5", "5, 99", "-1, 2", "a, b"):
+        page.pixel.value = wrong
+        assert "Click a picture" in page.reading.value
+
+
+def test_what_is_shown_can_be_saved(page):
+    """One PNG with the settings inside and the same settings as JSON, offered as links; equal pages, equal bytes."""
+    files = page.files()
+    (picture, _), (text, _) = files.values()
+    settings = json.loads(text)
+    assert settings["image"]["label"] == HOSTILE
+    assert [each["method"] for each in settings["methods"]] == [column.method for column in page.columns]
+    assert settings["methods"][0]["insertion_area"] == pytest.approx(
+        page._known(("curves", page._key(page.columns[0]))).insertion_area
+    )
+    opened = Image.open(io.BytesIO(picture))
+    opened.load()
+    assert opened.text["settings"] == text.decode()
+    page._save(None)
+    (link, *_) = re.findall(r'href="data:image/png;base64,([^"]+)"', page.saved.value)
+    assert base64.b64decode(link) == picture
+
+
+def test_an_option_that_does_not_fit_is_said_in_its_column(page):
+    """What a method refuses stands in the place of its map, and the others stay."""
+    page.columns[0].picker.value = "akd"
+    assert "distill_surrogate" in page.columns[0].output.value
+    page.columns[1].picker.value = "smoe"
+    page.columns[1]._widgets["statistic"].value = "truncated_normal_mean"
+    assert len(pictures_of(page.columns[2])) == 3
+
+
+def test_without_images_the_page_waits_for_a_file(folder, tmp_path):
+    """No data set: files and uploads are offered, nothing is explained, and saving says what is missing."""
+    import shutil
+
+    shutil.copytree(folder, tmp_path / "p", ignore=shutil.ignore_patterns("data", "images"))
+    page = Inspector(open_subject(tmp_path / "p"))
+    assert page.kind.options == ("file", "upload")
+    page.opacity.value = 0.2
+    page._save(None)
+    assert "choose an image" in page.error.value
+    page.upload.value = file(noise(3))
+    assert page.wait(PATIENCE)
+    assert len(pictures_of(page.columns[0])) == 3
+    page.close()
+
+
+def test_the_part_under_a_pixel_is_read(folder, tmp_path):
+    """On data with parts the table names the part and says how much of it is salient."""
+    import shutil
+
+    from conftest import ROOT
+
+    shutil.copytree(folder, tmp_path / "p", ignore=shutil.ignore_patterns("data", "target"))
+    shutil.copytree(ROOT / "data/birds", tmp_path / "p/images", dirs_exist_ok=True)
+    page = Inspector(open_subject(tmp_path / "p"))
+    y, x = (int(v) for v in torch.from_numpy(page.picture.parts).nonzero()[0])
+    page.pixel.value = f"{x}, {y}"
+    name = page.picture.part_names[page.picture.parts[y, x] - 1]
+    assert f"mean in {name}" in page.reading.value
+    page.close()

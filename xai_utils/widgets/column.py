@@ -1,0 +1,65 @@
+"""One method of the page: its picker, its pictures, its progress and its options."""
+
+import ipywidgets as widgets
+
+NONE = "none"
+WIDE = {"width": "100%"}
+SYMBOLS = {"lambda": "λ", "eta": "η", "exponent": "h"}
+
+
+def spoken(name):
+    """A method's or option's name as words."""
+    return str(name).replace("_", " ").replace(" plus plus", "++")
+
+
+class Column:
+    """One method: its picker, its pictures, its progress and its options. `changed()` is called for any change."""
+
+    def __init__(self, subject, place, method, changed):
+        self.subject, self.place, self._changed = subject, place, changed
+        names = [(spoken(name) + (" (untrained)" if name in subject.missing else ""), name) for name in subject.methods]
+        self.picker = widgets.Dropdown(
+            options=[*([("no method", NONE)] if place else []), *names],
+            value=method,
+            layout=WIDE,
+            tooltip=f"method {place + 1}",
+        )
+        self.output = widgets.HTML(layout=WIDE)
+        self.bar = widgets.IntProgress(layout=WIDE)
+        self.stop = widgets.Button(description="cancel", layout={"width": "72px"})
+        self.progress = widgets.HBox([self.bar, self.stop])
+        self.options = widgets.VBox(layout=WIDE)
+        self.picker.observe(self._picked, "value")
+        self.box = widgets.VBox([self.picker, self.output, self.progress, self.options])
+        self.box.add_class("xai-column")
+        self._picked()
+
+    @property
+    def method(self):
+        return None if self.picker.value == NONE else self.picker.value
+
+    @property
+    def values(self):
+        """The options as they are set."""
+        return {name: widget.value for name, widget in self._widgets.items()}
+
+    def _picked(self, change=None):
+        self._widgets = {} if self.method is None else {o.name: _widget(o) for o in self.subject.options(self.method)}
+        for widget in self._widgets.values():
+            widget.observe(self._changed, "value")
+        self.options.children = list(self._widgets.values())
+        if change:
+            self._changed(change)
+
+
+def _widget(option):
+    """The widget that sets one option."""
+    words = SYMBOLS.get(option.name, spoken(option.name))
+    width = "84px" if len(words) > 2 else "20px"
+    about = {"description": words, "value": option.default, "layout": WIDE, "style": {"description_width": width}}
+    if option.choices:
+        return widgets.Dropdown(options=[(spoken(choice), choice) for choice in option.choices], **about)
+    if isinstance(option.default, int):
+        return widgets.BoundedIntText(min=option.low, max=option.high, continuous_update=False, **about)
+    step = 0.1 if option.high > 1 else 0.01  # a slider moves its value to a step: defaults must lie on one
+    return widgets.FloatSlider(min=option.low, max=option.high, step=step, readout_format=".2f", **about)

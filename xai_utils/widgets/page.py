@@ -1,0 +1,476 @@
+"""The inspector: pick an image, a class and up to four methods, and see what each of them says.
+
+Whatever is chosen ends in `_refresh`: it makes at once what is quick, asks the lane for what is slow, and shows what is
+known. Answers are kept by their content, so that a cheap setting never explains anew.
+"""
+
+import hashlib
+import json
+import threading
+from collections import OrderedDict
+from copy import deepcopy
+
+import ipywidgets as widgets
+import torch
+
+from xai_utils import plots
+from xai_utils.datasets import DataError
+from xai_utils.datasets.on_disk import SUFFIXES
+from xai_utils.networks.mask_predictor import ETA, EXPONENT
+from xai_utils.widgets import drawing, pictures
+from xai_utils.widgets.background import Lane
+from xai_utils.widgets.column import NONE, Column, spoken
+from xai_utils.widgets.opening import open_subject
+from xai_utils.widgets.subject import QUICK, Curves, Explanation, passes
+
+KEPT = 512  # answers and pictures in memory: at 224 pixels 100 MB
+COLUMNS = 4
+FIRST = ("akd", "dgle_cf", "fastcam", "grad_cam", "gradient", "smoe")  # shown first, as far as they can answer
+COLOUR_MAPS = ("viridis", "magma", "inferno", "turbo", "jet", "coolwarm", "gray")
+HIDDEN = ("black", "mean", "blur")
+
+
+class Inspector:
+    """The page for one `Subject`; `view` is what a notebook shows."""
+
+    def __init__(self, subject):
+        self.subject = subject
+        self._model = subject.model  # asked under the lock only; the lane asks its own copy
+        self._slow_model = deepcopy(subject.model)
+        self._lock, self._quiet = threading.RLock(), False
+        self._kept, self._declined = OrderedDict(), set()
+        self.picture = self.probabilities = self._stack = None
+        self._lane = Lane(done=self._arrived, progress=self._advanced)
+        able = [method for method in FIRST if method not in subject.missing]
+        first = [*able[:COLUMNS], *[NONE] * COLUMNS]
+        self.columns = [Column(subject, place, first[place], self._refresh) for place in range(COLUMNS)]
+        self.view = self._laid_out()
+        self._pick()
+
+    # ---------------------------------------------------------------- what there is to set
+
+    def _laid_out(self):
+        wide, style = {"width": "100%"}, {"description_width": "84px"}
+
+        def dropdown(description, options, **more):
+            return widgets.Dropdown(description=description, options=options, layout=wide, style=style, **more)
+
+        source = self.subject.source
+        kinds = [*(["data set"] if source else []), "file", "upload"]
+        self.kind = widgets.ToggleButtons(options=kinds, style={"button_width": "84px"}, tooltips=kinds)
+        self.split = dropdown("images", source.splits if source else [])
+        self.label = dropdown("class", source.classes if source else [])
+        self.number = widgets.BoundedIntText(description="number", layout=wide, style=style)
+        self.file = widgets.Text(
+            placeholder="path of an image, then Enter",
+            continuous_update=False,
+            layout=wide,
+            description="file",
+            style=style,
+        )
+        self.upload = widgets.FileUpload(accept=",".join(sorted(SUFFIXES)), description="choose an image", layout=wide)
+        self.error = widgets.HTML()
+        self.card = widgets.HTML(layout=wide)
+        self.target = dropdown("explain", [])
+        self.opacity = widgets.FloatSlider(
+            value=0.55, min=0, max=1, step=0.05, description="opacity", layout=wide, style=style
+        )
+        self.colour_map = dropdown("colours", COLOUR_MAPS)
+        self.share = widgets.IntSlider(value=10, min=1, max=100, description="top pixels %", layout=wide, style=style)
+        self.hidden = dropdown("the rest is", HIDDEN)
+        self.pixel = widgets.Text(
+            placeholder="click a picture, or x, y",
+            continuous_update=False,
+            description="pixel",
+            layout=wide,
+            style=style,
+        )
+        self.pixel.add_class("xai-pixel")
+        self.save = widgets.Button(description="save what is shown", layout=wide)
+        self.saved, self.reading, self.layer_strip = widgets.HTML(), widgets.HTML(), widgets.HTML(layout=wide)
+        self.curves = widgets.HTML(layout=wide)
+
+        for widget in (self.split, self.label, self.number, self.kind, self.file):
+            widget.observe(self._pick, "value")
+        for widget in (self.target, self.opacity, self.colour_map, self.share, self.hidden, self.pixel):
+            widget.observe(self._refresh, "value")
+        self.upload.observe(self._uploaded, "value")
+        self.save.on_click(self._save)
+        for column in self.columns:
+            column.stop.on_click(lambda _, column=column: self._stop(column))
+
+        notices = "".join(f'<p class="note">{drawing.text(notice)}</p>' for notice in self.subject.notices)
+        heading = widgets.HTML(f"{drawing.STYLE}{notices}", layout=wide)
+
+        def title(words):
+            return widgets.HTML(f"<h2>{words}</h2>")
+
+        image = [title("Image"), self.kind, self.split, self.label, self.number, self.file, self.upload, self.error]
+        display = [title("Display"), self.opacity, self.colour_map, self.share, self.hidden, self.pixel]
+        controls = widgets.VBox([*image, self.card, self.target, *display, self.save, self.saved])
+        columns = widgets.Box([column.box for column in self.columns])
+        below = [title("Insertion and deletion"), self.curves, title("What each scale found worth encoding")]
+        results = widgets.VBox([columns, self.reading, *below, self.layer_strip])
+        for box, name in (
+            (controls, "xai-controls"),
+            (columns, "xai-columns"),
+            (results, "xai-results"),
+            (self.card, "xai-card"),
+        ):
+            box.add_class(name)
+        view = widgets.Box([heading, controls, results])
+        view.add_class("xai-inspector")
+        return view
+
+    # ---------------------------------------------------------------- which image, which class
+
+    def _pick(self, change=None):
+        """Look at the image that is chosen now; where there is none, the last one stays."""
+        with self._lock:
+            if self._quiet:
+                return
+            kind, source = self.kind.value, self.subject.source
+            for widget in (self.split, self.label, self.number):
+                widget.layout.display = "" if kind == "data set" else "none"
+            self.file.layout.display = "" if kind == "file" else "none"
+            self.upload.layout.display = "" if kind == "upload" else "none"
+            if kind == "data set":
+                count = source.count(self.split.value, self.label.value)
+                self._quiet, self.number.max, self._quiet = True, max(0, count - 1), False
+                if count:
+                    self._look_at(lambda: source.picture(self.split.value, self.label.value, self.number.value))
+                else:
+                    self._complain(f"{self.split.value} holds no image of {self.label.value}; choose another class")
+            elif kind == "file" and self.file.value:
+                geometry = self.subject.geometry
+                self._look_at(lambda: pictures.read_picture(self.file.value, self.subject.size, geometry=geometry))
+
+    def _uploaded(self, change=None):
+        with self._lock:
+            if not self.upload.value:
+                return
+            given = self.upload.value[-1]
+            content, name, geometry = bytes(given["content"]), given["name"], self.subject.geometry
+            self.upload.value = ()  # the same file can be given again, and is not held twice
+            self._look_at(lambda: pictures.read_upload(content, name, self.subject.size, geometry=geometry))
+
+    def _complain(self, message):
+        self.error.value = f'<p class="xai-error" role="alert">{drawing.text(message)}</p>' if message else ""
+
+    def _look_at(self, opener):
+        try:
+            picture = opener()
+        except DataError as error:
+            self._complain(error)
+            return
+        self._complain("")
+        self.picture, self._image = picture, hashlib.sha256(picture.pixels.numpy().tobytes()).hexdigest()
+        self.probabilities = self.subject.probabilities(self._model, picture)
+        try:
+            self._stack = self.subject.layer_maps(self._model, picture)
+        except ValueError as error:  # a network with one scale only
+            self._stack = str(error)
+        self._quiet = True
+        self.target.options, self.target.value = self._target_options(), int(self.probabilities.argmax())
+        self._quiet = False
+        self._refresh()
+
+    def _target_options(self):
+        """The five most probable classes with their probabilities, then all others by name."""
+        classes = self.subject.classes
+        top = self.probabilities.topk(min(5, len(classes))).indices.tolist()
+        rest = sorted(set(range(len(classes))) - set(top), key=lambda index: classes[index])
+        return [(f"{classes[index]}  ({100 * self.probabilities[index]:.1f} %)", index) for index in (*top, *rest)]
+
+    # ---------------------------------------------------------------- what is known, and what is asked for
+
+    def _keep(self, key, answer):
+        self._kept[key] = answer
+        while len(self._kept) > KEPT:
+            self._kept.popitem(last=False)
+
+    def _known(self, key):
+        if key in self._kept:
+            self._kept.move_to_end(key)
+        return self._kept.get(key)
+
+    def _once(self, key, make):
+        """What `make` gives, kept under `key`."""
+        if (known := self._known(key)) is None:
+            self._keep(key, known := make())
+        return known
+
+    def _key(self, column):
+        return self.subject.key(self.picture, self.target.value, column.method, column.values)
+
+    def _refresh(self, change=None):
+        """Make what is quick, ask for what is slow, show what is known."""
+        with self._lock:
+            if self._quiet or self.picture is None:
+                return
+            shown = [(column, self._key(column)) for column in self.columns if column.method]
+            curves, maps = {}, {}
+            for column, key in shown:
+                if self._known(key) is None and self._is_quick(column):
+                    self._keep(key, self._answer(self._map_task(column, self._model)))
+                known = self._known(key)
+                if known is None and key not in self._declined:
+                    maps[key] = self._map_task(column, self._slow_model)
+                elif isinstance(known, Explanation) and self._known(("curves", key)) is None:
+                    curves["curves", key] = self._curves_task(known)
+            self._lane.want(curves | maps)
+            self._score_masked(shown)
+            self._draw(shown)
+
+    def _is_quick(self, column):
+        return column.method in self.subject.missing or passes(column.method, column.values) <= QUICK
+
+    def _map_task(self, column, model):
+        given = (model, self.picture, self.target.value, column.method, column.values)
+        return lambda look=None: self.subject.explain(*given, look)
+
+    def _curves_task(self, explanation):
+        given = (self._slow_model, self.picture, self.target.value, explanation)
+        return lambda look: self.subject.perturbed(*given, look)
+
+    @staticmethod
+    def _answer(task):
+        """What `task` gives, or the error to be shown in its place: a bad option must not end the page."""
+        try:
+            return task()
+        except Exception as error:
+            return error
+
+    def _arrived(self, key, answer):
+        with self._lock:
+            self._keep(key, answer)
+            self._refresh()
+
+    def _advanced(self, key, images):
+        with self._lock:
+            for column in self.columns:
+                if column.method and self._key(column) == key:
+                    column.bar.value = min(images, column.bar.max)
+
+    def _stop(self, column):
+        """Cancel the column's map, or ask for it again."""
+        with self._lock:
+            self._declined ^= {self._key(column)}
+            self._refresh()
+
+    def _score_masked(self, shown):
+        """The class probability of each masked image, all new ones in one pass."""
+        waiting = {}
+        for _, key in shown:
+            known, score = self._known(key), self._masked_key(key)
+            if isinstance(known, Explanation) and self._known(score) is None:
+                waiting[score] = self._masked(known)
+        if waiting:
+            images = torch.stack(list(waiting.values()))
+            scores = self.subject.scores(self._model, images, self.target.value)
+            for key, score in zip(waiting, scores, strict=True):
+                self._keep(key, score)
+
+    def _masked_key(self, key):
+        return ("masked", key, self.share.value, self.hidden.value)
+
+    # ---------------------------------------------------------------- what is shown
+
+    def _draw(self, shown):
+        known = {column.place: (key, self._known(key)) for column, key in shown}
+        mark = self._marked()
+        for column in self.columns:
+            key, answer = known.get(column.place, (None, None))
+            column.output.value = self._column_html(column, key, answer, mark)
+            busy = column.method is not None and answer is None
+            column.progress.layout.display = "" if busy else "none"
+            if busy:
+                declined = key in self._declined
+                column.bar.max = passes(column.method, column.values)
+                column.bar.layout.visibility = "hidden" if declined else "visible"
+                column.bar.value = 0 if self._lane.running != key else column.bar.value
+                column.stop.description = "explain" if declined else "cancel"
+        found = [
+            (column.place, f"{column.place + 1} {spoken(column.method)}", curves)
+            for column, key in shown
+            if isinstance(curves := self._known(("curves", key)), Curves)
+        ]
+        self.curves.value = drawing.curves(found)
+        true = "" if self.picture.label is None else f", true class: {self.picture.label}"
+        image = self._shot(
+            "image",
+            lambda: plots.pixels(self.picture.pixels),
+            f"{self.picture.name}{true}",
+            "the explained image",
+            mark,
+        )
+        self.card.value = image + drawing.answers(self.probabilities, self.subject.classes, self.target.value)
+        self.layer_strip.value = self._layers_html()
+        self.reading.value = self._reading_html(known, mark)
+        self.saved.value = ""
+
+    def _shot(self, key, pixels, caption, alt, mark):
+        """A clickable picture of what `pixels()` (S, S, 3) gives, encoded once for each image and `key`."""
+        picture = self._once(("picture", self._image, key), lambda: drawing.address(drawing.png(pixels())))
+        return drawing.shot(picture, self.subject.size, caption, alt=alt, clickable=True, mark=mark)
+
+    def _layers_html(self):
+        if isinstance(self._stack, str):
+            return f"<p>{drawing.text(self._stack)}</p>"
+        key = ("layers", self._image, self.colour_map.value)
+        return self._once(key, lambda: drawing.layers(*self._stack, self.colour_map.value))
+
+    def _overlay(self, explanation, opacity):
+        colours = self.colour_map.value
+        return plots.overlay(self.picture.pixels, explanation.scores, opacity=opacity, colour_map=colours)
+
+    def _masked(self, explanation):
+        return self.subject.masked(self.picture, explanation, self.share.value / 100, self.hidden.value)
+
+    def _column_html(self, column, key, answer, mark):
+        if column.method is None:
+            return ""
+        if answer is None:
+            return drawing.blank("cancelled" if key in self._declined else "explaining …")
+        if isinstance(answer, Exception):
+            return drawing.blank(str(answer) or type(answer).__name__)
+        low, high = answer.scores.aminmax()
+        name, share = spoken(column.method), self.share.value
+        score, curves = self._known(self._masked_key(key)), self._known(("curves", key))
+        areas = ["…", "…"]
+        if isinstance(curves, Curves):
+            areas = [f"{curves.insertion_area:.3f}", f"{curves.deletion_area:.3f}"]
+        colours = self.colour_map.value
+        shots = [
+            self._shot(
+                (key, colours, opacity), lambda opacity=opacity: self._overlay(answer, opacity), caption, alt, mark
+            )
+            for opacity, caption, alt in (
+                (self.opacity.value, "overlay", f"{name} over the image"),
+                (1, f"map, {low:.3g} to {high:.3g}", f"the map of {name}"),
+            )
+        ]
+        shots.append(
+            self._shot(
+                self._masked_key(key),
+                lambda: plots.pixels(self._masked(answer)),
+                f"top {share} % of the pixels",
+                f"the pixels that {name} ranks first",
+                mark,
+            )
+        )
+        numbers = [
+            (f"class, top {share} %", f"{100 * score:.1f} %"),
+            ("insertion ↑", areas[0]),
+            ("deletion ↓", areas[1]),
+            ("passes", f"{answer.passes:.1f} ({1000 * answer.seconds:.0f} ms)"),
+        ]
+        found = "".join(shots) + drawing.facts(numbers)
+        if column.method == "dgle_cf":
+            values = column.values
+            found += drawing.density(answer.scores, values.get("eta", ETA), values.get("exponent", EXPONENT))
+        return found
+
+    def _marked(self):
+        """The pixel (x, y) that was clicked or typed, or None."""
+        words = self.pixel.value.replace(",", " ").split()
+        if len(words) != 2 or not all(word.isdecimal() for word in words):
+            return None
+        x, y = map(int, words)
+        return (x, y) if x < self.subject.size and y < self.subject.size else None
+
+    def _reading_html(self, known, mark):
+        """What each map says of the marked pixel and of the part that it lies in."""
+        if mark is None:
+            return "<p>Click a picture to read a pixel.</p>"
+        x, y = mark
+        part = self.picture.part_at(x, y)
+        of_part = (
+            f"<th>mean in {drawing.text(part[0])}</th><th>of it in the top {self.share.value} %</th>" if part else ""
+        )
+        rows = [f"<tr><th>pixel {x}, {y}</th><th>score</th><th>rank</th>{of_part}</tr>"]
+        for place, (_, answer) in known.items():
+            if not isinstance(answer, Explanation):
+                continue
+            pixels, rank = answer.ranks.numel(), int(answer.ranks[y, x]) + 1
+            cells = [f"{answer.scores[y, x]:.4g}", f"{rank} of {pixels} (top {100 * rank / pixels:.1f} %)"]
+            if part:
+                top = answer.ranks[part[1]] < round(self.share.value / 100 * pixels)
+                cells += [f"{answer.scores[part[1]].mean():.4g}", f"{100 * top.float().mean():.0f} %"]
+            name = drawing.text(spoken(self.columns[place].method))
+            rows.append(f"<tr><td>{name}</td>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
+        return f"<table>{''.join(rows)}</table>"
+
+    # ---------------------------------------------------------------- what is saved
+
+    def settings(self):
+        """All that is set and its numbers, ready for JSON."""
+        answers = []
+        for column in self.columns:
+            key = self._key(column) if column.method else None
+            known, curves = self._known(key), self._known(("curves", key))
+            if isinstance(known, Explanation):
+                answers.append(
+                    {
+                        "method": column.method,
+                        "options": column.values,
+                        "seconds": known.seconds,
+                        "passes": known.passes,
+                    }
+                    | {"masked_score": self._known(self._masked_key(key))}
+                    | (curves._asdict() if isinstance(curves, Curves) else {})
+                )
+        return {
+            "image": {"name": self.picture.name, "label": self.picture.label, "size": self.subject.size}
+            | {"sha256": self._image},
+            "class": self.subject.classes[self.target.value],
+            "probability": float(self.probabilities[self.target.value]),
+            "network": {"architecture": self.subject.model.architecture, "weights_sha256": self.subject.weights},
+            "notices": self.subject.notices,
+            "display": {"opacity": self.opacity.value, "colour_map": self.colour_map.value},
+            "masked": {"share": self.share.value / 100, "hidden": self.hidden.value},
+            "pixel": self._marked(),
+            "curves": self.subject.curves,
+            "methods": answers,
+        }
+
+    def files(self):
+        """What is shown, as files: name -> (content, kind)."""
+        with self._lock:
+            text = json.dumps(self.settings(), indent=1, ensure_ascii=False)
+            rows, found = [], []
+            for column in self.columns:
+                key = self._key(column) if column.method else None
+                known, curves = self._known(key), self._known(("curves", key))
+                if isinstance(known, Explanation):
+                    tiles = [plots.pixels(self.picture.pixels), self._overlay(known, self.opacity.value)]
+                    tiles += [self._overlay(known, 1), plots.pixels(self._masked(known))]
+                    rows.append((spoken(column.method), tiles))
+                if isinstance(curves, Curves):
+                    found.append((column.place, f"{column.place + 1} {spoken(column.method)}", curves))
+            name = f"inspection-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+            title = f"{self.subject.classes[self.target.value]} in {self.picture.name}"
+            rows = rows or [("", [plots.pixels(self.picture.pixels)])]
+            picture = drawing.sheet(title, rows, found, {"settings": text})
+            return {f"{name}.png": (picture, "image/png"), f"{name}.json": (text.encode(), "application/json")}
+
+    def _save(self, _):
+        if self.picture is None:
+            self._complain("there is nothing to save yet; choose an image")
+        else:
+            self.saved.value = drawing.downloads(self.files())
+
+    # ---------------------------------------------------------------- for those who drive it without a page
+
+    def wait(self, timeout=60.0) -> bool:
+        """Until nothing is left to compute; whether that came within `timeout` seconds."""
+        return self._lane.wait(timeout)
+
+    def close(self):
+        """End the work in the background."""
+        self._lane.close()
+
+
+def inspector(root="."):
+    """The inspector of what the pipeline in `root` has made, to be shown by a notebook."""
+    return Inspector(open_subject(root)).view

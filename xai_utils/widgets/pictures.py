@@ -1,0 +1,122 @@
+"""Where the one image comes from that is looked at: prepared data, drawn birds, a file, an upload."""
+
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+
+from xai_utils import datasets
+from xai_utils.datasets import DataError
+from xai_utils.datasets.on_disk import FORMATS, SUFFIXES, read_image
+from xai_utils.datasets.prepared import fit
+
+MOST_BYTES = 8 * 2**20  # of a file; the page's connection takes messages of 64 MB (voila.json)
+MOST_PIXELS = 40_000_000  # 120 MB of colours while it is decoded
+DRAWN = 1000  # birds of a species that can be drawn where no data are prepared
+
+
+class Picture(NamedTuple):
+    """One image as the network takes it."""
+
+    pixels: torch.Tensor  # (3, S, S) in [0, 1]
+    name: str  # where it comes from
+    label: str | None = None  # its true class
+    parts: np.ndarray | None = None  # uint8 (S, S), 0 or the position in `part_names` + 1
+    part_names: tuple[str, ...] = ()
+
+    def part_at(self, x, y):
+        """The name of the part at a pixel and its mask (S, S), or None where there is none."""
+        number = 0 if self.parts is None else int(self.parts[y, x])
+        return (self.part_names[number - 1], torch.from_numpy(self.parts == number)) if number else None
+
+
+class Prepared:
+    """The images of a prepared data set, by split and class."""
+
+    def __init__(self, data):
+        self.data, self.classes = data, data.classes
+        self.splits = [split for split in ("validation", "train") if len(getattr(data, split))]
+
+    def _rows(self, split, label):
+        return np.flatnonzero(getattr(self.data, split).labels == self.classes.index(label))
+
+    def count(self, split, label):
+        return len(self._rows(split, label))
+
+    def picture(self, split, label, number):
+        """The `number`-th image (from 0) of a class."""
+        images, row = getattr(self.data, split), self._rows(split, label)[number]
+        parts = None if images.parts is None else np.array(images.parts[row])
+        name = f"{self.data.description['name']}, {split} {row}"
+        return Picture(images.tensor([row])[0], name, label, parts, self.data.part_names)
+
+
+class Drawn:
+    """Birds drawn from their catalogue when they are asked for: what there is before any stage has run."""
+
+    splits = ("drawn now",)
+
+    def __init__(self, catalogue, size):
+        self.catalogue, self.size, self.classes = catalogue, size, tuple(catalogue.species)
+
+    def count(self, split, label):
+        return DRAWN
+
+    def picture(self, split, label, number):
+        """The bird of a species with seed `number`."""
+        bird = datasets.render(self.catalogue, label, number, size=self.size)
+        pixels = torch.from_numpy(bird.image.transpose(2, 0, 1).copy()).float() / 255
+        return Picture(pixels, f"{label}, drawn with seed {number}", label, bird.parts, datasets.PARTS)
+
+
+def read_picture(path, size, *, geometry="crop", name=None):
+    """The image in a file, brought to `size` as prepared data are. DataError, calling the file `name`, where it is no
+    image of a known format, is damaged, or is larger than MOST_BYTES or MOST_PIXELS; nothing is decoded before that.
+    """
+    path = Path(path)
+    name = path.name if name is None else name
+    if not path.is_file():
+        raise DataError(f"{path} is no file; give the path of an image ({', '.join(FORMATS)})")
+    if path.stat().st_size > MOST_BYTES:
+        raise DataError(
+            f"{name} has {path.stat().st_size / 2**20:.1f} MB; at most {MOST_BYTES / 2**20:.0f}: scale it down"
+        )
+    try:
+        _check_header(path, name)
+        image = read_image(path)
+    except DataError as error:
+        raise DataError(str(error).replace(str(path), name)) from None
+    image, _ = fit(image, np.zeros((0, 4)), size, geometry)
+    return Picture(torch.from_numpy(np.array(image).transpose(2, 0, 1).copy()).float() / 255, name)
+
+
+def read_upload(content, name, size, *, geometry="crop"):
+    """As `read_picture`, of the bytes of a file that was called `name`: it is kept nowhere."""
+    if len(content) > MOST_BYTES:
+        raise DataError(f"{name} has {len(content) / 2**20:.1f} MB; at most {MOST_BYTES / 2**20:.0f}: scale it down")
+    suffix = Path(name).suffix.lower()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"upload{suffix if suffix in SUFFIXES else ''}"
+        path.write_bytes(content)
+        return read_picture(path, size, geometry=geometry, name=name)
+
+
+def _check_header(path, name):
+    """DataError for more than MOST_PIXELS, read from the header; what is no image is left to the decoder to say."""
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            width, height = image.size
+            if width * height > MOST_PIXELS:
+                raise DataError(
+                    f"{name} has {width} x {height} pixels; at most {MOST_PIXELS / 1e6:.0f} million: scale it down"
+                )
+            image.verify()
+    except Image.DecompressionBombError:
+        raise DataError(f"{name} has far more than {MOST_PIXELS / 1e6:.0f} million pixels; scale it down") from None
+    except DataError:
+        raise
+    except Exception:  # said better by the decoder, which also reads to the last pixel
+        return
