@@ -61,5 +61,5 @@ def _widget(option):
         return widgets.Dropdown(options=[(spoken(choice), choice) for choice in option.choices], **about)
     if isinstance(option.default, int):
         return widgets.BoundedIntText(min=option.low, max=option.high, continuous_update=False, **about)
-    step = 0.1 if option.high > 1 else 0.01  # a slider moves its value to a step: defaults must lie on one
+    step = 0.05 if option.high > 1 else 0.01  # the browser moves a value to the next step: defaults must lie on one
     return widgets.FloatSlider(min=option.low, max=option.high, step=step, readout_format=".2f", **about)

@@ -6,11 +6,9 @@ import io
 
 import numpy as np
 import torch
-from matplotlib import colormaps, rc_context
-from matplotlib.figure import Figure
+from matplotlib import colormaps
 from PIL import Image, PngImagePlugin
 
-from xai_utils import plots
 from xai_utils.explainers import lovi
 from xai_utils.networks.mask_predictor import controller_density, controller_moments
 
@@ -208,6 +206,28 @@ def density(scores, eta, exponent):
     return chart([("#14605a", target.tolist())], bars=counted.tolist(), top=top, caption=caption, width=240, height=130)
 
 
+def reading(mark, picture, explained, share):
+    """What each map, (title, Explanation), says of the pixel `mark` (x, y) and of the part that it lies in."""
+    if mark is None:
+        return "<p>Click a picture to read a pixel.</p>"
+    x, y = mark
+    part = picture.part_at(x, y)
+    heads = [f"pixel {x}, {y}", "score", "rank"]
+    if part is not None:
+        name, mask = part
+        heads += [f"mean in {name}", f"of {name} in the top {share} %"]
+    rows = []
+    for title, each in explained:
+        pixels, rank = each.ranks.numel(), int(each.ranks[y, x]) + 1
+        cells = [title, f"{each.scores[y, x]:.4g}", f"{rank} of {pixels} (top {100 * rank / pixels:.1f} %)"]
+        if part is not None:
+            top = each.ranks[mask] < round(share / 100 * pixels)
+            cells += [f"{each.scores[mask].mean():.4g}", f"{100 * top.float().mean():.0f} %"]
+        rows.append("".join(f"<td>{text(cell)}</td>" for cell in cells))
+    head = "".join(f"<th>{text(each)}</th>" for each in heads)
+    return f"<table><tr>{head}</tr>{''.join(f'<tr>{row}</tr>' for row in rows)}</table>"
+
+
 def downloads(files):
     """Links that save files, name -> (content, kind)."""
     links = [
@@ -215,36 +235,3 @@ def downloads(files):
         for name, (content, kind) in files.items()
     ]
     return f"<p>{' · '.join(links)}</p>"
-
-
-def _curves_figure(found):
-    """What `curves` shows, as a figure."""
-    with rc_context(plots.STYLE):
-        figure = Figure(figsize=(8.4, 2.5))
-        axes = figure.subplots(1, 2, sharey=True)
-        for axis, name, word in zip(axes, ("insertion", "deletion"), ("inserted", "deleted"), strict=True):
-            for place, title, each in found:
-                values = getattr(each, name)
-                label = f"{title}  {getattr(each, f'{name}_area'):.3f}"
-                axis.plot(np.linspace(0, 1, len(values)), values, color=SERIES[place], label=label, lw=1.6)
-            axis.set(xlabel=f"share of pixels {word}, most salient first", xlim=(0, 1), ylim=(0, 1.02))
-            axis.legend(title=f"area under {name}", fontsize=7, title_fontsize=7.5)
-        axes[0].set_ylabel("class probability")
-    return figure
-
-
-def sheet(title, rows, found, facts):
-    """All that is shown as one PNG file: rows of (name, pictures (S, S, 3)), and the curves below."""
-    names, pictures = zip(*rows, strict=True)
-    grid = plots.image_grid(
-        pictures, row_titles=names, column_titles=["image", "overlay", "map", "top pixels"], cell=1.7
-    )
-    grid.suptitle(title, fontsize=8, parse_math=False)
-    figures = [grid, *([_curves_figure(found)] if found else [])]
-    opened = [Image.open(io.BytesIO(plots.encoded(figure, "png"))) for figure in figures]
-    page = Image.new("RGB", (max(each.width for each in opened), sum(each.height for each in opened)), "white")
-    top = 0
-    for each in opened:
-        page.paste(each, (0, top))
-        top += each.height
-    return png(np.asarray(page) / 255, facts)

@@ -9,6 +9,7 @@ import json
 import threading
 from collections import OrderedDict
 from copy import deepcopy
+from typing import NamedTuple
 
 import ipywidgets as widgets
 import torch
@@ -16,8 +17,7 @@ import torch
 from xai_utils import plots
 from xai_utils.datasets import DataError
 from xai_utils.datasets.on_disk import SUFFIXES
-from xai_utils.networks.mask_predictor import ETA, EXPONENT
-from xai_utils.widgets import drawing, pictures
+from xai_utils.widgets import drawing, pictures, saving
 from xai_utils.widgets.background import Lane
 from xai_utils.widgets.column import NONE, Column, spoken
 from xai_utils.widgets.opening import open_subject
@@ -28,6 +28,20 @@ COLUMNS = 4
 FIRST = ("akd", "dgle_cf", "fastcam", "grad_cam", "gradient", "smoe")  # shown first, as far as they can answer
 COLOUR_MAPS = ("viridis", "magma", "inferno", "turbo", "jet", "coolwarm", "gray")
 HIDDEN = ("black", "mean", "blur")
+
+
+class Shown(NamedTuple):
+    """What is known of one column."""
+
+    column: Column
+    key: str
+    answer: Explanation | Exception | None  # None: not yet
+    curves: Curves | Exception | None
+    score: float | None  # class probability of the masked image
+
+    @property
+    def title(self):
+        return f"{self.column.place + 1} {spoken(self.column.method)}"
 
 
 class Inspector:
@@ -203,24 +217,29 @@ class Inspector:
     def _key(self, column):
         return self.subject.key(self.picture, self.target.value, column.method, column.values)
 
+    def _shown(self):
+        """What is known of each column that has a method."""
+        keys = [(column, self._key(column)) for column in self.columns if column.method]
+        known = self._known
+        return [Shown(c, key, known(key), known(("curves", key)), known(self._masked_key(key))) for c, key in keys]
+
     def _refresh(self, change=None):
         """Make what is quick, ask for what is slow, show what is known."""
         with self._lock:
             if self._quiet or self.picture is None:
                 return
-            shown = [(column, self._key(column)) for column in self.columns if column.method]
             curves, maps = {}, {}
-            for column, key in shown:
-                if self._known(key) is None and self._is_quick(column):
+            for column, key, answer, *_ in self._shown():
+                if answer is None and self._is_quick(column):
                     self._keep(key, self._answer(self._map_task(column, self._model)))
-                known = self._known(key)
-                if known is None and key not in self._declined:
+            for column, key, answer, known, _ in self._shown():
+                if answer is None and key not in self._declined:
                     maps[key] = self._map_task(column, self._slow_model)
-                elif isinstance(known, Explanation) and self._known(("curves", key)) is None:
-                    curves["curves", key] = self._curves_task(known)
+                elif isinstance(answer, Explanation) and known is None:
+                    curves["curves", key] = self._curves_task(answer)
             self._lane.want(curves | maps)
-            self._score_masked(shown)
-            self._draw(shown)
+            self._score_masked()
+            self._draw(self._shown())
 
     def _is_quick(self, column):
         return column.method in self.subject.missing or passes(column.method, column.values) <= QUICK
@@ -258,13 +277,13 @@ class Inspector:
             self._declined ^= {self._key(column)}
             self._refresh()
 
-    def _score_masked(self, shown):
+    def _score_masked(self):
         """The class probability of each masked image, all new ones in one pass."""
-        waiting = {}
-        for _, key in shown:
-            known, score = self._known(key), self._masked_key(key)
-            if isinstance(known, Explanation) and self._known(score) is None:
-                waiting[score] = self._masked(known)
+        waiting = {
+            self._masked_key(each.key): self._masked(each.answer)
+            for each in self._shown()
+            if isinstance(each.answer, Explanation) and each.score is None
+        }
         if waiting:
             images = torch.stack(list(waiting.values()))
             scores = self.subject.scores(self._model, images, self.target.value)
@@ -277,37 +296,33 @@ class Inspector:
     # ---------------------------------------------------------------- what is shown
 
     def _draw(self, shown):
-        known = {column.place: (key, self._known(key)) for column, key in shown}
-        mark = self._marked()
+        mark, by_place = self._marked(), {each.column.place: each for each in shown}
         for column in self.columns:
-            key, answer = known.get(column.place, (None, None))
-            column.output.value = self._column_html(column, key, answer, mark)
-            busy = column.method is not None and answer is None
-            column.progress.layout.display = "" if busy else "none"
-            if busy:
-                declined = key in self._declined
+            each = by_place.get(column.place)
+            column.output.value = self._column_html(each, mark) if each else ""
+            column.progress.layout.display = "" if each and each.answer is None else "none"
+            if each and each.answer is None:
+                declined = each.key in self._declined
                 column.bar.max = passes(column.method, column.values)
                 column.bar.layout.visibility = "hidden" if declined else "visible"
-                column.bar.value = 0 if self._lane.running != key else column.bar.value
                 column.stop.description = "explain" if declined else "cancel"
-        found = [
-            (column.place, f"{column.place + 1} {spoken(column.method)}", curves)
-            for column, key in shown
-            if isinstance(curves := self._known(("curves", key)), Curves)
-        ]
-        self.curves.value = drawing.curves(found)
+                if self._lane.running != each.key:
+                    column.bar.value = 0
+        self.curves.value = drawing.curves(self._found(shown))
         true = "" if self.picture.label is None else f", true class: {self.picture.label}"
-        image = self._shot(
-            "image",
-            lambda: plots.pixels(self.picture.pixels),
-            f"{self.picture.name}{true}",
-            "the explained image",
-            mark,
+        image, caption = plots.pixels(self.picture.pixels), f"{self.picture.name}{true}"
+        self.card.value = self._shot("image", lambda: image, caption, "the explained image", mark) + drawing.answers(
+            self.probabilities, self.subject.classes, self.target.value
         )
-        self.card.value = image + drawing.answers(self.probabilities, self.subject.classes, self.target.value)
         self.layer_strip.value = self._layers_html()
-        self.reading.value = self._reading_html(known, mark)
+        explained = [(each.title, each.answer) for each in shown if isinstance(each.answer, Explanation)]
+        self.reading.value = drawing.reading(mark, self.picture, explained, self.share.value)
         self.saved.value = ""
+
+    @staticmethod
+    def _found(shown):
+        """The curves that are there, as (place, title, Curves)."""
+        return [(each.column.place, each.title, each.curves) for each in shown if isinstance(each.curves, Curves)]
 
     def _shot(self, key, pixels, caption, alt, mark):
         """A clickable picture of what `pixels()` (S, S, 3) gives, encoded once for each image and `key`."""
@@ -327,38 +342,25 @@ class Inspector:
     def _masked(self, explanation):
         return self.subject.masked(self.picture, explanation, self.share.value / 100, self.hidden.value)
 
-    def _column_html(self, column, key, answer, mark):
-        if column.method is None:
-            return ""
-        if answer is None:
-            return drawing.blank("cancelled" if key in self._declined else "explaining …")
-        if isinstance(answer, Exception):
-            return drawing.blank(str(answer) or type(answer).__name__)
+    def _column_html(self, shown, mark):
+        column, key, answer, curves, score = shown
+        if not isinstance(answer, Explanation):
+            waiting = "cancelled" if key in self._declined else "explaining …"
+            return drawing.blank(waiting if answer is None else str(answer) or type(answer).__name__)
+        name, share, colours = spoken(column.method), self.share.value, self.colour_map.value
         low, high = answer.scores.aminmax()
-        name, share = spoken(column.method), self.share.value
-        score, curves = self._known(self._masked_key(key)), self._known(("curves", key))
-        areas = ["…", "…"]
+        shots = []
+        for opacity, caption, alt in (
+            (self.opacity.value, "overlay", f"{name} over the image"),
+            (1.0, f"map, {low:.3g} to {high:.3g}", f"the map of {name}"),
+        ):
+            drawn = (key, colours, opacity)
+            shots.append(self._shot(drawn, lambda o=opacity: self._overlay(answer, o), caption, alt, mark))
+        kept, alt = f"top {share} % of the pixels", f"the pixels that {name} ranks first"
+        shots.append(self._shot(self._masked_key(key), lambda: plots.pixels(self._masked(answer)), kept, alt, mark))
+        areas = ["…" if curves is None else "failed"] * 2
         if isinstance(curves, Curves):
             areas = [f"{curves.insertion_area:.3f}", f"{curves.deletion_area:.3f}"]
-        colours = self.colour_map.value
-        shots = [
-            self._shot(
-                (key, colours, opacity), lambda opacity=opacity: self._overlay(answer, opacity), caption, alt, mark
-            )
-            for opacity, caption, alt in (
-                (self.opacity.value, "overlay", f"{name} over the image"),
-                (1, f"map, {low:.3g} to {high:.3g}", f"the map of {name}"),
-            )
-        ]
-        shots.append(
-            self._shot(
-                self._masked_key(key),
-                lambda: plots.pixels(self._masked(answer)),
-                f"top {share} % of the pixels",
-                f"the pixels that {name} ranks first",
-                mark,
-            )
-        )
         numbers = [
             (f"class, top {share} %", f"{100 * score:.1f} %"),
             ("insertion ↑", areas[0]),
@@ -367,8 +369,7 @@ class Inspector:
         ]
         found = "".join(shots) + drawing.facts(numbers)
         if column.method == "dgle_cf":
-            values = column.values
-            found += drawing.density(answer.scores, values.get("eta", ETA), values.get("exponent", EXPONENT))
+            found += drawing.density(answer.scores, column.values["eta"], column.values["exponent"])
         return found
 
     def _marked(self):
@@ -379,50 +380,20 @@ class Inspector:
         x, y = map(int, words)
         return (x, y) if x < self.subject.size and y < self.subject.size else None
 
-    def _reading_html(self, known, mark):
-        """What each map says of the marked pixel and of the part that it lies in."""
-        if mark is None:
-            return "<p>Click a picture to read a pixel.</p>"
-        x, y = mark
-        part = self.picture.part_at(x, y)
-        of_part = (
-            f"<th>mean in {drawing.text(part[0])}</th><th>of it in the top {self.share.value} %</th>" if part else ""
-        )
-        rows = [f"<tr><th>pixel {x}, {y}</th><th>score</th><th>rank</th>{of_part}</tr>"]
-        for place, (_, answer) in known.items():
-            if not isinstance(answer, Explanation):
-                continue
-            pixels, rank = answer.ranks.numel(), int(answer.ranks[y, x]) + 1
-            cells = [f"{answer.scores[y, x]:.4g}", f"{rank} of {pixels} (top {100 * rank / pixels:.1f} %)"]
-            if part:
-                top = answer.ranks[part[1]] < round(self.share.value / 100 * pixels)
-                cells += [f"{answer.scores[part[1]].mean():.4g}", f"{100 * top.float().mean():.0f} %"]
-            name = drawing.text(spoken(self.columns[place].method))
-            rows.append(f"<tr><td>{name}</td>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
-        return f"<table>{''.join(rows)}</table>"
-
     # ---------------------------------------------------------------- what is saved
 
     def settings(self):
         """All that is set and its numbers, ready for JSON."""
-        answers = []
-        for column in self.columns:
-            key = self._key(column) if column.method else None
-            known, curves = self._known(key), self._known(("curves", key))
-            if isinstance(known, Explanation):
-                answers.append(
-                    {
-                        "method": column.method,
-                        "options": column.values,
-                        "seconds": known.seconds,
-                        "passes": known.passes,
-                    }
-                    | {"masked_score": self._known(self._masked_key(key))}
-                    | (curves._asdict() if isinstance(curves, Curves) else {})
-                )
+        methods = [
+            {"method": each.column.method, "options": each.column.values, "masked_score": each.score}
+            | {"seconds": each.answer.seconds, "passes": each.answer.passes}
+            | (each.curves._asdict() if isinstance(each.curves, Curves) else {})
+            for each in self._shown()
+            if isinstance(each.answer, Explanation)
+        ]
+        image = {"name": self.picture.name, "label": self.picture.label, "sha256": self._image}
         return {
-            "image": {"name": self.picture.name, "label": self.picture.label, "size": self.subject.size}
-            | {"sha256": self._image},
+            "image": image | {"size": self.subject.size},
             "class": self.subject.classes[self.target.value],
             "probability": float(self.probabilities[self.target.value]),
             "network": {"architecture": self.subject.model.architecture, "weights_sha256": self.subject.weights},
@@ -431,28 +402,23 @@ class Inspector:
             "masked": {"share": self.share.value / 100, "hidden": self.hidden.value},
             "pixel": self._marked(),
             "curves": self.subject.curves,
-            "methods": answers,
+            "methods": methods,
         }
 
     def files(self):
         """What is shown, as files: name -> (content, kind)."""
         with self._lock:
-            text = json.dumps(self.settings(), indent=1, ensure_ascii=False)
-            rows, found = [], []
-            for column in self.columns:
-                key = self._key(column) if column.method else None
-                known, curves = self._known(key), self._known(("curves", key))
-                if isinstance(known, Explanation):
-                    tiles = [plots.pixels(self.picture.pixels), self._overlay(known, self.opacity.value)]
-                    tiles += [self._overlay(known, 1), plots.pixels(self._masked(known))]
-                    rows.append((spoken(column.method), tiles))
-                if isinstance(curves, Curves):
-                    found.append((column.place, f"{column.place + 1} {spoken(column.method)}", curves))
-            name = f"inspection-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+            text, shown = json.dumps(self.settings(), indent=1, ensure_ascii=False), self._shown()
+            image = plots.pixels(self.picture.pixels)
+            rows = []
+            for each in shown:
+                if isinstance(answer := each.answer, Explanation):
+                    tiles = [self._overlay(answer, self.opacity.value), self._overlay(answer, 1.0)]
+                    rows.append((each.title, [image, *tiles, plots.pixels(self._masked(answer))]))
             title = f"{self.subject.classes[self.target.value]} in {self.picture.name}"
-            rows = rows or [("", [plots.pixels(self.picture.pixels)])]
-            picture = drawing.sheet(title, rows, found, {"settings": text})
-            return {f"{name}.png": (picture, "image/png"), f"{name}.json": (text.encode(), "application/json")}
+            picture = saving.sheet(title, rows or [("", [image])], self._found(shown), {"settings": text})
+        name = f"inspection-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+        return {f"{name}.png": (picture, "image/png"), f"{name}.json": (text.encode(), "application/json")}
 
     def _save(self, _):
         if self.picture is None:
