@@ -82,7 +82,8 @@ def _explain(settings, device, log):
     if not len(split):
         raise ValueError(f"{settings['data']} holds out no image; raise prepare_data.validation_fraction")
     indices = split.subset(min(settings["images"], len(split)), settings["seed"])
-    model = targets.inference_copy(targets.load(settings["target"], device), split.tensor(indices[:1]).to(device))
+    first, keep = split.tensor(indices[:1]).to(device), explainers.named_layers(methods)
+    model = targets.inference_copy(targets.load(settings["target"], device), first, keep=keep)
     size = split.images.shape[-2:]
     if distributed.is_main():
         for name in methods:

@@ -5,12 +5,12 @@ from html import escape
 import pandas
 import torch
 
-from xai_utils.explainers import method_of
+from xai_utils.explainers import method_of, named_layers
 from xai_utils.metrics import sanity
 from xai_utils.metrics.statistics import summary
 from xai_utils.networks import targets
 
-HEAVY = 100  # passes; such rows are checked on HEAVY_IMAGES images, with all layers untrained at once
+CASCADE, HEAVY = 20, 100  # passes: above the first all layers forget at once, above the second on HEAVY_IMAGES images
 HEAVY_IMAGES = 2
 FLAGS = {"depends on the model": "", "depends on its own network alone": " (✓)", "does not depend on the model": " ✗"}
 
@@ -18,8 +18,8 @@ FLAGS = {"depends on the model": "", "depends on its own network alone": " (✓)
 def of_rows(target, made, split, *, images, compute, seed=0, log=None) -> dict[str, sanity.Sanity]:
     """The checks of each row of the maps `made`, on the first `images` of those that were explained: row -> Sanity.
 
-    `target`: the folder of the network; `split`: the data that were explained. Rows that cost more than HEAVY passes
-    are checked on HEAVY_IMAGES images.
+    `target`: the folder of the network; `split`: the data that were explained. Rows that cost more than CASCADE passes
+    forget all at once; those above HEAVY are checked on HEAVY_IMAGES images.
     """
     found = {}
     if not images:
@@ -30,12 +30,12 @@ def of_rows(target, made, split, *, images, compute, seed=0, log=None) -> dict[s
         split.tensor(indices).to(compute.device),
         torch.as_tensor(made.targets[:images]).to(compute.device),
     )
-    model = targets.inference_copy(targets.load(target, compute.device), pixels[:1])
+    keep = named_layers(made.methods)
+    model = targets.inference_copy(targets.load(target, compute.device), pixels[:1], keep=keep)
     for row, given in made.methods.items():
         method, options = method_of(row, given)
-        heavy = made.passes[row] > HEAVY
-        few = slice(0, HEAVY_IMAGES if heavy else None)
-        asked = {"options": options, "cascade": not heavy, "seed": seed}
+        few = slice(0, HEAVY_IMAGES if made.passes[row] > HEAVY else None)
+        asked = {"options": options, "cascade": made.passes[row] <= CASCADE, "seed": seed}
         found[row] = sanity.sanity(method, model, pixels[few], classes[few], **asked)
         if log:
             log(f"{row}: {found[row].verdict}")
@@ -46,7 +46,7 @@ def table(found: dict[str, sanity.Sanity], *, seed=0) -> pandas.DataFrame:
     """Rows: methods; mean rank correlations of the maps with the trained network's, as text, and the verdict.
 
     Columns: a column per stage of the target, named after the lowest layer that has forgotten; the method's own
-    network (all of it); both; another seed; noise. Heavy rows have the last stage alone.
+    network (all of it); both; another seed; noise. Costly rows have the last stage alone.
     """
     stages = max((list(each.cascade) for each in found.values()), key=len, default=[])
     rows = {}

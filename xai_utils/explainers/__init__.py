@@ -15,7 +15,7 @@ import inspect
 import torch
 
 from xai_utils.explainers import smoe  # the module, which has a function of its name
-from xai_utils.explainers.attention_gate import amg
+from xai_utils.explainers.attention_gate import amg, gate_layer
 from xai_utils.explainers.cam import (
     WEIGHTS,
     cam_maps,
@@ -129,6 +129,18 @@ def method_of(row, options):
     """
     options = dict(options)
     return options.pop("method", row), options
+
+
+def named_layers(methods):
+    """The layers that the rows of `methods` (row -> options) read by name: `inference_copy` must keep them unfolded."""
+    names = []
+    for row, given in methods.items():
+        method, options = method_of(row, given)
+        names += [options["layer"]] if options.get("layer") else []
+        names += options.get("layers") or []
+        if method == "amg":
+            names += gate_layer(**{key: options[key] for key in ("gate",) if key in options})
+    return list(dict.fromkeys(names))
 
 
 def explain_many(model, images, target=None, methods=("grad_cam",)):

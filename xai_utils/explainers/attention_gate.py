@@ -22,6 +22,13 @@ def _opened(folder, written, device):
         return load_gate(folder, device=device)
 
 
+def gate_layer(gate=GATES / "amg") -> list[str]:
+    """The layer whose activations `gate` weighs (see `amg`), in a list; empty for the gate that finds its own."""
+    if gate is None:
+        return []
+    return [gate.layer if isinstance(gate, AttentionGate) else load_gate(gate).layer]
+
+
 def _gate_of(model, given, images):
     """The gate that was given, lies in the folder that was given, or (None) needs no training; of this model."""
     architecture, classes = getattr(model, "architecture", None), getattr(model, "classes", None)
