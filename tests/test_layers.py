@@ -16,6 +16,7 @@ from xai_utils.networks import (
     find_layer,
     head_gradient,
     inference_copy,
+    last_convolution,
     layer_names,
 )
 
@@ -115,6 +116,18 @@ def test_default_layer_of_any_model():
     assert same(before, snapshot(model))
     with pytest.raises(ValueError, match=r"no layer of Sequential returns a map .* \(2, 3, 3, 3\)"):
         cam_layer(model, torch.rand(2, 3, 3, 3))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "layer"),
+    [("resnet50", "layer4.2.conv3"), ("small_resnet", "layer4.0.conv2"), ("small_vgg", "features.16"),
+     ("small_googlenet", "inception5b.branch4.1.conv")],
+)  # fmt: skip
+def test_the_last_convolution_is_not_a_shortcuts(architecture, layer):
+    """The convolution that runs last, shortcuts aside; a network without a map of one says so."""
+    assert last_convolution(ARCHITECTURES[architecture](3), torch.rand(1, 3, 64, 64)) == layer
+    with pytest.raises(ValueError, match=r"no convolution of Linear returns a map .* give larger images"):
+        last_convolution(nn.Linear(3, 3), torch.rand(1, 3, 3, 3))
 
 
 def test_captured_keeps_the_last_call_and_no_hook():

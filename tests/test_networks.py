@@ -16,10 +16,12 @@ from xai_utils.networks import (
     IMAGENET_STD,
     Target,
     build,
+    cam_layer,
     captured,
     load,
     replace_head,
     save,
+    scale_layers,
     targets,
 )
 from xai_utils.networks.architectures import SamePaddedConv2d
@@ -63,6 +65,22 @@ def test_tiny_resnet_has_the_promised_maps():
     with captured(model, layers, reduce=lambda _, output: tuple(output.shape[1:3])) as shapes, torch.no_grad():
         assert model(torch.rand(1, 3, 48, 48)).shape == (1, 5)
     assert [shapes[name] for name in layers] == [(16, 24), (16, 12), (32, 6), (64, 6), (64, 6)]
+
+
+@pytest.mark.parametrize("architecture", ["small_vgg", "small_googlenet"])
+def test_small_black_boxes_learn_and_have_their_family_s_layers(architecture):
+    """Both answer for 96 pixels, have a map to explain and five scales, and every weight gets a gradient."""
+    torch.manual_seed(0)
+    network, images = ARCHITECTURES[architecture](5), torch.rand(2, 3, 96, 96)
+    logits = network(images)
+    assert logits.shape == (2, 5)
+    logits.square().sum().backward()
+    assert all(weights.grad is not None for weights in network.parameters())
+    assert sum(weights.numel() for weights in network.parameters()) < 1_100_000
+    network.eval()
+    expected = {"small_vgg": "features.18", "small_googlenet": "inception5b"}[architecture]
+    assert cam_layer(network, images) == expected
+    assert len(scale_layers(network, images)) == 5
 
 
 @pytest.mark.parametrize(("size", "first"), [(8, 0), (7, -1)])

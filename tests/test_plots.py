@@ -90,3 +90,29 @@ def test_history_is_drawn_with_what_it_has():
     loss, accuracy = plots.training_curves(rows).axes
     assert [len(axis.lines) for axis in (loss, accuracy)] == [1, 1]
     assert loss.lines[0].get_ydata().tolist() == [2.0, 1.0]
+
+
+def summary(**scores):
+    return {name: {"passes": passes, "insertion": {"mean": mean}} for name, (passes, mean) in scores.items()}
+
+
+def test_a_matrix_shades_from_worst_to_best():
+    """The best cell is the darkest and starred, the worst the palest; a metric without direction stays white."""
+    table = summary(good=(1, 0.9), fair=(1, 0.5), bad=(0, 0.1))
+    metrics = {"insertion": {"label": "Insertion", "arrow": "↑"}}
+    standing = {"insertion": {"good": "best", "fair": "level", "bad": ""}}
+    figure = plots.matrix(table, metrics, standing=standing, digits={"insertion": 2})
+    assert [text.get_text() for text in figure.axes[0].texts] == ["0.90 ★", "0.50 ≈", "0.10"]
+    brightness = [sum(patch.get_facecolor()[:3]) for patch in figure.axes[0].patches]
+    assert brightness[0] < brightness[1] < brightness[2]
+    plain = plots.matrix(table, {"insertion": {"label": "x", "arrow": ""}}, standing={}, digits={"insertion": 2})
+    assert all(patch.get_facecolor() == (1, 1, 1, 1) for patch in plain.axes[0].patches)
+
+
+def test_the_front_is_what_no_cheaper_method_reaches():
+    """Of four methods the dear one that a cheaper one beats is not named; lower is better for a falling arrow."""
+    table = summary(free=(0, 0.2), cheap=(1, 0.8), dear=(100, 0.7), best=(500, 0.9))
+    colours = plots.method_colours(list(table))
+    for arrow, named in (("↑", ["free", "cheap", "best"]), ("↓", ["free"])):
+        figure = plots.cost_and_quality(table, {"insertion": {"label": "i", "arrow": arrow}}, colours=colours)
+        assert [text.get_text() for text in figure.axes[0].texts] == named

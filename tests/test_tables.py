@@ -68,11 +68,26 @@ def test_html_and_markdown_show_the_same_cells(scored):
     _, _, summary = scored
     score = summary["methods"]["grad_cam"]["deletion"]
     low, high = f"{score['low']:.3f}", f"{score['high']:.3f}"
-    assert f"<td><b>0.135</b><br><small>{low} – {high}</small></td>" in tables.html(summary)
+    assert f"><b>0.135</b><br><small>{low} – {high}</small></td>" in tables.html(summary)
     lines = tables.markdown(summary).splitlines()
     assert lines[0] == "| method | Insertion ↑ | Deletion ↓ | Pointing game ↑ | Mean intensity | passes | failures |"
     assert f"**0.135** [{low}, {high}]" in lines[2]
     assert lines[-1] == summary["protocol"]
+
+
+def test_standings_say_who_is_best_second_and_level(scored):
+    """Insertion is apart by 0.1 for all eight images (p = 2 / 2^8); two more misses of eight are no evidence."""
+    frame, table, summary = scored
+    found = tables.standings(frame, table, METRICS, seed=0)
+    assert found["insertion"] == {"grad_cam": "best", "xgrad_cam": "second", "random": ""}
+    assert found["pointing_game"]["xgrad_cam"] == "second"
+    assert "mean_intensity" not in found
+    page = tables.html(summary, found)
+    assert "<u>0.735</u>" in page
+    assert 'data-first="descending">Insertion' in page
+    assert 'data-first="ascending">Deletion' in page
+    three = {"pointing_game": {"grad_cam": "best", "xgrad_cam": "level", "random": ""}}
+    assert "0.750 ≈" in tables.html(summary, three)
 
 
 def test_names_in_html_are_text(scored):
@@ -83,7 +98,7 @@ def test_names_in_html_are_text(scored):
     metrics = {metric: about | {"label": f"{name} {metric}"} for metric, about in summary["metrics"].items()}
     page = tables.html({"methods": methods, "metrics": metrics})
     assert "<img" not in page
-    assert page.count("&lt;img src=x onerror=alert(1)&gt;") == 1 + len(metrics)
+    assert page.count("&lt;img src=x onerror=alert(1)&gt;") == 2 + len(metrics)  # the name is a sorting key, too
 
 
 def test_methods_are_tested_against_the_best_control(scored):

@@ -214,30 +214,11 @@ def line_panels(panels: dict, *, colours: dict, xlabel: str, ylabels, log=False)
     return figure
 
 
-def intervals(table: dict, metrics: dict, *, colours: dict) -> Figure:
-    """A dot and its interval per method, one panel per metric.
-
-    `table`: method -> metric -> {mean, low, high}; `metrics`: metric -> {label, arrow}.
-    """
-    methods = list(table)[::-1]
-    with rc_context(STYLE):
-        figure = Figure(figsize=(10.5, 0.42 * len(methods) + 0.7))
-        panels = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
-        for axis, (metric, about) in zip(panels, metrics.items(), strict=True):
-            for y, method in enumerate(methods):
-                score = table[method][metric]
-                axis.plot([score["low"], score["high"]], [y, y], color=colours[method], lw=2)
-                axis.plot(score["mean"], y, "o", color=colours[method], ms=5)
-            axis.set_title(_wrapped(f"{about['label']} {about['arrow']}"), fontsize=8)
-        panels[0].set_yticks(range(len(methods)), methods)
-    return figure
-
-
 def matrix(table: dict, metrics: dict, *, standing: dict, digits: dict) -> Figure:
     """Methods × metrics: each column coloured from its worst mean (pale) to its best; ★ best, ≈ level with it.
 
-    `table` and `metrics` as in `intervals`; `standing` from `tables.standings`; `digits`: decimals per metric. A
-    metric without a better direction is not coloured.
+    `table`: method -> metric -> {"mean", ...}; `metrics`: metric -> {"label", "arrow"}; `standing` from
+    `tables.standings`; `digits`: decimals per metric. A metric without a better direction is not coloured.
     """
     methods, marks = list(table), {"best": " ★", "second": " ≈", "level": " ≈"}
     with rc_context(STYLE | {"axes.grid": False}):
