@@ -11,10 +11,12 @@ from timing import Row
 
 from xai_utils.explainers import EXPLAINERS, cam_maps
 from xai_utils.explainers.cam import WEIGHTS
+from xai_utils.networks import gate_for
 
 LAYER = "layer4"
 NOISY_COPIES = 3  # of smooth_grad_cam_plus_plus here, shown per pass
 EACH, TOGETHER, COPIED = 1.03, 1.06, 0.80  # what we promise, in forward equivalents
+GATED, GATED_COPY = 1.05, 0.85
 
 
 def ours(model, images, target, place, each, together):
@@ -24,6 +26,15 @@ def ours(model, images, target, place, each, together):
     }
     rows[f"the three together{place}"] = Row(lambda: cam_maps(model, images, target, methods=[*WEIGHTS]), 1, together)
     return rows
+
+
+def gated(model, copied, images, target):
+    """AMG's map; what a gate costs does not depend on its weights."""
+    gate = gate_for(model, images).eval()
+    return {
+        "amg": Row(lambda: EXPLAINERS["amg"](model, images, target, gate=gate), 1, GATED),
+        "amg, inference copy": Row(lambda: EXPLAINERS["amg"](copied, images, target, gate=gate), 1, GATED_COPY),
+    }
 
 
 def smooth(model, images, target):
@@ -70,6 +81,7 @@ if __name__ == "__main__":
     model, copied, images, target = timing.setting()
     rows = ours(model, images, target, "", EACH, TOGETHER)
     rows |= ours(copied, images, target, ", inference copy", COPIED, COPIED)
+    rows |= gated(model, copied, images, target)
     rows |= smooth(model, images, target)
     for library in (captums, grad_cams, torchcams):
         rows |= timing.optional(lambda library=library: library(model, images, target))

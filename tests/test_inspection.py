@@ -281,6 +281,22 @@ def test_the_controller_can_be_changed_after_training():
     torch.testing.assert_close(found, explainers.explain(target, images, 0, method="dgle_cf", predictor=predictor)[0])
 
 
+def test_a_gate_is_chosen_by_its_layer():
+    """AMG's trained gates are offered by layer, and the page's map is that of the chosen one."""
+    from xai_utils import networks
+
+    torch.manual_seed(0)
+    target, images = networks.build("small_resnet", ["a", "b"]).eval(), torch.rand(1, 3, 64, 64)
+    gates = {layer: networks.gate_for(target, images, layer=layer).eval() for layer in ("layer4", "layer3")}
+    subject, picture = Subject(target, 64, gates=gates), pictures.Picture(images[0], "x")
+    assert defaults(subject, "amg") == {"gate": "layer4", "composition": "both"}
+    found = subject.explain(target, picture, 0, "amg", {"gate": "layer3", "composition": "both"}).scores
+    torch.testing.assert_close(found, explainers.explain(target, images, 0, method="amg", gate=gates["layer3"])[0])
+    untrained = Subject(target, 64, missing={"amg": "amg needs what `dvc repro train_attention` trains"})
+    with pytest.raises(ValueError, match="train_attention"):
+        untrained.explain(target, picture, 0, "amg", {})
+
+
 def test_without_checkpoints_the_network_is_random_and_it_is_said(tmp_path):
     """Nothing built: an untrained network of the configured architecture, and the stage for each learned method."""
     first, second = (open_subject(make(tmp_path / name, trained=False)) for name in ("one", "two"))

@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT
 from ruamel.yaml import YAML
 
-from xai_utils import parameters, pipeline, report, tables
+from xai_utils import parameters, pipeline, report
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 FLOORS = [
@@ -182,4 +182,4 @@ def test_the_readme_shows_the_committed_results():
     if results.returncode or readme.returncode:
         pytest.skip("not a git checkout with committed results")
     block = readme.stdout.split(report.RESULTS_START)[1].split(report.RESULTS_END)[0].strip()
-    assert block == tables.markdown(json.loads(results.stdout))
+    assert block == pipeline.headline(json.loads(results.stdout))

@@ -23,6 +23,7 @@ import nbformat  # noqa: E402
 from xai_utils import parameters, report  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
+HEADLINE = ("insertion", "deletion", "faithfulness_offset", "average_drop", "box_average_precision", "part_truth")
 STRIPPED, RUNS, FAILED, REPORTS = Path("build/notebooks"), Path("build/runs"), Path(".runs"), Path("reports")
 
 
@@ -201,6 +202,14 @@ def _die_with_parent():
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
+def headline(summary: dict) -> str:
+    """The table of README.md: the HEADLINE metrics of reports/metrics.json, as Markdown."""
+    from xai_utils import tables
+
+    shown = {name: about for name, about in summary["metrics"].items() if name in HEADLINE}
+    return tables.markdown(summary | {"metrics": shown})
+
+
 def main():
     parser = argparse.ArgumentParser(prog="python -m xai_utils.pipeline", description=__doc__.splitlines()[0])
     what = parser.add_mutually_exclusive_group(required=True)
@@ -215,9 +224,7 @@ def main():
     elif chosen.strip:
         strip_all()
     elif chosen.readme:
-        from xai_utils import tables
-
-        report.update_readme(Path("README.md"), tables.markdown(json.loads((REPORTS / "metrics.json").read_text())))
+        report.update_readme(Path("README.md"), headline(json.loads((REPORTS / "metrics.json").read_text())))
     else:
         sys.exit(run(chosen.stage))
 

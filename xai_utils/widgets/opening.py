@@ -8,6 +8,7 @@ import torch
 
 from xai_utils import datasets, networks, parameters
 from xai_utils.distributed import Compute
+from xai_utils.explainers.attention_gate import GATES, _gate_of
 from xai_utils.explainers.mask_predictor import PREDICTORS, _predictor_for
 from xai_utils.explainers.surrogate import SURROGATES, _surrogate_of
 from xai_utils.networks import targets
@@ -15,6 +16,7 @@ from xai_utils.widgets.pictures import Drawn, Prepared
 from xai_utils.widgets.subject import Subject
 
 LEARNED = {"akd": "distill_surrogate"} | dict.fromkeys(("dgle_bf", "dgle_cf", "mgnet"), "train_mask_predictor")
+LEARNED |= {"amg": "train_attention"}
 
 
 def open_subject(root=".") -> Subject:
@@ -29,9 +31,9 @@ def open_subject(root=".") -> Subject:
     torch.set_num_threads(compute.threads)
     source, size, geometry = _images(root, prepare, notices)
     target = _read(lambda: targets.load(root / "build/target", compute.device), notices)
-    surrogates, predictors, missing = {}, {}, _missing()
+    surrogates, predictors, gates, missing = {}, {}, {}, _missing()
     if target is not None:
-        surrogates, predictors, missing = _learned(root, target, compute.device, notices)
+        surrogates, predictors, gates, missing = _learned(root, target, compute.device, notices)
     else:
         target = _untrained(values["target"], source, values["seed"]).to(compute.device)
         notices.append(
@@ -40,12 +42,13 @@ def open_subject(root=".") -> Subject:
         )
     probe = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0)).to(compute.device)
     return Subject(
-        model=networks.inference_copy(target, probe),
+        model=networks.inference_copy(target, probe, keep=[gate.layer for gate in gates.values()]),
         size=size,
         device=compute.device,
         geometry=geometry,
         surrogates=surrogates,
         predictors=predictors,
+        gates=gates,
         missing=missing,
         notices=tuple(notices),
         source=source,
@@ -55,7 +58,7 @@ def open_subject(root=".") -> Subject:
             for name in ("insertion", "deletion")
         },
         seed=values["seed"],
-        weights=_digest(target, *surrogates.values(), *predictors.values()),
+        weights=_digest(target, *surrogates.values(), *predictors.values(), *gates.values()),
     )
 
 
@@ -101,8 +104,8 @@ def _missing():
 
 
 def _learned(root, target, device, notices):
-    """AKD's networks by λ, mask predictors by method, and why the other learned methods are missing."""
-    surrogates, predictors, missing = {}, {}, _missing()
+    """AKD's networks by λ, mask predictors by method, AMG's gates by layer, and why other methods are missing."""
+    surrogates, predictors, gates, missing = {}, {}, {}, _missing()
     for facts in sorted((root / SURROGATES).glob("*/surrogate.json")):
         surrogate = _read(lambda facts=facts: _surrogate_of(target, facts.parent, device), notices)
         if surrogate is not None:
@@ -116,7 +119,13 @@ def _learned(root, target, device, notices):
         if predictor is not None:
             predictors[method] = predictor
             del missing[method]
-    return surrogates, predictors, missing
+    probe = torch.rand(1, 3, 32, 32, device=device)
+    for facts in sorted((root / GATES).glob("*/attention_gate.json")):
+        gate = _read(lambda facts=facts: _gate_of(target, facts.parent, probe), notices)
+        if gate is not None:
+            gates[gate.layer] = gate
+            missing.pop("amg", None)
+    return surrogates, predictors, gates, missing
 
 
 def _digest(*modules):

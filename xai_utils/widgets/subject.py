@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 
 from xai_utils import explainers, networks
-from xai_utils.explainers import cam, gradients, lovi, smoe
+from xai_utils.explainers import attention_gate, cam, gradients, lovi, smoe
 from xai_utils.images import BASELINES, baseline, keep_top, perturb, rank_pixels
 from xai_utils.metrics.cost import plain_forward
 from xai_utils.metrics.perturbation import area_under_curve, perturbation_curves
@@ -49,6 +49,7 @@ CHOICES = {
     "baseline": tuple(BASELINES),
     "hidden": tuple(BASELINES),
     "average_cams": (True, False),
+    "composition": attention_gate.COMPOSITIONS,
 }
 NUMBERS = {
     "samples": (1, 2000),
@@ -85,8 +86,9 @@ class Curves(NamedTuple):
 class Subject:
     """A network that infers, the explainers trained for it, and the settings of the pipeline that made them.
 
-    `surrogates`: λ as text -> AKD's network; `predictors`: DGLE's by method; `missing`: method -> why it cannot answer;
-    `notices`: what a reader of the maps must know; `source`: where images come from (None: files and uploads only).
+    `surrogates`: λ as text -> AKD's network; `predictors`: DGLE's by method; `gates`: layer -> AMG's; `missing`: method
+    -> why it cannot answer; `notices`: what a reader of the maps must know; `source`: where images come from (None:
+    files and uploads only).
     """
 
     model: torch.nn.Module
@@ -95,6 +97,7 @@ class Subject:
     geometry: str = "crop"
     surrogates: dict = field(default_factory=dict)
     predictors: dict = field(default_factory=dict)
+    gates: dict = field(default_factory=dict)
     missing: dict = field(default_factory=dict)
     notices: tuple = ()
     source: object = None
@@ -121,6 +124,8 @@ class Subject:
                 found.append(Option(name, "default", ("default", *self._layers())))
             elif name == "surrogate" and self.surrogates:
                 found.append(Option("lambda", next(iter(self.surrogates)), tuple(self.surrogates)))
+            elif name == "gate" and self.gates:
+                found.append(Option("gate", next(iter(self.gates)), tuple(self.gates)))
             elif name == "predictor" and getattr(self.predictors.get(method), "controller", None) == "customized":
                 made = self.predictors[method]
                 found += [
@@ -212,6 +217,8 @@ class Subject:
         if "predictor" in known:
             given["predictor"] = copy.copy(self.predictors[method])  # shares its weights
             vars(given["predictor"]).update({name: options[name] for name in CONTROLLER if name in options})
+        if "gate" in known:
+            given["gate"] = self.gates[options["gate"]]
         if "generator" in known:
             given["generator"] = torch.Generator(self.device).manual_seed(options["seed"])
         elif "seed" in known:
