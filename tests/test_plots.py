@@ -51,7 +51,8 @@ def test_curves_state_the_area_that_the_metric_gives():
     """The legend's area of a curve 0, 0.5, 1 is 0.5 whatever the number of points."""
     curves = {"a": np.array([0.0, 0.5, 1.0])}
     figure = plots.score_curves(curves, colours=plots.method_colours(["a"]), label="insertion", inwards="inserted")
-    assert figure.axes[0].get_legend().get_texts()[0].get_text() == "a  0.500"
+    assert figure.legends[0].get_texts()[0].get_text() == "a  0.500"
+    assert [line.get_linestyle() for line in figure.axes[0].lines] == ["-"]
 
 
 def test_controls_are_grey_and_methods_are_not():

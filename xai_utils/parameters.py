@@ -195,6 +195,7 @@ class MeasureSpeed(Stage):
 class Figures(Stage):
     compute: Compute
     rows: PositiveInt
+    methods: Annotated[list[str], Field(min_length=1)]
     opacity: Annotated[float, Field(ge=0, le=1)]
     colour_map: str
 

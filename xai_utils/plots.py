@@ -17,6 +17,7 @@ from PIL import Image
 from xai_utils.images import keep_top, perturb, rank_pixels, unit_range
 
 DPI = 120
+LINES = ("-", "--", ":", "-.")
 STYLE = {
     "font.size": 9,
     "axes.titlesize": 9,
@@ -178,17 +179,21 @@ def method_colours(methods, controls=()) -> dict:
 
 
 def score_curves(curves: dict, *, colours: dict, label: str, inwards: str) -> Figure:
-    """Mean class probability against the share of pixels changed; `curves`: method -> mean curve (steps + 1,)."""
+    """Mean class probability against the share of pixels changed; `curves`: method -> mean curve (steps + 1,).
+
+    Where two methods share a colour, the line of the later one is broken.
+    """
+    drawn = []
     with rc_context(STYLE):
-        figure = Figure(figsize=(6.4, 3.6))
+        figure = Figure(figsize=(7.2, max(3.6, 0.7 + 0.165 * len(curves))))
         axis = figure.subplots()
         for method, mean in curves.items():
-            area = np.trapezoid(mean, dx=1 / (len(mean) - 1))
-            axis.plot(np.linspace(0, 1, len(mean)), mean, color=colours[method], label=f"{method}  {area:.3f}")
+            area, style = np.trapezoid(mean, dx=1 / (len(mean) - 1)), LINES[drawn.count(colours[method]) % len(LINES)]
+            drawn.append(colours[method])
+            text, x = f"{method}  {area:.3f}", np.linspace(0, 1, len(mean))
+            axis.plot(x, mean, color=colours[method], ls=style, lw=1.3, label=text)
         axis.set(xlabel=f"share of pixels {inwards}, most salient first", ylabel="class probability", ylim=(0, 1.02))
-        axis.legend(
-            title=f"area under {label}", fontsize=7.5, title_fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5)
-        )
+        figure.legend(title=f"area under {label}", fontsize=7.5, title_fontsize=8, loc="outside right center")
     return figure
 
 
@@ -245,10 +250,10 @@ def matrix(table: dict, metrics: dict, *, standing: dict, digits: dict) -> Figur
 
 
 def cost_and_quality(table: dict, metrics: dict, *, colours: dict) -> Figure:
-    """Each metric's mean against the forward equivalents of a map, with the methods that no cheaper one matches joined.
+    """Each metric's mean against the forward equivalents of a map; a line joins those that no cheaper one matches.
 
     `table`: method -> {"passes", metric -> {"mean", ...}}; only metrics with a better direction. Methods without a
-    pass stand at the left edge. Names are written where the line bends.
+    pass stand at the left edge. Names are written where the line bends; a tenth of a pass makes no method cheaper.
     """
     shown = {metric: about for metric, about in metrics.items() if about["arrow"]}
     with rc_context(STYLE):
@@ -260,7 +265,8 @@ def cost_and_quality(table: dict, metrics: dict, *, colours: dict) -> Figure:
         for axis, (metric, about) in zip(axes.flat, shown.items(), strict=False):
             sign = 1 if about["arrow"] == "↑" else -1
             points = sorted(
-                (max(row["passes"], 0.5), -sign * row[metric]["mean"], method) for method, row in table.items()
+                (max(round(row["passes"], 1), 0.5), -sign * row[metric]["mean"], method)
+                for method, row in table.items()
             )
             front = [points[place] for place in range(len(points)) if points[place][1] < min(
                 (point[1] for point in points[:place]), default=np.inf)]  # fmt: skip
