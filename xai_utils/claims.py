@@ -102,6 +102,10 @@ def of_reports(reports) -> list[dict]:
 
 
 def html(rows: list[dict]) -> str:
-    """The claims as an HTML table."""
-    frame = pandas.DataFrame(rows, columns=["paper", "claim", "here", "verdict"])
-    return frame.map(escape).to_html(index=False, escape=False, border=0)
+    """The claims as an HTML table, each part of a cell on its own line."""
+    frame = pandas.DataFrame(rows, columns=["paper", "claim", "verdict", "here"])
+    return frame.map(_lines).to_html(index=False, escape=False, border=0)
+
+
+def _lines(text):
+    return "<br>".join(map(escape, text.split("; ")))

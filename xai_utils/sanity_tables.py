@@ -45,21 +45,21 @@ def of_rows(target, made, split, *, images, compute, seed=0, log=None) -> dict[s
 def table(found: dict[str, sanity.Sanity], *, seed=0) -> pandas.DataFrame:
     """Rows: methods; mean rank correlations of the maps with the trained network's, as text, and the verdict.
 
-    Columns: a column per stage of the target, named after the lowest layer that has forgotten; the method's own
-    network (all of it); both; another seed; noise. Costly rows have the last stage alone.
+    Columns: the verdict; all layers untrained, the target's and the method's own; a column per stage of the target,
+    named after the lowest layer that has forgotten; the method's own network alone; another seed; noise; the number of
+    images. Costly rows have the last stage alone.
     """
     stages = max((list(each.cascade) for each in found.values()), key=len, default=[])
     rows = {}
     for row, each in found.items():
-        cells = {f"to {name}": _mean(each.cascade.get(name)) for name in stages[:-1]}
-        if stages:
-            cells[f"to {stages[-1]} (all)"] = _mean(each.target)
-        cells["own network"] = _mean(list(each.own.values())[-1] if each.own else None)
-        cells["both"] = _mean(each.everything) if each.own else ""
-        cells |= {"seeds": _mean(each.seeds), "noise": _mean(each.noise), "n": str(len(each.noise))}
         about = summary(each.everything.numpy(), seed)
-        cells["all untrained"] = f"{about['mean']:.2f} [{about['low']:.2f}, {about['high']:.2f}]"
-        rows[row] = cells | {"verdict": each.verdict + FLAGS[each.verdict]}
+        interval = f"{about['mean']:.2f} [{about['low']:.2f}, {about['high']:.2f}]"
+        cells = {"verdict": each.verdict + FLAGS[each.verdict], "all untrained": interval}
+        cells |= {f"to {name}": _mean(each.cascade.get(name)) for name in stages[:-1]}
+        if stages:
+            cells[f"to {stages[-1]}"] = _mean(each.target)
+        cells["own network"] = _mean(list(each.own.values())[-1] if each.own else None)
+        rows[row] = cells | {"seeds": _mean(each.seeds), "noise": _mean(each.noise), "n": str(len(each.noise))}
     return pandas.DataFrame.from_dict(rows, orient="index")
 
 
