@@ -13,7 +13,7 @@ from conftest import ROOT
 from xai_utils import report
 
 COMPUTE = 'compute = {"device": "auto", "precision": "auto", "threads": 2, "processes": 1}'
-PARAMETERS = f'seed = 0\n{COMPUTE}\nrows = 6\nopacity = 0.55\ncolour_map = "viridis"'
+PARAMETERS = f'seed = 0\n{COMPUTE}\nrows = 4\nmethods = ["akd"]\nopacity = 0.55\ncolour_map = "viridis"'
 
 
 def stage_of(folder, *cells, parameters=PARAMETERS):
@@ -59,16 +59,16 @@ def test_two_runs_at_two_places_are_byte_identical(tmp_path):
     for name in ("one", "another place"):
         folder = stage_of(tmp_path / name, *cells)
         text = (folder / "params.yaml").read_text()
-        (folder / "params.yaml").write_text(text.replace("rows: 6", "rows: 4"))
+        (folder / "params.yaml").write_text(text.replace("rows: 4", "rows: 3"))
         status, out, error = run(folder)
         assert status == 0, error
-        assert f"{folder} 4" in out
+        assert f"{folder} 3" in out
         page = (folder / "reports" / "figures.html").read_text()
         results.append((page, (folder / "build" / "runs" / "figures.ipynb").read_text()))
         assert not (folder / ".runs" / "figures.ipynb").exists()
     assert "&lt;img src=x onerror=alert(1)&gt;" in results[0][0]
     assert "<img src=x" not in results[0][0]
-    assert "rows = 4" in re.sub(r"<[^>]+>", "", results[0][0])
+    assert "rows = 3" in re.sub(r"<[^>]+>", "", results[0][0])
     # the folder is printed by the notebook itself, and normalised to "."
     assert results[0] == results[1]
     page = results[0][0].replace(f"<script>{report.sorting_script()}</script>", "")
@@ -92,7 +92,7 @@ def test_a_failing_stage_keeps_its_notebook_and_no_half_results(tmp_path):
 
 def test_wrong_parameters_stop_before_anything_runs(tmp_path):
     """An unknown key in params.yaml, or a parameter the notebook lacks, is one line and no kernel."""
-    folder = stage_of(tmp_path / "p", "print('ran')", parameters=f"seed = 0\n{COMPUTE}\nrows = 6\nopacity = 0.55")
+    folder = stage_of(tmp_path / "p", "print('ran')", parameters=PARAMETERS.rpartition("\n")[0])
     status, out, error = run(folder)
     assert (status, out) == (1, "")
     assert error.strip() == (
