@@ -227,13 +227,13 @@ def test_a_report_cannot_run_a_script(tmp_path, opened):
     """Whatever HTML a notebook shows, the page's policy lets only the site's own script run."""
     folder = project(tmp_path / "p")
     infected = folder / "reports" / "evaluate.html"
-    attack = "<script>document.title = 'PWNED'</script><p onclick=\"document.title = 'PWNED'\">here</p>"
+    attack = "<script>document.title = 'PWNED'</script><p onclick=\"document.title = 'PWNED'\">attacked here</p>"
     infected.write_text(infected.read_text().replace("</main>", f"{attack}</main>"))
     site.build(folder, folder / "site")
     context = opened(folder / "site" / "explain.html").context  # opened alone: the policy's refusals are messages
     page = context.new_page()
     page.goto((folder / "site" / "evaluate.html").as_uri())
-    page.get_by_text("here", exact=True).click()
+    page.get_by_text("attacked here", exact=True).click()
     assert page.title() == "Evaluate the maps"
     assert page.get_by_role("button", name="Dark").is_visible()
 
