@@ -4,9 +4,8 @@ ResNet-50 with random weights, 8 images of 224 pixels, CPU, two threads. A forwa
 `inference_mode` pass of the same network, measured in the same run; rounds are interleaved (A, B, C, A, B, C, ...).
 
 Other work on the machine only ever adds time, so what a function costs is its shortest time, as `timeit` has it: the
-quotient of the shortest times is compared with what is promised. Plain passes are measured before every row and thus
-more often than any row, which makes that quotient larger rather than smaller. Beside it stands the median over the
-rounds of time divided by the pass just before: what was felt on the day.
+shortest over that of as many plain passes, each made just before, is compared with what is promised. Beside it stands
+the median over the rounds of time divided by the pass just before: what was felt on the day.
 """
 
 import argparse
@@ -90,7 +89,7 @@ def run(description, model, images, rows, *, further=None):
     print(f"{'forward equivalents':52} of shortest times  median  promised")
     results = []
     for name, times in taken.items():
-        limit, value = rows[name].promised, min(times) / min(passes)
+        limit, value = rows[name].promised, min(times) / min(plain[name])
         median = statistics.median(mine / theirs for mine, theirs in zip(times, plain[name], strict=True))
         verdict = "" if limit is None else f"<= {limit:.2f} {'kept' if value <= limit else 'NOT KEPT'}"
         print(f"{name:52} {value:17.3f} {median:7.3f}  {verdict}".rstrip())
