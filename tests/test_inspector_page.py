@@ -30,7 +30,9 @@ def free_port():
 def served(tmp_path_factory):
     """The address of the page of a small project, served by the very command of the Makefile."""
     folder = make(tmp_path_factory.mktemp("a project") / "p")
-    asked = subprocess.run(["make", "-n", "inspect"], cwd=ROOT, capture_output=True, text=True, check=True)
+    asked = subprocess.run(
+        ["make", "-n", "--no-print-directory", "inspect"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     command = shlex.split(asked.stdout.strip().splitlines()[-1])
     assert command[0] == "voila"
     port = free_port()
