@@ -333,9 +333,9 @@ def test_birds_are_drawn_where_nothing_is_prepared(tmp_path):
     assert open_subject(folder).source is None
 
 
-def test_options_are_json():
+def test_options_are_json(subject):
     """What is saved with a picture can be read back: every default of every method is plain data."""
-    subject = Subject(torch.nn.Identity(), SIZE)
-    for method in explainers.EXPLAINERS:
-        if "layer" not in explainers.inspect.signature(explainers.EXPLAINERS[method]).parameters:
-            json.dumps([option._asdict() for option in subject.options(method)])
+    for method in subject.methods:
+        values = defaults(subject, method)
+        assert json.loads(json.dumps(values)) == values, method
+    assert defaults(subject, "smooth_grad_cam_plus_plus")["layer"] == "default"

@@ -37,6 +37,25 @@ def page(tmp_path_factory) -> Path:
     return path
 
 
+def test_a_picture_that_the_stage_has_saved_is_kept_once(tmp_path):
+    """The page takes it from the folder of its name, and embeds what lies in no folder, or in another stage's."""
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# A stage\n\nWhat it does.")])
+    for colour, folder in (("red", "stage"), ("green", "other"), ("blue", None)):
+        file = io.BytesIO()
+        Image.new("RGB", (8, 8), colour).save(file, "PNG")
+        if folder:
+            (tmp_path / folder).mkdir()
+            (tmp_path / folder / f"{colour}.png").write_bytes(file.getvalue())
+        data = {"image/png": base64.b64encode(file.getvalue()).decode()}
+        output = nbformat.v4.new_output("display_data", data, metadata={"image/png": {"alt": colour}})
+        notebook.cells.append(nbformat.v4.new_code_cell("show()", outputs=[output]))
+    report.render(notebook, tmp_path / "stage.html", [("stage.html", "A stage")])
+    images = [about for tag, about in Elements((tmp_path / "stage.html").read_text()).found if tag == "img"]
+    assert [about["alt"] for about in images] == ["red", "green", "blue"]
+    assert images[0]["src"] == "stage/red.png"
+    assert all(about["src"].startswith("data:image/png") for about in images[1:])
+
+
 class Elements(HTMLParser):
     """All start tags of a page with their attributes, and its text."""
 

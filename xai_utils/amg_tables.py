@@ -6,7 +6,7 @@ import numpy as np
 import pandas
 import torch
 
-from xai_utils.claims import decide
+from xai_utils.claims import compared
 from xai_utils.explainers import explain_many
 from xai_utils.images import unit_range
 from xai_utils.metrics.confidence import PERCENTS, SCORES, all_scores
@@ -161,8 +161,7 @@ def differences(maps: dict) -> pandas.DataFrame:
 def claims(frame, *, seed, confidence=0.95) -> pandas.DataFrame:
     """What the paper says of its own method: rows claim, columns (space, layer), each against the best other method.
 
-    A claim holds where the interval of the paired difference lies on the better side of 0, fails where it lies on the
-    other, and is undecided where it contains 0. Empty where AMG was not scored.
+    Decided as in `claims`; empty where AMG was not scored.
     """
     rows = {"AMG has the lowest average drop": ("average_drop", -1, 1)}
     rows |= {"AMG has the highest increase": ("percent_increase", 1, 1)}
@@ -172,9 +171,8 @@ def claims(frame, *, seed, confidence=0.95) -> pandas.DataFrame:
         for (space, layer), part in frame.groupby(["space", "layer"], sort=False):
             wide = part.pivot(index="image", columns="method", values=metric)
             rival = (sign * wide.drop(columns="amg").mean()).idxmax()
-            test = paired_test(wide["amg"], wide[rival], seed=seed, confidence=confidence)
-            verdict = decide(*sorted((sign * test["low"], sign * test["high"])))
-            gap = "{:+.{d}f} [{:+.{d}f}, {:+.{d}f}]".format(test["difference"], test["low"], test["high"], d=digits)
+            options = {"sign": sign, "digits": digits, "seed": seed, "confidence": confidence}
+            verdict, gap = compared(wide["amg"], wide[rival], **options)
             found.setdefault(claim, {})[space, layer] = f"{verdict}; {gap}; than {METHODS[rival]}"
     return pandas.DataFrame.from_dict(found, orient="index")
 

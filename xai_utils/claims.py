@@ -55,6 +55,15 @@ def decide(low, high) -> str:
     return "holds" if low > 0 else "fails" if high < 0 else "undecided"
 
 
+def compared(one, other, *, sign, digits, seed, confidence=0.95) -> tuple[str, str]:
+    """The verdict on "`one` is above `other` on the same images" (`sign` -1: below), and the difference as text."""
+    test = paired_test(one, other, seed=seed, confidence=confidence)
+    verdict = decide(*sorted((sign * test["low"], sign * test["high"])))
+    return verdict, "{:+.{d}f} [{:+.{d}f}, {:+.{d}f}]".format(
+        *(test[k] for k in ("difference", "low", "high")), d=digits
+    )
+
+
 def of_scores(frame, *, seed, confidence=0.95) -> list[dict]:
     """CLAIMS on the images of a `evaluation.score_frame`, as rows paper, claim, here, verdict.
 
@@ -72,12 +81,11 @@ def of_scores(frame, *, seed, confidence=0.95) -> list[dict]:
         signed = claim.sign * values.mean()
         # the weakest pair decides: of several that are claimed to be first, the one that is least so
         one, other = signed[first].idxmin() if len(first) > 1 else first[0], signed[others].idxmax()
-        test = paired_test(values[one], values[other], seed=seed, confidence=confidence)
-        low, high = sorted((claim.sign * test["low"], claim.sign * test["high"]))
         digits = 1 if METRICS[claim.metric].unit == "percent" else 3
-        gap = "{:+.{d}f} [{:+.{d}f}, {:+.{d}f}]".format(test["difference"], test["low"], test["high"], d=digits)
+        options = {"digits": digits, "seed": seed, "confidence": confidence}
+        verdict, gap = compared(values[one], values[other], sign=claim.sign, **options)
         here = f"{METRICS[claim.metric].label}: {one} − {other} = {gap}"
-        rows.append({"paper": claim.paper, "claim": claim.text, "here": here, "verdict": decide(low, high)})
+        rows.append({"paper": claim.paper, "claim": claim.text, "here": here, "verdict": verdict})
     return rows
 
 
@@ -96,8 +104,7 @@ def of_reports(reports) -> list[dict]:
     for paper, stage in (("FastCAM", "remove_and_retrain"), ("AMG", "train_attention")):
         path = Path(reports) / f"{stage}.json"
         for claim, found in (json.loads(path.read_text())["claims"] if path.is_file() else {}).items():
-            here, verdict = (found["here"], found["verdict"]) if isinstance(found, dict) else ("", found)
-            rows.append({"paper": paper, "claim": claim, "here": here or f"see {stage}", "verdict": verdict})
+            rows.append({"paper": paper, "claim": claim, "here": found["here"], "verdict": found["verdict"]})
     return rows
 
 

@@ -158,8 +158,7 @@ def score_maps(settings, log=None):
             drawn = dict(zip(protocols, drawn, strict=True))
             result["scores"][method] = dict(zip(metrics, scores[:, :-1].T, strict=True))
             result["failed"][method] = scores[:, -1] > 0
-            with np.errstate(invalid="ignore"):
-                result["curves"][method] = {name: _mean(values) for name, values in drawn.items()}
+            result["curves"][method] = {name: _mean(values) for name, values in drawn.items()}
             written.add(method, drawn)
             if log and distributed.is_main():
                 log(f"{method}: {len(indices)} images scored, {int(result['failed'][method].sum())} without a map")

@@ -44,10 +44,6 @@ def _difference(ours, theirs, confidence):
     return tuple(float(part) for part in interval(ours - theirs, confidence).values())
 
 
-def _verdict(gap):
-    return decide(gap[1], gap[2])
-
-
 def _signed(gap):
     return "{:+.2f} [{:+.2f}, {:+.2f}]".format(*gap)
 
@@ -62,7 +58,7 @@ def _best(claim, name, own, paper, confidence):
     rival = max((other for other in own if other != name), key=lambda other: own[other][0])
     gap = _difference(own[name], own[rival], confidence)
     ours = f"{name} {own[name][0]:.2f}; best other: {rival} {own[rival][0]:.2f}; difference {_signed(gap)}"
-    return [(claim, _listed(paper.nlargest(2)), ours, _verdict(gap))]
+    return [(claim, _listed(paper.nlargest(2)), ours, decide(*gap[1:]))]
 
 
 def _not_below(better, worse, own, paper, confidence):
@@ -70,7 +66,7 @@ def _not_below(better, worse, own, paper, confidence):
         return []
     gap = _difference(own[better], own[worse], confidence)
     claim = f"{better} is not below {worse} in SUM"
-    return [(claim, _listed(paper[[better, worse]]), f"difference {_signed(gap)}", _verdict(gap))]
+    return [(claim, _listed(paper[[better, worse]]), f"difference {_signed(gap)}", decide(*gap[1:]))]
 
 
 def _like_random(own, paper, confidence):

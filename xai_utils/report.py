@@ -86,7 +86,7 @@ def _dress() -> dict:
 
 
 def render(notebook, page: Path, pages: list[tuple[str, str]]):
-    """Write `page`, a self-contained HTML file; `pages` are (file, title) of all reports for the head line."""
+    """Write `page`, HTML that needs no more than the folder of its name; `pages`: (file, title) of all reports."""
     from nbconvert import HTMLExporter
     from traitlets.config import Config
 
@@ -100,20 +100,32 @@ def render(notebook, page: Path, pages: list[tuple[str, str]]):
     links = [{"file": f, "title": t, "current": f == page.name} for f, t in pages]
     resources = {"page_title": title(notebook), "pages": links} | _dress()
     body, _ = exporter.from_notebook_node(notebook, resources)
-    _replace(page, body)
+    _replace(page, _linked(body, page.with_suffix("")))
+
+
+def _linked(body: str, folder: Path) -> str:
+    """The page with those pictures that its stage has saved, too, taken from the stage's `folder`: none twice."""
+    saved = {file.read_bytes(): file.name for file in sorted(folder.glob("*.*"))}
+
+    def link(embedded):
+        name = saved.get(base64.b64decode(embedded[1]))
+        return f'src="{folder.name}/{name}"' if name else embedded[0]
+
+    return re.sub(r'src="data:image/(?:png|jpeg);base64,([A-Za-z0-9+/=\s]+)"', link, body)
 
 
 def write_index(folder: Path, notebooks: dict[str, Path], picture: Path, table: str, protocol: str):
-    """The front page: the result picture (JPEG), the result table (HTML), a card for each report."""
+    """The front page: the result picture (below `folder`), the result table (HTML), a card for each report."""
     from jinja2 import Environment
 
     sources = {stage: nbformat.read(path, as_version=4) for stage, path in notebooks.items()}
-    encoded = base64.b64encode(picture.read_bytes()).decode()
     template = Environment(autoescape=True).from_string((TEMPLATES / "front.html.j2").read_text())
     cards = [
         {"file": f"{stage}.html", "title": title(nb), "summary": first_paragraph(nb)} for stage, nb in sources.items()
     ]
-    page = template.render(cards=cards, picture=encoded, table=table, protocol=protocol, **_dress())
+    page = template.render(
+        cards=cards, picture=picture.relative_to(folder).as_posix(), table=table, protocol=protocol, **_dress()
+    )
     _replace(folder / "index.html", page)
 
 

@@ -88,20 +88,14 @@ def best(summary: dict, metric: str) -> str | None:
     return min(summary["methods"], key=lambda method: sign * summary["methods"][method][metric]["mean"])
 
 
-def _cells(summary: dict, layout: str, bold: str) -> pandas.DataFrame:
-    """The summary as text: `layout` gets mean, low and high, `bold` the mean of the best of a column."""
-    columns = {}
-    for name, about in summary["metrics"].items():
-        winner = best(summary, name)
-        texts = []
-        for method, row in summary["methods"].items():
-            parts = {part: f"{value:.{digits(name)}f}" for part, value in row[name].items()}
-            parts["mean"] = bold.format(parts["mean"]) if method == winner else parts["mean"]
-            texts.append(layout.format(**parts))
-        columns[f"{about['label']} {about['arrow']}".strip()] = texts
-    columns["passes"] = [f"{row['passes']:.2f}" for row in summary["methods"].values()]
-    columns["failures"] = [str(row["failures"]) for row in summary["methods"].values()]
-    return pandas.DataFrame(columns, index=list(summary["methods"]))
+def _heads(summary: dict) -> dict:
+    """Metric -> the head of its column."""
+    return {name: f"{about['label']} {about['arrow']}".strip() for name, about in summary["metrics"].items()}
+
+
+def _texts(row: dict, name: str) -> dict:
+    """Mean, low and high of one score as text."""
+    return {part: f"{row[name][part]:.{digits(name)}f}" for part in ("mean", "low", "high")}
 
 
 def html(summary: dict, standing: dict | None = None) -> str:
@@ -111,31 +105,34 @@ def html(summary: dict, standing: dict | None = None) -> str:
     """
     standing = standing or {name: {best(summary, name): "best"} for name in summary["metrics"]}
     layouts = {"best": "<b>{}</b>", "second": "<u>{}</u>", "level": "{} ≈"}
-    heads = {name: f"{about['label']} {about['arrow']}".strip() for name, about in summary["metrics"].items()}
-    first = {name: "descending" if about["arrow"] == "↑" else "ascending" for name, about in summary["metrics"].items()}
-    heads, first = heads | {"passes": "passes", "failures": "failures"}, first | {"failures": "descending"}
     lines = ['<table class="sortable"><thead><tr><th data-first="ascending">method</th>']
-    lines += [f'<th data-first="{first.get(name, "ascending")}">{escape(text)}</th>' for name, text in heads.items()]
+    for head in (*_heads(summary).values(), "passes", "failures"):
+        first = "descending" if "↑" in head else "ascending"
+        lines.append(f'<th data-first="{first}">{escape(head)}</th>')
     lines.append("</tr></thead><tbody>")
     for method, row in summary["methods"].items():
         lines.append(f'<tr><th data-value="{escape(method)}">{escape(method)}</th>')
         for name in summary["metrics"]:
-            parts = {part: f"{row[name][part]:.{digits(name)}f}" for part in ("mean", "low", "high")}
-            text = layouts.get(standing.get(name, {}).get(method, ""), "{}").format(parts["mean"])
-            interval = f"<br><small>{parts['low']} – {parts['high']}</small>"
-            lines.append(f'<td data-value="{row[name]["mean"]}">{text}{interval}</td>')
+            texts = _texts(row, name)
+            mean = layouts.get(standing.get(name, {}).get(method, ""), "{}").format(texts["mean"])
+            interval = f"<br><small>{texts['low']} – {texts['high']}</small>"
+            lines.append(f'<td data-value="{row[name]["mean"]}">{mean}{interval}</td>')
         lines += [f'<td data-value="{row[name]}">{row[name]:g}</td>' for name in ("passes", "failures")]
         lines.append("</tr>")
     return "".join([*lines, "</tbody></table>"])
 
 
 def markdown(summary: dict) -> str:
-    """The summary as a Markdown table with the protocol under it."""
-    cells = _cells(summary, "{mean} [{low}, {high}]", "**{}**")
-    rows = [[f"`{method}`", *row] for method, row in zip(cells.index, cells.to_numpy(), strict=True)]
-    rule = ["---", *["---:"] * len(cells.columns)]
-    lines = ["| " + " | ".join(row) + " |" for row in (["method", *cells.columns], rule, *rows)]
-    return "\n".join([*lines, "", summary["protocol"]])
+    """The summary as a Markdown table with the protocol under it; the best of a column is bold."""
+    heads, winners = _heads(summary), {name: best(summary, name) for name in summary["metrics"]}
+    rows = [["method", *heads.values(), "passes", "failures"], ["---", *["---:"] * (len(heads) + 2)]]
+    for method, row in summary["methods"].items():
+        cells = []
+        for name, winner in winners.items():
+            layout = "**{mean}** [{low}, {high}]" if method == winner else "{mean} [{low}, {high}]"
+            cells.append(layout.format(**_texts(row, name)))
+        rows.append([f"`{method}`", *cells, f"{row['passes']:.2f}", str(row["failures"])])
+    return "\n".join([*("| " + " | ".join(row) + " |" for row in rows), "", summary["protocol"]])
 
 
 def against_controls(frame, table, metrics, *, controls, seed) -> pandas.DataFrame:

@@ -48,6 +48,7 @@ __all__ = [
     "explain",
     "explain_many",
     "method_of",
+    "named_layers",
     "smoe",
 ]
 

@@ -11,23 +11,20 @@ from collections import OrderedDict
 from copy import deepcopy
 from typing import NamedTuple
 
-import ipywidgets as widgets
 import torch
 
 from xai_utils import plots
 from xai_utils.datasets import DataError
-from xai_utils.datasets.on_disk import SUFFIXES
 from xai_utils.widgets import drawing, pictures, saving
 from xai_utils.widgets.background import Lane
 from xai_utils.widgets.column import NONE, Column, spoken
+from xai_utils.widgets.layout import Layout
 from xai_utils.widgets.opening import open_subject
 from xai_utils.widgets.subject import QUICK, Curves, Explanation, passes
 
 KEPT = 512  # answers and pictures in memory: at 224 pixels 100 MB
 COLUMNS = 4
 FIRST = ("akd", "dgle_cf", "fastcam", "grad_cam", "gradient", "smoe")  # shown first, as far as they can answer
-COLOUR_MAPS = ("viridis", "magma", "inferno", "turbo", "jet", "coolwarm", "gray")
-HIDDEN = ("black", "mean", "blur")
 
 
 class Shown(NamedTuple):
@@ -44,8 +41,8 @@ class Shown(NamedTuple):
         return f"{self.column.place + 1} {spoken(self.column.method)}"
 
 
-class Inspector:
-    """The page for one `Subject`; `view` is what a notebook shows."""
+class Inspector(Layout):
+    """The page for one `Subject`: what its widgets do."""
 
     def __init__(self, subject):
         self.subject = subject
@@ -58,52 +55,11 @@ class Inspector:
         able = [method for method in FIRST if method not in subject.missing]
         first = [*able[:COLUMNS], *[NONE] * COLUMNS]
         self.columns = [Column(subject, place, first[place], self._refresh) for place in range(COLUMNS)]
-        self.view = self._laid_out()
+        super().__init__(subject.source, subject.notices, [column.box for column in self.columns])
+        self._listen()
         self._pick()
 
-    # ---------------------------------------------------------------- what there is to set
-
-    def _laid_out(self):
-        wide, style = {"width": "100%"}, {"description_width": "84px"}
-
-        def dropdown(description, options, **more):
-            return widgets.Dropdown(description=description, options=options, layout=wide, style=style, **more)
-
-        source = self.subject.source
-        kinds = [*(["data set"] if source else []), "file", "upload"]
-        self.kind = widgets.ToggleButtons(options=kinds, style={"button_width": "84px"}, tooltips=kinds)
-        self.split = dropdown("images", source.splits if source else [])
-        self.label = dropdown("class", source.classes if source else [])
-        self.number = widgets.BoundedIntText(description="number", layout=wide, style=style)
-        self.file = widgets.Text(
-            placeholder="path of an image, then Enter",
-            continuous_update=False,
-            layout=wide,
-            description="file",
-            style=style,
-        )
-        self.upload = widgets.FileUpload(accept=",".join(sorted(SUFFIXES)), description="choose an image", layout=wide)
-        self.error = widgets.HTML()
-        self.card = widgets.HTML(layout=wide)
-        self.target = dropdown("explain", [])
-        self.opacity = widgets.FloatSlider(
-            value=0.55, min=0, max=1, step=0.05, description="opacity", layout=wide, style=style
-        )
-        self.colour_map = dropdown("colours", COLOUR_MAPS)
-        self.share = widgets.IntSlider(value=10, min=1, max=100, description="top pixels %", layout=wide, style=style)
-        self.hidden = dropdown("the rest is", HIDDEN)
-        self.pixel = widgets.Text(
-            placeholder="click a picture, or x, y",
-            continuous_update=False,
-            description="pixel",
-            layout=wide,
-            style=style,
-        )
-        self.pixel.add_class("xai-pixel")
-        self.save = widgets.Button(description="save what is shown", layout=wide)
-        self.saved, self.reading, self.layer_strip = widgets.HTML(), widgets.HTML(), widgets.HTML(layout=wide)
-        self.curves = widgets.HTML(layout=wide)
-
+    def _listen(self):
         for widget in (self.split, self.label, self.number, self.kind, self.file):
             widget.observe(self._pick, "value")
         for widget in (self.target, self.opacity, self.colour_map, self.share, self.hidden, self.pixel):
@@ -112,29 +68,6 @@ class Inspector:
         self.save.on_click(self._save)
         for column in self.columns:
             column.stop.on_click(lambda _, column=column: self._stop(column))
-
-        notices = "".join(f'<p class="note">{drawing.text(notice)}</p>' for notice in self.subject.notices)
-        heading = widgets.HTML(f"{drawing.STYLE}{notices}", layout=wide)
-
-        def title(words):
-            return widgets.HTML(f"<h2>{words}</h2>")
-
-        image = [title("Image"), self.kind, self.split, self.label, self.number, self.file, self.upload, self.error]
-        display = [title("Display"), self.opacity, self.colour_map, self.share, self.hidden, self.pixel]
-        controls = widgets.VBox([*image, self.card, self.target, *display, self.save, self.saved])
-        columns = widgets.Box([column.box for column in self.columns])
-        below = [title("Insertion and deletion"), self.curves, title("What each scale found worth encoding")]
-        results = widgets.VBox([columns, self.reading, *below, self.layer_strip])
-        for box, name in (
-            (controls, "xai-controls"),
-            (columns, "xai-columns"),
-            (results, "xai-results"),
-            (self.card, "xai-card"),
-        ):
-            box.add_class(name)
-        view = widgets.Box([heading, controls, results])
-        view.add_class("xai-inspector")
-        return view
 
     # ---------------------------------------------------------------- which image, which class
 
