@@ -14,7 +14,7 @@ test: setup data ## run the tests
 	python -m pytest --numprocesses 2 --dist loadfile
 
 bench: setup ## measure our maps beside other libraries', one benchmark after the other
-	for name in cams fastcam gradients surrogate mask_predictor rise curves; do python benchmarks/$$name.py --json benchmarks/$$name.json || exit 1; done
+	for name in cams fastcam gradients surrogate mask_predictor rise curves memory; do python benchmarks/$$name.py --json benchmarks/$$name.json || exit 1; done
 
 lab: setup data ## open the notebooks
 	jupyter lab notebooks

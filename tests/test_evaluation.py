@@ -18,7 +18,7 @@ from xai_utils.images import baseline
 from xai_utils.metrics import cost
 from xai_utils.metrics.localisation import break_zero_ties, pointing_game
 from xai_utils.metrics.perturbation import deletion, faithfulness
-from xai_utils.metrics.statistics import bootstrap_interval, holm, paired_test, summary
+from xai_utils.metrics.statistics import bootstrap_interval, holm, paired_test, paired_tests, summary
 
 SIZE, COUNT = 24, 7
 METRICS = ["insertion", "deletion", "faithfulness", "faithfulness_offset", "box_average_precision", "pointing_game"]
@@ -254,6 +254,14 @@ def test_paired_test_flips_signs():
     assert paired_test([math.nan], [1], seed=0)["n"] == 0
     with pytest.raises(ValueError, match="same images"):
         paired_test([1, 2], [1], seed=0)
+
+
+def test_several_rows_are_tested_as_one_by_one():
+    """Rows against the same other one share their random flips, and have the numbers that each has on its own."""
+    rows = np.random.default_rng(0).normal(size=(3, 30)) + [[0.0], [0.2], [1.0]]
+    for row, result in zip(rows, paired_tests(rows, np.zeros(30), seed=0), strict=True):
+        assert result == pytest.approx(paired_test(row, np.zeros(30), seed=0), rel=1e-12)
+    assert [result["n"] for result in paired_tests(np.zeros((2, 0)), [], seed=0)] == [0, 0]
 
 
 def test_holm_by_hand():

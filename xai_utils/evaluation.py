@@ -21,7 +21,7 @@ from xai_utils.metrics import METRICS, metric
 from xai_utils.metrics.localisation import break_zero_ties, mean_over_categories
 from xai_utils.metrics.part_truth import area_share, deciding_parts
 from xai_utils.metrics.perturbation import CURVES, perturbation_curves
-from xai_utils.metrics.statistics import holm, paired_test, summary
+from xai_utils.metrics.statistics import holm, paired_tests, summary
 from xai_utils.networks import targets
 
 REQUIRED = ("target", "data", "maps", "metrics")
@@ -286,11 +286,9 @@ def compare_methods(frame, name, *, reference, seed, resamples=9999):
     values, _ = _same_images(frame, name)
     if reference not in values:
         raise ValueError(f"reference {reference!r} was not scored; choose among {', '.join(values.columns)}")
-    rows = {
-        method: paired_test(values[method], values[reference], resamples=resamples, seed=seed)
-        for method in values.columns
-        if method != reference
-    }
+    others = [method for method in values.columns if method != reference]
+    tests = paired_tests(values[others].to_numpy().T, values[reference], resamples=resamples, seed=seed)
+    rows = dict(zip(others, tests, strict=True))
     table = pandas.DataFrame.from_dict(rows, orient="index").rename_axis("method")
     if len(values):
         table["p_holm"] = holm(table["p"])

@@ -60,22 +60,30 @@ def paired_test(a, b, *, confidence=0.95, resamples=9999, seed):
     a, b = _vector(a, "a"), _vector(b, "b")
     if a.shape != b.shape:
         raise ValueError(f"a has {len(a)} values and b {len(b)}; a paired test needs the same images in the same order")
-    differences = a - b
-    differences = differences[~np.isnan(differences)]
-    if len(differences) == 0:
-        return {"difference": np.nan, "low": np.nan, "high": np.nan, "p": np.nan, "n": 0}
-    low, high = bootstrap_interval(differences, confidence=confidence, seed=seed)
-    test = stats.permutation_test(
+    kept = ~np.isnan(a - b)
+    return paired_tests(a[None, kept], b[kept], confidence=confidence, resamples=resamples, seed=seed)[0]
+
+
+def paired_tests(rows, b, *, confidence=0.95, resamples=9999, seed):
+    """`paired_test` of each of several `rows` (M, N) against b (N,), without NaN: a list. All share their flips."""
+    differences = np.asarray(rows, dtype=np.float64) - _vector(b, "b")  # (M, N)
+    if not differences.shape[1]:
+        return [{"difference": np.nan, "low": np.nan, "high": np.nan, "p": np.nan, "n": 0} for _ in differences]
+    intervals = [bootstrap_interval(values, confidence=confidence, seed=seed) for values in differences]
+    p_values = stats.permutation_test(
         (differences,),
         np.mean,
         permutation_type="samples",
         vectorized=True,
         n_resamples=resamples,
-        batch=max(1, BATCH_ELEMENTS // len(differences)),
+        batch=max(1, BATCH_ELEMENTS // differences.size),
+        axis=-1,
         random_state=np.random.default_rng(seed),
-    )
-    result = {"difference": float(differences.mean()), "low": low, "high": high}
-    return result | {"p": float(test.pvalue), "n": len(differences)}
+    ).pvalue
+    return [
+        {"difference": float(values.mean()), "low": low, "high": high, "p": float(p), "n": len(values)}
+        for values, (low, high), p in zip(differences, intervals, p_values, strict=True)
+    ]
 
 
 def holm(p_values):
