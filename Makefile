@@ -11,7 +11,7 @@ repro: setup data ## run the whole pipeline: reports/index.html
 	dvc repro --pull
 
 test: setup data ## run the tests
-	python -m pytest --numprocesses 2 --dist loadfile
+	python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 bench: setup ## measure our maps beside other libraries', one benchmark after the other
 	for name in cams fastcam gradients surrogate mask_predictor rise curves memory; do python benchmarks/$$name.py --json benchmarks/$$name.json || exit 1; done

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def pytest_collection_modifyitems(items):
-    """The whole pipeline first: begun last, it would keep one worker busy while the other has nothing left to do."""
+    """The longest file first: begun last, it would keep one worker busy while the other has nothing left to do."""
     items.sort(key=lambda item: item.path.name != "test_stages.py")
 
 

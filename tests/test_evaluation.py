@@ -258,7 +258,7 @@ def test_paired_test_flips_signs():
 
 def test_several_rows_are_tested_as_one_by_one():
     """Rows against the same other one share their random flips, and have the numbers that each has on its own."""
-    rows = np.random.default_rng(0).normal(size=(3, 30)) + [[0.0], [0.2], [1.0]]
+    rows = np.random.default_rng(0).normal([[0.0], [0.2], [1.0]], size=(3, 30))
     for row, result in zip(rows, paired_tests(rows, np.zeros(30), seed=0), strict=True):
         assert result == pytest.approx(paired_test(row, np.zeros(30), seed=0), rel=1e-12)
     assert [result["n"] for result in paired_tests(np.zeros((2, 0)), [], seed=0)] == [0, 0]

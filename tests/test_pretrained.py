@@ -1,0 +1,55 @@
+"""A really pretrained network and real images through the pipeline."""
+
+import csv
+import json
+import re
+import shutil
+
+import pytest
+import torch
+from scratch import project, run
+
+from xai_utils import networks
+
+
+@pytest.mark.real
+def test_a_pretrained_network_explains_real_images(real, tmp_path):
+    """A checkpoint as target, no training: MobileNetV2 on ImageNet pictures is right, and its maps beat random ones."""
+    from safetensors.torch import load_file
+
+    rows = list(csv.DictReader((real / "imagenet-samples" / "labels.csv").open()))
+    names = {int(row["class_index"]): row["synset"] for row in rows}
+    target = networks.build(
+        "tf_mobilenet_v2", [names.get(i, f"class {i}") for i in range(1000)], mean=[0.5] * 3, std=[0.5] * 3
+    )
+    weights = load_file(real / "mobilenet_v2" / "mobilenet_v2_tf2_ptq.fp16.safetensors")
+    target.network.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in weights.items()})
+    for row in rows[::40]:
+        file = real / "imagenet-samples" / "images" / row["file"]
+        (tmp_path / "images" / "val" / row["synset"]).mkdir(parents=True)
+        shutil.copy(file, tmp_path / "images" / "val" / row["synset"])
+    folder = project(
+        tmp_path / "p",
+        **{
+            "dataset": str(tmp_path / "images"),
+            "target": "mobilenet",
+            "scale": "smoke",
+            "compute.threads": 1,
+            "finetune_target.epochs": 0,
+            "prepare_data.image_size": 224,
+            "explain.images": 10,
+            "explain.methods": {"grad_cam": {}, "random": {}},
+            "scales.smoke.explain": {},
+            "evaluate.metrics": ["insertion", "deletion", "pointing_game"],
+        },
+    )
+    networks.save(target.eval(), folder / "data" / "weights" / "mobilenet")
+    run(folder, "prepare_data", "finetune_target", "explain", "evaluate")
+    assert json.loads((folder / "reports" / "finetune_target.json").read_text())["top1"] >= 0.7
+    summary = json.loads((folder / "reports" / "metrics.json").read_text())
+    assert list(summary["metrics"]) == ["insertion", "deletion"]  # there are no boxes
+    assert "Left out, for no image has a score: pointing_game." in summary["protocol"]
+    assert int(re.search(r"right on (\d+)% of the images", summary["protocol"])[1]) >= 70  # labels matched by name
+    insertion = {method: row["insertion"]["mean"] for method, row in summary["methods"].items()}
+    assert insertion["grad_cam"] > insertion["random"] + 0.05
+    assert torch.isfinite(torch.tensor(list(insertion.values()))).all()
