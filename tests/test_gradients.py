@@ -32,30 +32,37 @@ class GuidedReLU(torch.autograd.Function):
     """Springenberg's rule, written by hand: pass g where the input and g are positive."""
 
     @staticmethod
-    def forward(context, values):
-        context.save_for_backward(values)
+    def forward(context, values, in_place):
+        context.save_for_backward(values.clone())
+        if in_place:
+            context.mark_dirty(values)
+            return values.clamp_(min=0)
         return values.clamp(min=0)
 
     @staticmethod
     def backward(context, g):
         (values,) = context.saved_tensors
-        return torch.where((values > 0) & (g > 0), g, 0)
+        return torch.where((values > 0) & (g > 0), g, 0), None
 
 
 class ByHand(nn.Module):
     """A ReLU with the rule above as its backward pass."""
 
+    def __init__(self, in_place):
+        super().__init__()
+        self.in_place = in_place
+
     def forward(self, values):
-        return GuidedReLU.apply(values)
+        return GuidedReLU.apply(values, self.in_place)
 
 
 class Preactivated(nn.Module):
-    """A ReLU whose input also goes around it, as in pre-activation residual blocks."""
+    """A ReLU whose input also goes around it, as in pre-activation residual blocks; in place, it goes rectified."""
 
-    def __init__(self):
+    def __init__(self, in_place=True):
         super().__init__()
         self.first, self.second = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3, padding=1)
-        self.relu, self.head = nn.ReLU(inplace=True), nn.Linear(4, 5)
+        self.relu, self.head = nn.ReLU(inplace=in_place), nn.Linear(4, 5)
 
     def forward(self, images):
         features = self.first(images)
@@ -79,7 +86,7 @@ def by_hand(model):
     model = copy.deepcopy(model)
     for name, module in list(model.named_modules()):
         if isinstance(module, nn.ReLU):
-            model.set_submodule(name, ByHand())
+            model.set_submodule(name, ByHand(module.inplace))
     return model
 
 
@@ -122,6 +129,7 @@ def test_pixels_are_what_is_differentiated(small, images):
 
 
 @pytest.mark.parametrize("make", [lambda: settled(build("small_resnet", range(5))), Repeating, Preactivated,
+                                  lambda: Preactivated(in_place=False),
                                   lambda: inference_copy(build("tiny_resnet", range(5)).eval())])  # fmt: skip
 def test_guided_backprop_is_the_rule_by_hand(make, images):
     """Equal to a hand-written backward pass for reused, in-place and bypassed ReLUs, and unlike the plain gradient."""
@@ -150,7 +158,7 @@ def test_guided_backprop_refuses_what_it_cannot_guide(images):
 
 
 def test_guided_backprop_is_silent(small, images, recwarn):
-    """captum's announcement of its hooks does not reach the user."""
+    """No warning of captum's or torch's reaches the user."""
     guided_backprop(small, images)
     assert not recwarn.list
 

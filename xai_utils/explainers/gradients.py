@@ -6,11 +6,11 @@ a map is what remains after their reduction over channels: non-negative, raw, no
 are neither computed nor touched.
 """
 
-import warnings
 from contextlib import contextmanager
+from functools import partial
 
 import torch
-from captum.attr import GuidedBackprop, IntegratedGradients, Saliency
+from captum.attr import IntegratedGradients, Saliency
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
@@ -66,27 +66,47 @@ class _Rectifications(TorchFunctionMode):
         return function(*args, **kwargs)
 
 
+class _GuidedReLU(torch.autograd.Function):
+    """relu(x) forward, g [x > 0] [g > 0] backward; image by image, so that the second condition meets a warm cache."""
+
+    @staticmethod
+    def forward(ctx, x, in_place):
+        if in_place:
+            ctx.mark_dirty(x)
+        rectified = x.relu_() if in_place else x.relu()
+        ctx.save_for_backward(rectified)
+        return rectified
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (rectified,) = ctx.saved_tensors
+        guided = torch.empty_like(rectified)
+        for given, active, passed in zip(gradient, rectified, guided, strict=True):
+            torch.ops.aten.threshold_backward.grad_input(given, active, 0, grad_input=passed)
+            passed.clamp_(min=0)
+        return guided, None
+
+
 class _GuidedScore(_ClassScore):
-    """The class score, if all that it rectifies is rectified by `nn.ReLU` modules, which captum guides."""
+    """The class score, if all that it rectifies is rectified by `nn.ReLU` modules, which are guided."""
 
     def forward(self, images):
         calls = 0
 
-        def separate(_, inputs):
-            # captum rectifies the gradient of the ReLU's input tensor, of all its uses together; a view for each call
-            # keeps apart what a skip connection gives to the same tensor
+        def guided(x, in_place):
             nonlocal calls
             calls += 1
-            return _differentiable(inputs[0].view_as(inputs[0]), "a ReLU's input does")
+            return _GuidedReLU.apply(_differentiable(x, "a ReLU's input does"), in_place)
 
         relus = [module for module in self.model.modules() if isinstance(module, nn.ReLU)]
-        handles = [module.register_forward_pre_hook(separate, prepend=True) for module in relus]
+        for relu in relus:
+            relu.forward = partial(guided, in_place=relu.inplace)
         try:
             with _Rectifications() as rectifications:
                 score = super().forward(images)
         finally:
-            for handle in handles:
-                handle.remove()
+            for relu in relus:
+                del relu.forward
         if not calls or rectifications.count > calls:
             raise NotApplicable(
                 f"guided backprop changes the gradient of nn.ReLU modules, and this model calls {calls} of them and "
@@ -96,14 +116,12 @@ class _GuidedScore(_ClassScore):
         return score
 
 
-def _gradient(model, images, target):
-    return Saliency(_ClassScore(model, target)).attribute(images.detach().requires_grad_(), abs=False)
+def _gradient(model, images, target, score=_ClassScore):
+    return Saliency(score(model, target)).attribute(images.detach().requires_grad_(), abs=False)
 
 
 def _guided_backprop(model, images, target):
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Setting backward hooks on ReLU")
-        return GuidedBackprop(_GuidedScore(model, target)).attribute(images.detach().requires_grad_())
+    return _gradient(model, images, target, _GuidedScore)
 
 
 def _integrated_gradients(model, images, target, *, steps, chunk, baseline="black"):
