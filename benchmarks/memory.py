@@ -2,7 +2,7 @@
 
 All metrics that need no drawn birds, two methods, `small_resnet` at 96 pixels, the pipeline's default chunk; a process
 of its own for each number of images, whose private memory (RssAnon of Linux: without libraries and mapped files, whose
-pages the system takes back when it needs them) is read every 5 ms. About three minutes.
+pages the system takes back when it needs them) is read every 5 ms. About eight minutes.
 """
 
 import argparse

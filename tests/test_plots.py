@@ -3,6 +3,7 @@
 import io
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from xai_utils import plots
@@ -71,6 +72,19 @@ def test_captions_are_escaped(monkeypatch):
     monkeypatch.setattr(display, "display", shown.append)
     plots.show(plots.image_grid([[np.zeros((4, 4, 3))]]), "a <b>bold</b> class")
     assert shown[1].data == "<figcaption>a &lt;b&gt;bold&lt;/b&gt; class</figcaption>"
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg"])
+def test_what_is_saved_is_what_is_shown(monkeypatch, tmp_path, name):
+    """With a path, the picture in the notebook is the file to the last byte, so that a page can take it from there."""
+    from IPython import display
+
+    shown, images = [], np.random.default_rng(0).random((2, 3, 8, 8))
+    monkeypatch.setattr(display, "display", shown.append)
+    grid = plots.method_grid(images, {"grad_cam_plus_plus": images[:, 0]}, ["one", "two"])
+    plots.show(grid, "two images", tmp_path / "new" / name)
+    assert shown[0].data == (tmp_path / "new" / name).read_bytes()
+    assert Image.open(io.BytesIO(shown[0].data)).format == shown[0].format.upper()
 
 
 def test_names_of_classes_are_no_formulas():

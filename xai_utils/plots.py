@@ -1,6 +1,7 @@
 """Pictures. Only here are maps normalised for display; every function returns a matplotlib Figure.
 
-`show` puts a figure and its caption into a notebook, `save` writes it to a file; both give the same bytes on each run.
+`show` puts a figure and its caption into a notebook, `save` writes it to a file; both give the same bytes on each run,
+but not as each other: drawing a figure settles its layout a little further.
 """
 
 import html
@@ -17,6 +18,7 @@ from PIL import Image
 from xai_utils.images import keep_top, perturb, rank_pixels, unit_range
 
 DPI = 120
+KINDS = {".png": "png", ".jpg": "jpeg"}
 LINES = ("-", "--", ":", "-.")
 STYLE = {
     "font.size": 9,
@@ -39,17 +41,23 @@ def encoded(figure: Figure, kind: str) -> bytes:
     return file.getvalue()
 
 
-def show(figure: Figure, caption: str):
+def show(figure: Figure, caption: str, path=None):
     """Display `figure` in a notebook with `caption` under it (which is its alternative text, too).
 
-    As PNG or JPEG, whichever is smaller: PNG for curves, JPEG for photographs.
+    As PNG or JPEG, whichever is smaller: PNG for curves, JPEG for photographs. With a `path` it is saved there and
+    shown as that very file, which a report then need not hold a second time.
     """
     from IPython import display
 
-    files = {kind: encoded(figure, kind) for kind in ("png", "jpeg")}
-    kind = min(files, key=lambda kind: len(files[kind]))
+    if path is None:
+        files = {kind: encoded(figure, kind) for kind in KINDS.values()}
+        kind = min(files, key=lambda kind: len(files[kind]))
+        content = files[kind]
+    else:
+        save(figure, path)
+        kind, content = KINDS[Path(path).suffix], Path(path).read_bytes()
     width = int(figure.get_figwidth() * 96)
-    display.display(display.Image(files[kind], format=kind, width=width, metadata={"alt": caption}))
+    display.display(display.Image(content, format=kind, width=width, metadata={"alt": caption}))
     display.display(display.HTML(f"<figcaption>{html.escape(caption)}</figcaption>"))
 
 
@@ -57,7 +65,7 @@ def save(figure: Figure, path):
     """Write `figure` to `path`, as PNG or JPEG by its suffix (.png, .jpg)."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(encoded(figure, {".png": "png", ".jpg": "jpeg"}[path.suffix]))
+    path.write_bytes(encoded(figure, KINDS[path.suffix]))
 
 
 def pixels(image) -> np.ndarray:
