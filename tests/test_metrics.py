@@ -175,6 +175,26 @@ def test_curves_equal_a_loop_and_share_batches_freely():
             assert torch.allclose(again[name], curve, atol=2e-6)
 
 
+def test_points_that_show_the_same_are_asked_once():
+    """16 steps of insertion are half of M_F's, deletion begins with the image: 49 pictures an image, not 67 points.
+
+    With another baseline, given as pixels, only the image is shared; the curves stay what they are alone.
+    """
+    model, images, maps = Small().eval(), torch.rand(2, 3, 16, 16), torch.rand(2, 16, 16)
+    target, seen = torch.tensor([0, 2]), []
+    sixteenth = {"pixels_per_step": 224 * 224 / 16}
+    handle = model.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
+    for substrate, pictures in (("blur", 33 + 16), (torch.rand(2, 3, 16, 16), 33 + 16 + 16)):
+        options = {"insertion": sixteenth | {"baseline": substrate}, "deletion": sixteenth}
+        seen.clear()
+        curves = perturbation_curves(model, images, target, maps, **options)
+        assert sum(seen[1:]) == 2 * pictures  # the first asks how many classes there are
+        for name, curve in curves.items():
+            alone = perturbation_curves(model, images, target, maps, curves=[name], **options)[name]
+            torch.testing.assert_close(curve, alone, atol=2e-6, rtol=0)
+    handle.remove()
+
+
 def test_a_batch_scores_like_its_images_and_leaves_the_model_alone():
     """Batch = singles for every metric; flags, buffers and gradients of a model in train mode stay as they were."""
     model = Small().train()

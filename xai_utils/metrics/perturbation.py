@@ -1,6 +1,7 @@
 """Insertion, deletion and faithfulness: what happens to the class probability when pixels go in the map's order.
 
-A ranking is made once per map and serves all curves; the perturbed images of all curves share batches of `chunk`.
+A ranking is made once per map and serves all curves; the perturbed images of all curves share batches of `chunk`, and
+points that show the same (the ends of curves, insertion's steps among M_F's) are one image.
 The score is always the softmax probability of the target. What removed pixels show is a named baseline of
 `xai_utils.images`: "mean" is zero in the network's normalised space (the mean colour), "black" zero in pixel space.
 """
@@ -73,11 +74,25 @@ def faithfulness_protocol(size, *, baseline="blur"):
 CURVES = {"insertion": insertion_protocol, "deletion": deletion_protocol, "faithfulness": faithfulness_protocol}
 
 
+def _places(values):
+    """Each distinct value -> its place among them."""
+    return {value: place for place, value in enumerate(dict.fromkeys(values))}
+
+
+def _view(which, count, deletes, pixels):
+    """What a point shows, as (baseline, count, deletes): the same for points that show the same."""
+    if count == (0 if deletes else pixels):
+        return 0, pixels, False  # the image, whatever the baseline
+    if count == (pixels if deletes else 0):
+        return which, 0, False  # the baseline alone
+    return which, count, deletes
+
+
 def probability_curves(model, images, target, ranks, protocols, *, chunk=64):
     """The target's probability along each protocol: dict name -> (N, points) float32 on the CPU.
 
-    `ranks` (N, H, W) from `rank_pixels`. Every (protocol, point, image) is one perturbed image; they fill batches of
-    `chunk` regardless of the curve they belong to, so `chunk` bounds memory and changes nothing but float noise.
+    `ranks` (N, H, W) from `rank_pixels`. Every view (what a point shows) of every image is one perturbed image; they
+    fill batches of `chunk` regardless of their curves, so `chunk` bounds memory and changes nothing but float noise.
     """
     if chunk < 1:
         raise ValueError(f"chunk is {chunk}; give the number of perturbed images per batch, at least 1")
@@ -88,20 +103,23 @@ def probability_curves(model, images, target, ranks, protocols, *, chunk=64):
     ranks = ranks.to(device)
     with torch.inference_mode(), evaluating(model):
         target = _classes(model, images, target, chunk)
-        removed = torch.stack([baseline(protocol.baseline, model, images) for protocol in protocols])  # (P, N, C, H, W)
-        entries = [
-            (which, count, protocol.direction == "delete")
-            for which, protocol in enumerate(protocols)
+        baselines = _places(protocol.baseline for protocol in protocols)
+        removed = torch.stack([baseline(each, model, images) for each in baselines])  # (B, N, C, H, W)
+        shown = [
+            _view(baselines[protocol.baseline], count, protocol.direction == "delete", ranks[0].numel())
+            for protocol in protocols
             for count in protocol.counts
         ]
-        which, counts, inverted = (torch.tensor(column, device=device) for column in zip(*entries, strict=True))
+        views = _places(shown)
+        which, counts, inverted = (torch.tensor(column, device=device) for column in zip(*views, strict=True))
         scores = []
-        for items in torch.arange(len(entries) * number, device=device).split(chunk):
-            entry, image = items // number, items % number
-            keep = keep_top(ranks[image], counts[entry]) ^ inverted[entry, None, None]  # (chunk, H, W)
-            perturbed = perturb(images[image], keep, removed[which[entry], image])
+        for items in torch.arange(len(views) * number, device=device).split(chunk):
+            view, image = items // number, items % number
+            keep = keep_top(ranks[image], counts[view]) ^ inverted[view, None, None]  # (chunk, H, W)
+            perturbed = perturb(images[image], keep, removed[which[view], image])
             scores.append(model(perturbed).softmax(1).gather(1, target[image, None])[:, 0])  # (chunk,)
-    scores = torch.cat(scores).float().cpu().reshape(len(entries), number).T  # (N, points of all curves)
+    scores = torch.cat(scores).float().cpu().reshape(len(views), number)
+    scores = scores[[views[view] for view in shown]].T  # (N, points of all curves)
     lengths = [len(protocol.counts) for protocol in protocols]
     names = [protocol.name for protocol in protocols]
     return {name: part.clone() for name, part in zip(names, scores.split(lengths, 1), strict=True)}
