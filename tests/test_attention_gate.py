@@ -197,15 +197,15 @@ def test_bad_input_is_named():
     model, images = target(), torch.rand(2, 3, 64, 64)
     made = gate(model)
     for layer, message in (
-        ("avgpool", r"'avgpool' returns \(1, 256, 1, 1\) for images of \(64, 64\), not a map"),
+        ("avgpool", r"'avgpool' returns \(1, 128, 1, 1\) for images of \(64, 64\), not a map"),
         ("fc", r"'fc' returns \(1, 3\)"),
         ("layer5", "'layer5' is unknown; close names: layer4"),
     ):
         with pytest.raises(ValueError, match=message):
             gate(model, layer=layer)
-    with pytest.raises(ValueError, match=r"'layer4' returns \(1, 256, 1, 1\) for images of \(16, 16\)"):
+    with pytest.raises(ValueError, match=r"'layer4' returns \(1, 128, 1, 1\) for images of \(16, 16\)"):
         gate(model, images[..., :16, :16])
-    with pytest.raises(ValueError, match=r"returns \(2, 256, 1, 1\), not a map .* larger images"):
+    with pytest.raises(ValueError, match=r"returns \(2, 128, 1, 1\), not a map .* larger images"):
         amg(model, images[..., :16, :16], gate=made)
     for options, message in (
         ({"gate_input": "weights"}, "gate_input 'weights' is unknown; choose one of activations, weighted"),
@@ -220,7 +220,7 @@ def test_bad_input_is_named():
     for options, message in (
         ({"gate_input": "weights"}, "gate_input 'weights' is unknown"),
         ({"objective": "labels"}, "objective 'labels' is unknown; choose one of cross_entropy, mask, none"),
-        ({"layer": "layer4", "reduction": 512}, "256 channels cannot be reduced by 512"),
+        ({"layer": "layer4", "reduction": 512}, "128 channels cannot be reduced by 512"),
     ):
         with pytest.raises(ValueError, match=message):
             gate(model, **options)
@@ -228,7 +228,7 @@ def test_bad_input_is_named():
         amg(build("small_resnet", ("tern", "crow", "gull")), images, gate=made)
     with pytest.raises(ValueError, match="a gate of a small_resnet, not of a tiny_resnet"):
         amg(build("tiny_resnet", CLASSES), images, gate=made)
-    with pytest.raises(ValueError, match=r"gate is for 256 channels, and layer 'layer4' of this model has 64"):
+    with pytest.raises(ValueError, match=r"gate is for 128 channels, and layer 'layer4' of this model has 64"):
         amg(build("tiny_resnet", CLASSES).network, images, gate=made)
 
 
@@ -272,7 +272,7 @@ def test_checkpoint_errors(tmp_path):
         load_gate(tmp_path)
     weights.write_bytes(whole)
     for change, message in (
-        ({"channels": 128}, r"of another shape: channel\.mlp\.0\.weight \(16, 256\) instead of \(8, 128\)"),
+        ({"channels": 64}, r"of another shape: channel\.mlp\.0\.weight \(8, 128\) instead of \(4, 64\)"),
         ({"objective": "none"}, r"does not hold weights of AttentionGate \(unexpected: "),
         ({"gate_input": "none"}, r"gate_input 'none' is unknown"),
     ):

@@ -374,14 +374,15 @@ def test_nan_names_the_layer(statistic, images):
         explain(model, images, method="smoe", statistic=statistic)
 
 
-def test_a_map_that_points_at_the_object(small):
+def test_a_map_that_points_at_the_object():
     """On a flat background with one textured patch every statistic's SMOE-style map is highest on the patch."""
+    model = settled(build("resnet18", range(4)))  # in a narrower random network an entropy may point elsewhere
     picture = torch.full((1, 3, 64, 64), 0.5)
     picture[..., 20:40, 8:28] = torch.rand(3, 20, 20, generator=torch.Generator().manual_seed(1))
     inside = torch.zeros(64, 64, dtype=torch.bool)
     inside[20:40, 8:28] = True
     for statistic in sorted(set(STATISTICS) - PRE_ACTIVATION - {"shannon_entropy"}):
-        saliency = explain(small, picture, method="smoe", statistic=statistic)[0]
+        saliency = explain(model, picture, method="smoe", statistic=statistic)[0]
         assert saliency[inside].mean() > saliency[~inside].mean() + 0.1, statistic
 
 

@@ -192,7 +192,7 @@ def test_checkpoint_errors(tmp_path):
     for change, message in (
         ({"architecture": "resnet18"}, r"does not hold weights of Surrogate \(missing: student\.stem\.4\.1"),
         ({"architecture": "resnet19"}, r"'resnet19' is unknown"),
-        ({"classes": ["wren", "crow"]}, r"of another shape: student\.head\.weight \(3, 256\) instead of \(2, 256\)"),
+        ({"classes": ["wren", "crow"]}, r"of another shape: student\.head\.weight \(3, 128\) instead of \(2, 128\)"),
         ({"attention": "bam"}, r"does not hold weights of Surrogate"),
         ({"attention": "none"}, r"attention 'none' is unknown"),
     ):
