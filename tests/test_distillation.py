@@ -113,9 +113,8 @@ CLASSES = ("square", "cross", "blank")
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     """Prepared data of 3 shapes at 32 pixels, 18 to train on and 9 held out, and a target with shuffled classes."""
-    torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("distillation")
-    torch.manual_seed(3)
+    torch.manual_seed(1)  # predicts all three classes, two of the nine images rightly
     networks.save(networks.build("small_resnet", ("cross", "blank", "square")), folder / "target")
     write_data(folder / "data")
     return folder

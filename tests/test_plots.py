@@ -91,7 +91,7 @@ def test_names_of_classes_are_no_formulas():
     """Dollar signs in a name are drawn, not read as mathematics (which would stop the stage)."""
     name = r"$\\nothing$ <b>"
     figure = plots.image_grid([[np.zeros((4, 4, 3))]], row_titles=[name], column_titles=[name])
-    plots.encoded(figure, "png")
+    plots.rendered(figure)
     axis = figure.axes[0]
     assert [axis.get_ylabel(), axis.get_title()] == [name, name]
 

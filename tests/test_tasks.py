@@ -80,7 +80,7 @@ def test_a_target_is_an_architecture_with_a_file_of_weights(tmp_path, monkeypatc
         assert same.classes == ("wren", "auk")
         assert torch.equal(same.network.fc.weight, trained.fc.weight)
         other = tasks.starting_target(name, ["0", "1", "2"], seed=0)
-        assert other.network.fc.weight.shape == (3, 256)
+        assert other.network.fc.weight.shape == (3, 128)
         assert torch.equal(other.network.layer4[0].conv1.weight, trained.layer4[0].conv1.weight)
         with pytest.raises(ValueError, match=r"does not know 1 of the data's 1 classes, e\.g\. '0'; train it"):
             tasks.starting_target(name, ["0"], seed=0, new_head=False)

@@ -1,7 +1,6 @@
 """Pictures. Only here are maps normalised for display; every function returns a matplotlib Figure.
 
-`show` puts a figure and its caption into a notebook, `save` writes it to a file; both give the same bytes on each run,
-but not as each other: drawing a figure settles its layout a little further.
+`show` puts a figure and its caption into a notebook, `save` writes it to a file; both give the same bytes on each run.
 """
 
 import html
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from matplotlib import colormaps, rc_context
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from PIL import Image
@@ -32,13 +32,29 @@ STYLE = {
 }
 
 
-def encoded(figure: Figure, kind: str) -> bytes:
-    """The figure as a "png" or "jpeg" file without library versions in it: equal figures, equal bytes."""
-    buffer, file = io.BytesIO(), io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI)
-    options = {"optimize": True} if kind == "png" else {"quality": 75, "subsampling": 1}
-    Image.open(buffer).convert("RGB").save(file, format=kind, **options)
+def rendered(figure: Figure) -> Image.Image:
+    """The figure as a picture. Its layout is solved once, where `savefig` solves it twice: most of the time it takes.
+
+    Drawing a figure again moves its layout a little further, so one figure is to be drawn once.
+    """
+    figure.set_dpi(DPI)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+
+
+def encoded(picture: Image.Image, kind: str) -> bytes:
+    """A picture as a "png" or "jpeg" file without library versions in it: equal pictures, equal bytes."""
+    file = io.BytesIO()
+    picture.save(file, format=kind, **({"optimize": True} if kind == "png" else {"quality": 75, "subsampling": 1}))
     return file.getvalue()
+
+
+def _smaller_kind(picture: Image.Image) -> str:
+    """Is it smaller as "png" (curves) or as "jpeg" (photographs)? The PNG is not optimised, being slow."""
+    plain = io.BytesIO()
+    picture.save(plain, format="png")
+    return "jpeg" if len(encoded(picture, "jpeg")) < plain.tell() else "png"
 
 
 def show(figure: Figure, caption: str, path=None):
@@ -50,9 +66,9 @@ def show(figure: Figure, caption: str, path=None):
     from IPython import display
 
     if path is None:
-        files = {kind: encoded(figure, kind) for kind in KINDS.values()}
-        kind = min(files, key=lambda kind: len(files[kind]))
-        content = files[kind]
+        picture = rendered(figure)
+        kind = _smaller_kind(picture)
+        content = encoded(picture, kind)
     else:
         save(figure, path)
         kind, content = KINDS[Path(path).suffix], Path(path).read_bytes()
@@ -65,7 +81,7 @@ def save(figure: Figure, path):
     """Write `figure` to `path`, as PNG or JPEG by its suffix (.png, .jpg)."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(encoded(figure, KINDS[path.suffix]))
+    path.write_bytes(encoded(rendered(figure), KINDS[path.suffix]))
 
 
 def pixels(image) -> np.ndarray:

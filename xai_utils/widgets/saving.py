@@ -1,7 +1,5 @@
 """What the page shows as one picture that can be kept, with its settings inside."""
 
-import io
-
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
@@ -35,7 +33,7 @@ def sheet(title, rows, found, facts):
     )
     grid.suptitle(title, fontsize=8, parse_math=False)
     figures = [grid, *([_curves_figure(found)] if found else [])]
-    opened = [Image.open(io.BytesIO(plots.encoded(figure, "png"))) for figure in figures]
+    opened = [plots.rendered(figure) for figure in figures]
     page = Image.new("RGB", (max(each.width for each in opened), sum(each.height for each in opened)), "white")
     top = 0
     for each in opened:
