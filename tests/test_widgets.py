@@ -147,7 +147,7 @@ def test_no_text_of_the_data_becomes_html(page):
 def test_a_pixel_is_read_with_its_rank(page):
     """The row of a method holds its score and rank there; what is no pixel of the image reads nothing."""
     page.pixel.value = "5, 7"
-    answer = page._known(page._key(page.columns[1]))
+    answer = page.answers.known(page._key(page.columns[1]))
     assert f"{int(answer.ranks[7, 5]) + 1} of {SIZE * SIZE}" in page.reading.value
     assert f"{answer.scores[7, 5]:.4g}" in page.reading.value
     for wrong in ("", "5", "5, 99", "-1, 2", "a, b"):
@@ -163,7 +163,7 @@ def test_what_is_shown_can_be_saved(page):
     assert settings["image"]["label"] == HOSTILE
     assert [each["method"] for each in settings["methods"]] == [column.method for column in page.columns]
     assert settings["methods"][0]["insertion_area"] == pytest.approx(
-        page._known(("curves", page._key(page.columns[0]))).insertion_area
+        page.answers.known(("curves", page._key(page.columns[0]))).insertion_area
     )
     opened = Image.open(io.BytesIO(picture))
     opened.load()

@@ -1,14 +1,12 @@
 """The inspector: pick an image, a class and up to four methods, and see what each of them says.
 
 Whatever is chosen ends in `_refresh`: it makes at once what is quick, asks the lane for what is slow, and shows what is
-known. Answers are kept by their content, so that a cheap setting never explains anew.
+known (`Answers`).
 """
 
 import hashlib
 import json
 import threading
-from collections import OrderedDict
-from copy import deepcopy
 from typing import NamedTuple
 
 import torch
@@ -16,13 +14,12 @@ import torch
 from xai_utils import plots
 from xai_utils.datasets import DataError
 from xai_utils.widgets import drawing, pictures, saving
-from xai_utils.widgets.background import Lane
+from xai_utils.widgets.answers import Answers
 from xai_utils.widgets.column import NONE, Column, spoken
 from xai_utils.widgets.layout import Layout
 from xai_utils.widgets.opening import open_subject
-from xai_utils.widgets.subject import QUICK, Curves, Explanation, passes
+from xai_utils.widgets.subject import Curves, Explanation, passes
 
-KEPT = 512  # answers and pictures in memory: at 224 pixels 100 MB
 COLUMNS = 4
 FIRST = ("akd", "dgle_cf", "fastcam", "grad_cam", "gradient", "smoe")  # shown first, as far as they can answer
 
@@ -46,12 +43,9 @@ class Inspector(Layout):
 
     def __init__(self, subject):
         self.subject = subject
-        self._model = subject.model  # asked under the lock only; the lane asks its own copy
-        self._slow_model = deepcopy(subject.model)
-        self._lock, self._quiet = threading.RLock(), False
-        self._kept, self._declined = OrderedDict(), set()
+        self._lock, self._quiet, self._declined = threading.RLock(), False, set()
+        self.answers = Answers(subject, done=self._arrived, progress=self._advanced)
         self.picture = self.probabilities = self._stack = None
-        self._lane = Lane(done=self._arrived, progress=self._advanced)
         able = [method for method in FIRST if method not in subject.missing]
         first = [*able[:COLUMNS], *[NONE] * COLUMNS]
         self.columns = [Column(subject, place, first[place], self._refresh) for place in range(COLUMNS)]
@@ -112,9 +106,9 @@ class Inspector(Layout):
             return
         self._complain("")
         self.picture, self._image = picture, hashlib.sha256(picture.pixels.numpy().tobytes()).hexdigest()
-        self.probabilities = self.subject.probabilities(self._model, picture)
+        self.probabilities = self.subject.probabilities(self.answers.model, picture)
         try:
-            self._stack = self.subject.layer_maps(self._model, picture)
+            self._stack = self.subject.layer_maps(self.answers.model, picture)
         except ValueError as error:  # a network with one scale only
             self._stack = str(error)
         self._quiet = True
@@ -131,29 +125,16 @@ class Inspector(Layout):
 
     # ---------------------------------------------------------------- what is known, and what is asked for
 
-    def _keep(self, key, answer):
-        self._kept[key] = answer
-        while len(self._kept) > KEPT:
-            self._kept.popitem(last=False)
-
-    def _known(self, key):
-        if key in self._kept:
-            self._kept.move_to_end(key)
-        return self._kept.get(key)
-
-    def _once(self, key, make):
-        """What `make` gives, kept under `key`."""
-        if (known := self._known(key)) is None:
-            self._keep(key, known := make())
-        return known
-
     def _key(self, column):
-        return self.subject.key(self.picture, self.target.value, column.method, column.values)
+        return self.subject.key(*self._question(column))
+
+    def _question(self, column):
+        return self.picture, self.target.value, column.method, column.values
 
     def _shown(self):
         """What is known of each column that has a method."""
         keys = [(column, self._key(column)) for column in self.columns if column.method]
-        known = self._known
+        known = self.answers.known
         return [Shown(c, key, known(key), known(("curves", key)), known(self._masked_key(key))) for c, key in keys]
 
     def _refresh(self, change=None):
@@ -163,39 +144,20 @@ class Inspector(Layout):
                 return
             curves, maps = {}, {}
             for column, key, answer, *_ in self._shown():
-                if answer is None and self._is_quick(column):
-                    self._keep(key, self._answer(self._map_task(column, self._model)))
+                if answer is None and self.answers.is_quick(column.method, column.values):
+                    self.answers.explain(key, *self._question(column))
             for column, key, answer, known, _ in self._shown():
                 if answer is None and key not in self._declined:
-                    maps[key] = self._map_task(column, self._slow_model)
+                    maps[key] = self.answers.map_task(*self._question(column))
                 elif isinstance(answer, Explanation) and known is None:
-                    curves["curves", key] = self._curves_task(answer)
-            self._lane.want(curves | maps)
+                    curves["curves", key] = self.answers.curves_task(self.picture, self.target.value, answer)
+            self.answers.lane.want(curves | maps)
             self._score_masked()
             self._draw(self._shown())
 
-    def _is_quick(self, column):
-        return column.method in self.subject.missing or passes(column.method, column.values) <= QUICK
-
-    def _map_task(self, column, model):
-        given = (model, self.picture, self.target.value, column.method, column.values)
-        return lambda look=None: self.subject.explain(*given, look)
-
-    def _curves_task(self, explanation):
-        given = (self._slow_model, self.picture, self.target.value, explanation)
-        return lambda look: self.subject.perturbed(*given, look)
-
-    @staticmethod
-    def _answer(task):
-        """What `task` gives, or the error to be shown in its place: a bad option must not end the page."""
-        try:
-            return task()
-        except Exception as error:
-            return error
-
     def _arrived(self, key, answer):
         with self._lock:
-            self._keep(key, answer)
+            self.answers.keep(key, answer)
             self._refresh()
 
     def _advanced(self, key, images):
@@ -219,9 +181,9 @@ class Inspector(Layout):
         }
         if waiting:
             images = torch.stack(list(waiting.values()))
-            scores = self.subject.scores(self._model, images, self.target.value)
+            scores = self.subject.scores(self.answers.model, images, self.target.value)
             for key, score in zip(waiting, scores, strict=True):
-                self._keep(key, score)
+                self.answers.keep(key, score)
 
     def _masked_key(self, key):
         return ("masked", key, self.share.value, self.hidden.value)
@@ -239,7 +201,7 @@ class Inspector(Layout):
                 column.bar.max = passes(column.method, column.values)
                 column.bar.layout.visibility = "hidden" if declined else "visible"
                 column.stop.description = "explain" if declined else "cancel"
-                if self._lane.running != each.key:
+                if self.answers.lane.running != each.key:
                     column.bar.value = 0
         self.curves.value = drawing.curves(self._found(shown))
         true = "" if self.picture.label is None else f", true class: {self.picture.label}"
@@ -259,14 +221,14 @@ class Inspector(Layout):
 
     def _shot(self, key, pixels, caption, alt, mark):
         """A clickable picture of what `pixels()` (S, S, 3) gives, encoded once for each image and `key`."""
-        picture = self._once(("picture", self._image, key), lambda: drawing.address(drawing.png(pixels())))
+        picture = self.answers.once(("picture", self._image, key), lambda: drawing.address(drawing.png(pixels())))
         return drawing.shot(picture, self.subject.size, caption, alt=alt, clickable=True, mark=mark)
 
     def _layers_html(self):
         if isinstance(self._stack, str):
             return f"<p>{drawing.text(self._stack)}</p>"
         key = ("layers", self._image, self.colour_map.value)
-        return self._once(key, lambda: drawing.layers(*self._stack, self.colour_map.value))
+        return self.answers.once(key, lambda: drawing.layers(*self._stack, self.colour_map.value))
 
     def _overlay(self, explanation, opacity):
         colours = self.colour_map.value
@@ -363,11 +325,11 @@ class Inspector(Layout):
 
     def wait(self, timeout=60.0) -> bool:
         """Until nothing is left to compute; whether that came within `timeout` seconds."""
-        return self._lane.wait(timeout)
+        return self.answers.lane.wait(timeout)
 
     def close(self):
         """End the work in the background."""
-        self._lane.close()
+        self.answers.lane.close()
 
 
 def inspector(root="."):
