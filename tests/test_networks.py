@@ -43,7 +43,7 @@ def test_target_normalises_pixels(small):
 
 
 def test_small_resnet_has_the_promised_size(small):
-    """At 96 pixels the last map is 6x6 and a pass costs 0.036 GMAC, counted convolution by convolution."""
+    """At 96 pixels the last map is 6x6 and a pass costs 0.028 GMAC, counted convolution by convolution."""
     operations = []
 
     def count(module, _, output):
@@ -55,7 +55,7 @@ def test_small_resnet_has_the_promised_size(small):
     for handle in handles:
         handle.remove()
     assert activations["layer4"].shape == (1, 128, 6, 6)
-    assert sum(operations) == pytest.approx(0.0364e9, rel=0.01)
+    assert sum(operations) == pytest.approx(0.0284e9, rel=0.01)
 
 
 def test_tiny_resnet_has_the_promised_maps():

@@ -65,21 +65,27 @@ def class_indices(classes, target_classes) -> torch.Tensor:
 def augmented(images, generator, *, smallest_crop: float):
     """Random resized crops (area `smallest_crop` to 1, aspect 3/4 to 4/3) and horizontal flips of a batch.
 
-    One affine grid for the whole batch; crops stay inside the image.
+    One grid for the whole batch; crops stay inside the image.
     """
-    count = len(images)
-    draw = torch.rand(5, count, generator=generator)
+    draw = torch.rand(5, len(images), generator=generator)
     area = smallest_crop + (1 - smallest_crop) * draw[0]
     aspect = torch.exp((2 * draw[1] - 1) * math.log(4 / 3))
     width = torch.sqrt(area * aspect).clamp(max=1)  # as a share of the image's
     height = torch.sqrt(area / aspect).clamp(max=1)
-    flip = torch.where(draw[2] < 0.5, -1.0, 1.0)
-    affine = torch.zeros(count, 2, 3)
-    affine[:, 0, 0], affine[:, 1, 1] = width * flip, height
-    affine[:, 0, 2] = (2 * draw[3] - 1) * (1 - width)  # grids run from -1 to 1
-    affine[:, 1, 2] = (2 * draw[4] - 1) * (1 - height)
-    grid = functional.affine_grid(affine, list(images.shape), align_corners=False)
+    flip = torch.where(draw[2] < 0.5, -1, 1)
+    x = _read_at(images.shape[3], width * flip, draw[3])
+    y = _read_at(images.shape[2], height, draw[4])
+    grid = torch.stack(torch.broadcast_tensors(x[:, None], y[:, :, None]), -1)  # (N, H, W, 2)
     return functional.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
+
+
+def _read_at(pixels, share, place):
+    """Where along an axis from -1 to 1 the `pixels` of each crop are read: (N, pixels).
+
+    `share` (N,) of the axis, negative to read backwards; `place` (N,) from 0, at its start, to 1, at its end.
+    """
+    centres = (2 * torch.arange(pixels) + 1) / pixels - 1
+    return share[:, None] * centres + ((2 * place - 1) * (1 - share.abs()))[:, None]
 
 
 def _logits(model, split):
@@ -122,6 +128,7 @@ def sgd(settings: dict):
         momentum=settings["momentum"],
         weight_decay=settings["weight_decay"],
         nesterov=settings["momentum"] > 0,
+        fused=True,
     )
 
 
@@ -131,6 +138,7 @@ def adam(settings: dict):
         [weights for weights in model.parameters() if weights.requires_grad],
         lr=settings["learning_rate"],
         weight_decay=settings["weight_decay"],
+        fused=True,
     )
 
 

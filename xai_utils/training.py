@@ -140,7 +140,7 @@ class _Training:
     def __init__(self, make_task: Callable, settings: Mapping, compute: Compute, folder: Path, made_from: Mapping):
         self.compute, self.folder, self.made_from, self.seed = compute, folder, made_from, settings["seed"]
         self.device, self.world = torch.device(compute.device), distributed.world_size()
-        torch.manual_seed(_mix(self.seed))  # the weights that the model starts from
+        _seed_global(self.device, self.seed)  # the weights that the model starts from
         self.task = task = make_task(settings)
         sizes = {name: getattr(task, name) for name in ("examples", "batch_size", "epochs")}
         if min(sizes.values()) < 1:
@@ -176,7 +176,7 @@ class _Training:
         row = {"epoch": self.epoch + 1, "learning_rate": self.optimizer.param_groups[0]["lr"]}
         row |= {name: total / task.examples for name, total in self.sums.items()}
         if task.validate is not None:
-            torch.manual_seed(_mix(self.seed, self.epoch, "validate"))
+            _seed_global(self.device, self.seed, self.epoch, "validate")
             for buffer in self.model.buffers() if self.world > 1 else ():  # each process has its own batch statistics
                 torch.distributed.broadcast(buffer, 0)
             with evaluating(self.model), torch.no_grad():
@@ -188,11 +188,11 @@ class _Training:
     def take_step(self, indices: Tensor) -> None:
         """One step down the gradient of the mean loss over the batch `indices` of all processes."""
         moment, rank = (self.seed, self.epoch, self.step), distributed.rank()
-        torch.manual_seed(_mix(*moment, "batch, global"))
+        _seed_global(self.device, *moment, "batch, global")
         whole = self.task.batch(indices, _generator("cpu", *moment, "batch"))
         batch = tuple(part[rank :: self.world].to(self.device) for part in whole)
         share = len(distributed.shard(len(indices))) / len(indices)
-        torch.manual_seed(_mix(*moment, "loss, global", rank))  # dropout: other draws in every process
+        _seed_global(self.device, *moment, "loss, global", rank)  # dropout: other draws in every process
         self.optimizer.zero_grad()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.compute.precision == "bfloat16"):
             loss, means = self.loss(batch, _generator(self.device, *moment, "loss", rank))
@@ -287,6 +287,13 @@ def _train(make_task, settings, compute, folder, made_from, checkpoint_steps, ch
 def _mix(*parts) -> int:
     """A seed for torch that depends on all parts."""
     return int(storage.fingerprint(parts)[:15], 16)
+
+
+def _seed_global(device: torch.device, *parts) -> None:
+    """Seed torch's own generators of the CPU and of `device`: torch.manual_seed asks all backends, 2 ms of a step."""
+    torch.default_generator.manual_seed(_mix(*parts))
+    if device.type == "cuda":
+        torch.cuda.manual_seed(_mix(*parts))
 
 
 def _generator(device: torch.device | str, *parts) -> torch.Generator:
