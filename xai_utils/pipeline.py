@@ -158,7 +158,7 @@ def _execute(source: Path, executed: Path, given: dict) -> str | None:
 
     os.environ["PYTHONPATH"] = str(ROOT)  # this checkout's package, not an installed one
     for what in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"):  # bytes; glibc keeps what a step of a training
-        os.environ.setdefault(what, str(2**30))  # has freed for the next: a tenth of the time went into new pages
+        os.environ.setdefault(what, str(2**30))  # has freed for the next, which need not ask for new pages
     try:
         papermill.execute_notebook(
             stripped(source),
