@@ -19,6 +19,7 @@ from xai_utils.networks import (
     last_convolution,
     layer_names,
 )
+from xai_utils.networks.inference import BlockConvolution
 
 
 class Branching(nn.Module):
@@ -240,6 +241,27 @@ def test_inference_copy_gives_the_same_maps(architecture, norms):
         copied = cam_maps(faster, images, target, methods=methods)[name]
         assert maps.abs().max() > 0, name
         assert (maps - copied).abs().max() <= 1e-4 * maps.abs().max(), name
+
+
+@pytest.mark.parametrize(("kernel", "stride", "padding"), [(7, 2, 3), (3, 2, 1), (3, 2, 0), (4, 4, 0), (11, 4, 2)])
+@pytest.mark.parametrize("size", [(32, 32), (33, 30), (31, 35)])
+def test_a_convolution_over_blocks_is_the_same(kernel, stride, padding, size):
+    """Over blocks of pixels, a strided convolution has the same output and the same gradient, at any size."""
+    plain = nn.Conv2d(3, 8, kernel, stride=stride, padding=padding).double()
+    images = torch.rand(2, 3, *size, dtype=torch.float64, requires_grad=True)
+    expected, output = plain(images), BlockConvolution(plain)(images)
+    torch.testing.assert_close(output, expected)
+    weights = torch.rand_like(expected)
+    gradients = [torch.autograd.grad((weights * each).sum(), images)[0] for each in (output, expected)]
+    torch.testing.assert_close(*gradients)
+
+
+def test_inference_copy_reads_pixels_over_blocks(small):
+    """The strided stem of a copy works on blocks, with the weights that the folded convolution has."""
+    stem = inference_copy(small, torch.rand(1, 3, 48, 48)).network.conv1
+    assert isinstance(stem, BlockConvolution)
+    assert stem.weight.shape == small.network.conv1.weight.shape
+    assert type(small.network.conv1) is nn.Conv2d
 
 
 def test_inference_copy_of_a_vgg_with_norms():

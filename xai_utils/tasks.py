@@ -128,7 +128,6 @@ def sgd(settings: dict):
         momentum=settings["momentum"],
         weight_decay=settings["weight_decay"],
         nesterov=settings["momentum"] > 0,
-        fused=True,
     )
 
 
@@ -138,7 +137,6 @@ def adam(settings: dict):
         [weights for weights in model.parameters() if weights.requires_grad],
         lr=settings["learning_rate"],
         weight_decay=settings["weight_decay"],
-        fused=True,
     )
 
 

@@ -245,10 +245,6 @@ class _Training:
                 f"the checkpoint in {self.folder} does not fit the model and optimizer of {self.made_from['task']}: "
                 f"{error}\nName the module that has changed in `code`, or delete the folder, and run again."
             ) from error
-        for weight, state in self.optimizer.state.items():
-            for name, value in state.items():
-                if value is not None and value.shape == weight.shape:  # fused steps need the weight's order in memory
-                    state[name] = torch.empty_like(weight).copy_(value)
         for name in PROGRESS:
             setattr(self, name, record["progress"][name])
 
