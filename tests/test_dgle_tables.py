@@ -7,7 +7,11 @@ import torch
 from conftest import ROOT
 
 from xai_utils import dgle_tables
-from xai_utils.networks.mask_predictor import controller_moments, customized_controller
+from xai_utils.datasets import Split
+from xai_utils.explainers import CONTROLS, explain
+from xai_utils.metrics.localisation import box_average_precision, break_zero_ties
+from xai_utils.networks import build
+from xai_utils.networks.mask_predictor import controller_moments, customized_controller, predictor_of
 
 PUBLISHED = ROOT / "data" / "published"
 
@@ -81,3 +85,21 @@ def test_tuning_lines_by_hand():
     np.testing.assert_allclose(lines["score"][1], [1, 2 / 3, 1 / 3])
     np.testing.assert_allclose(lines["fine-tuned score"][1], [1, 1 / 3, 0], atol=1e-12)
     np.testing.assert_allclose(lines["probability"][0], [1 / 3, 2 / 3, 1])
+
+
+def test_localisation_scores_the_images_that_have_a_box():
+    """M_I of a predictor's maps and the controls', over boxed images alone; a centred box is the Gaussian's."""
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 3, 48, 48), dtype=np.uint8)
+    boxes = [np.array([[16.0, 16, 32, 32]]), np.empty((0, 4)), np.array([[0.0, 0, 48, 24]])]
+    split = Split(pixels, np.zeros(3, dtype=np.int64), boxes, None, list("abc"), ("bird",), ())
+    torch.manual_seed(0)
+    target = build("small_resnet", range(4)).eval()
+    predictor = predictor_of(target, split.tensor([0]), controller="basic").eval()
+    table = dgle_tables.localisation(target, split, np.array([0, 1, 2]), {"dgle_bf": predictor}, seed=0)
+    assert list(table.index) == ["dgle_bf", *CONTROLS]
+    assert table["n"].tolist() == [2] * 4
+    maps = break_zero_ties(explain(target, split.tensor([0, 2]), method="dgle_bf", predictor=predictor))
+    expected = box_average_precision(None, None, None, maps, masks=split.box_masks([0, 2])).mean()
+    assert table.loc["dgle_bf", "mean"] == pytest.approx(expected.item())
+    assert table.loc["centred_gaussian", "high"] > 95 > table.loc["random", "high"]
+    assert dgle_tables.localisation(target, split, np.array([1]), {}, seed=0).empty

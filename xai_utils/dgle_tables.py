@@ -7,8 +7,11 @@ import pandas
 import torch
 from scipy import stats
 
+from xai_utils.explainers import CONTROLS, explain_many
 from xai_utils.explainers.fine_tuning import tuned_scores
 from xai_utils.metrics import METRICS
+from xai_utils.metrics.localisation import box_average_precision, break_zero_ties
+from xai_utils.metrics.statistics import summary
 from xai_utils.networks.mask_predictor import controller_density, controller_moments, customized_controller_inverse
 
 METHODS = {  # of Tables 1 to 3: ours -> printed
@@ -23,6 +26,7 @@ METHODS = {  # of Tables 1 to 3: ours -> printed
     "integrated_gradients": "IT-Grad",
 }
 COLUMNS = {"faithfulness": "table1_M_F", "box_average_precision": "table2_M_I", "pointing_game": "table3_M_PG"}
+BATCH = 64  # images whose maps are held at once
 EXPONENTS = (0.5, 1.0, 1.5, 2.5, 4.0)
 PANELS = {  # of Figure 2: title -> {line: (η, h)}; the paper does not give its h
     "(a) h = 1": {f"η = {eta:g}": (eta, 1.0) for eta in (0.5, 1.0, 1.5, 2.0, 2.5)},
@@ -95,6 +99,26 @@ def distribution(maps, *, eta, exponent) -> dict:
         "kolmogorov_smirnov": float(np.mean([stats.kstest(values, "norm").statistic for values in z])),
     }
     return {name: {"this run": value, "eq. 7": promised.get(name, 0.0)} for name, value in found.items()}
+
+
+def localisation(target, split, indices, predictors, *, seed) -> pandas.DataFrame:
+    """M_I of the images `indices` of `split` that have a box: predictors and controls -> mean, low, high, n, failures.
+
+    `predictors`: name -> the trained MaskPredictor of `target`, asked for the class that the target predicts. low and
+    high: the 95 % bootstrap interval over images. Ties at zero are broken as in the stage evaluate. No row without any
+    box.
+    """
+    boxed = [index for index in indices if len(split.boxes[index])]
+    methods = {name: {"predictor": predictor} for name, predictor in predictors.items()}
+    methods |= {name: {} for name in CONTROLS} | {"random": {"generator": torch.Generator().manual_seed(seed)}}
+    parts = {name: [] for name in methods}
+    for start in range(0, len(boxed), BATCH):
+        rows = torch.tensor(boxed[start : start + BATCH])
+        images, masks = split.tensor(rows).to(next(target.parameters()).device), split.box_masks(rows)
+        for name, maps in explain_many(target, images, methods=methods).items():
+            parts[name].append(box_average_precision(target, images, None, break_zero_ties(maps), masks=masks))
+    found = {name: summary(torch.cat(scores), seed) for name, scores in parts.items() if scores}
+    return pandas.DataFrame.from_dict(found, orient="index")
 
 
 def histogram(maps, bins=40):
