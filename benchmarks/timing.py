@@ -84,8 +84,9 @@ def run(description, model, images, rows, *, further=None):
 
     taken, plain = measured(forward, rows, arguments.rounds)
     passes = [value for values in plain.values() for value in values]
-    print(f"ResNet-50, {BATCH} x {SIZE} px, {THREADS} threads, torch {torch.__version__}, {arguments.rounds} rounds")
-    print(f"plain forward: {min(passes):.3f} s, median {statistics.median(passes):.3f} s, max {max(passes):.3f} s\n")
+    vectors = torch.backends.cpu.get_cpu_capability()
+    print(f"ResNet-50, {BATCH} x {SIZE} px, {THREADS} threads, {vectors}, torch {torch.__version__}")
+    print(f"plain forward: {min(passes):.3f} s, median {statistics.median(passes):.3f} s, {arguments.rounds} rounds\n")
     print(f"{'forward equivalents':52} of shortest times  median  promised")
     results = []
     for name, times in taken.items():
@@ -106,6 +107,7 @@ def run(description, model, images, rows, *, further=None):
             "threads": THREADS,
             "rounds": arguments.rounds,
             "machine": platform.machine(),
+            "vectors": vectors,
             "python": platform.python_version(),
             "torch": torch.__version__,
             "forward_seconds": {"median": round(statistics.median(passes), 4), "min": round(min(passes), 4)},
