@@ -56,8 +56,8 @@ def _fold(model, pairs):
 class BlockConvolution(nn.Conv2d):
     """A convolution of stride s as one of stride 1 over blocks of s x s pixels (space to depth), up to rounding.
 
-    The three channels of an image fill no vector of a processor, s * s as many do better: on the way back to the
-    pixels it takes two thirds of the time. The kernel grows to whole blocks with zeros.
+    The three channels of an image fill no vector of a processor; its blocks have s * s as many. The kernel grows to
+    whole blocks with zeros.
     """
 
     def __init__(self, convolution):
