@@ -4,7 +4,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONPATH := $(CURDIR)
 unexport PYTHONDONTWRITEBYTECODE # without .pyc files every process parses torch anew: 10 s instead of 4
 
-.PHONY: repro test bench lab inspect site publish lint lock readme setup clean
+.PHONY: repro test bench lab inspect notebooks site publish lint lock readme setup clean
 
 repro: setup data ## run the whole pipeline: reports/index.html
 	python -m xai_utils.pipeline --check
@@ -22,12 +22,15 @@ lab: setup data ## open the notebooks
 inspect: setup data ## look at single images: a page that only this machine can open (voila.json)
 	voila notebooks/inspect.ipynb
 
+notebooks: setup ## after a change of params.yaml: the parameters cells; after new imports: what dvc.yaml depends on
+	python -m xai_utils.pipeline --write
+
 site: setup ## make site/ of the reports of the last run: open site/index.html
-	python -m xai_utils.site build
+	python -m xai_utils.pipeline.site build
 
 BRANCH = gh-pages
 publish: setup ## make publish REMOTE=origin: make the site and push it to a branch of its own
-	python -m xai_utils.site publish "$(REMOTE)" "$(BRANCH)"
+	python -m xai_utils.pipeline.site publish "$(REMOTE)" "$(BRANCH)"
 
 lint: setup
 	ruff check . && ruff format --check .

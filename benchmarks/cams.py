@@ -10,7 +10,7 @@ import torch
 from timing import Row
 
 from xai_utils.explainers import EXPLAINERS, cam_maps
-from xai_utils.explainers.cam import WEIGHTS
+from xai_utils.explainers.cam import CHANNEL_WEIGHTS
 from xai_utils.networks import gate_for
 
 LAYER = "layer4"
@@ -22,9 +22,12 @@ GATED, GATED_COPY = 1.05, 0.85
 def ours(model, images, target, place, each, together):
     """Our own maps on `model`."""
     rows = {
-        f"{name}{place}": Row(lambda name=name: EXPLAINERS[name](model, images, target), 1, each) for name in WEIGHTS
+        f"{name}{place}": Row(lambda name=name: EXPLAINERS[name](model, images, target), 1, each)
+        for name in CHANNEL_WEIGHTS
     }
-    rows[f"the three together{place}"] = Row(lambda: cam_maps(model, images, target, methods=[*WEIGHTS]), 1, together)
+    rows[f"the three together{place}"] = Row(
+        lambda: cam_maps(model, images, target, methods=[*CHANNEL_WEIGHTS]), 1, together
+    )
     return rows
 
 

@@ -9,9 +9,10 @@ import timing
 import torch
 from timing import Row
 
-from xai_utils.metrics.perturbation import FAITHFULNESS_STEPS, faithfulness, perturbation_curves, step_counts
+from xai_utils.metrics.perturbation import faithfulness, perturbation_curves, step_counts
 
 PIXELS_PER_STEP = 6272  # an eighth of the image
+STEPS = 32  # of M_F
 COPIED = 0.80  # what we promise, in forward equivalents per point
 
 
@@ -29,6 +30,6 @@ if __name__ == "__main__":
     maps = torch.rand(timing.BATCH, timing.SIZE, timing.SIZE)
     rows = both(model, images, target, maps) | both(copied, images, target, maps, ", inference copy", COPIED)
     rows["M_F, inference copy, per point"] = Row(
-        lambda: faithfulness(copied, images, target, maps), FAITHFULNESS_STEPS + 1, COPIED
+        lambda: faithfulness(copied, images, target, maps, steps=STEPS), STEPS + 1, COPIED
     )
     timing.run(__doc__, model, images, rows)

@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from xai_utils import datasets, evaluation, networks
+from xai_utils import datasets, networks
+from xai_utils.evaluation import scores
 from xai_utils.metrics import METRICS
 
 COUNTS, SIZE, METHODS = (100, 1000), 96, ("first", "second")
@@ -30,7 +31,7 @@ GROWTH = 1.10  # what we promise: 1000 images over 100
 
 
 def project(folder: Path, count: int):
-    """Prepared images with boxes, an untrained target and random maps: what `evaluation.evaluate` reads."""
+    """Prepared images with boxes, an untrained target and random maps: what `scores.evaluate` reads."""
     random = np.random.default_rng(0)
     boxes = ["file,x0,y0,x1,y1"]
     for number in range(count):
@@ -64,7 +65,7 @@ def peak(folder: Path) -> int:
     watcher.start()
     metrics = [name for name, metric in METRICS.items() if metric.needs != "part_masks"]
     settings = {name: str(folder / name) for name in ("data", "target", "maps", "scores", "drawn")}
-    evaluation.evaluate(settings | {"metrics": metrics, "curves": CURVES, "chunk": 128})
+    scores.evaluate(settings | {"metrics": metrics, "curves": CURVES, "chunk": 128})
     done.set()
     watcher.join()
     return most

@@ -9,8 +9,16 @@ import torch
 from conftest import ROOT
 from scipy import optimize, special, stats
 
-from xai_utils.explainers.activation_statistics import EPSILON, WORKSPACE, gamma_shape_start
-from xai_utils.explainers.smoe import PRE_ACTIVATION, STATISTICS, gamma_scale, gamma_shape, smoe_scale
+from xai_utils.explainers.activation_statistics import (
+    EPSILON,
+    PRE_ACTIVATION,
+    STATISTICS,
+    WORKSPACE,
+    gamma_scale,
+    gamma_shape,
+    gamma_shape_start,
+    smoe_scale,
+)
 
 
 def column(values, repeats=1):

@@ -9,9 +9,9 @@ from test_cam import curved
 from test_layers import same, settled, snapshot
 from torch import nn
 
-from xai_utils import explainers
 from xai_utils.explainers import explain
 from xai_utils.explainers.attention_gate import amg
+from xai_utils.explainers.cam import grad_cam
 from xai_utils.images import resize, unit_range
 from xai_utils.metrics.cost import counted_forward_equivalents
 from xai_utils.networks import (
@@ -97,7 +97,7 @@ def test_amg_is_its_formula_position_by_position():
         assert (low.amax((1, 2)) > 0).sum() >= 2
         found = amg(model, images, classes, gate=made)
         torch.testing.assert_close(found, resize(low, 16), rtol=1e-4, atol=1e-7)
-        plain = explainers.grad_cam(model, images, classes, layer="3")
+        plain = grad_cam(model, images, classes, layer="3")
         assert (found - plain).abs().max() > 0.1 * plain.max()
 
 
@@ -108,7 +108,7 @@ def test_gates_of_one_are_grad_cam(architecture, memory_format):
     torch.manual_seed(1)
     model = build(architecture, range(20)).eval().to(memory_format=memory_format)
     images, classes = torch.rand(5, 3, 64, 64), torch.tensor([2, 0, 11, 5, 7])
-    expected = explainers.grad_cam(model, images, classes)
+    expected = grad_cam(model, images, classes)
     assert expected.max() > 0
     for gate_input in ("activations", "weighted"):
         made = opened(gate(model, images, gate_input=gate_input))
@@ -147,7 +147,7 @@ def test_gates_that_need_no_training_by_hand():
     model, images = target(), torch.rand(2, 3, 64, 64)
     maps = explain(model, images, method="amg", gate=None)
     assert torch.equal(maps, amg(model, images, gate=gate(model, objective="none")))
-    plain = explainers.grad_cam(model, images)
+    plain = grad_cam(model, images)
     assert (unit_range(maps) - unit_range(plain)).abs().max() > 0.05
 
 
@@ -156,7 +156,7 @@ def test_amg_costs_one_pass():
     model, images = target("resnet18"), torch.rand(1, 3, 96, 96)
     made = gate(model, images)
     passes = counted_forward_equivalents(model, images, lambda model, images: amg(model, images, gate=made))
-    plain = counted_forward_equivalents(model, images, explainers.grad_cam)
+    plain = counted_forward_equivalents(model, images, grad_cam)
     assert plain <= passes < plain + 0.02
 
 
@@ -208,8 +208,8 @@ def test_bad_input_is_named():
     with pytest.raises(ValueError, match=r"returns \(2, 128, 1, 1\), not a map .* larger images"):
         amg(model, images[..., :16, :16], gate=made)
     for options, message in (
-        ({"gate_input": "weights"}, "gate_input 'weights' is unknown; choose one of activations, weighted"),
-        ({"composition": "sum"}, "composition 'sum' is unknown; choose one of both, channel, spatial"),
+        ({"gate_input": "weights"}, "gate_input is 'weights'; give one of activations, weighted"),
+        ({"composition": "sum"}, "composition is 'sum'; give one of both, channel, spatial"),
         ({"target": 3}, r"target 3 is not a class of this model; give 0\.\.2"),
         ({"target": torch.tensor([0, -1])}, r"target -1 is not a class of this model; give 0\.\.2"),
     ):

@@ -6,8 +6,8 @@ import torch
 from test_layers import settled
 from torch import nn
 
-from xai_utils import explainers
 from xai_utils.explainers import EXPLAINERS, cam_maps, explain
+from xai_utils.explainers.cam import grad_cam_plus_plus, smooth_grad_cam_plus_plus, xgrad_cam
 from xai_utils.images import resize, unit_range
 from xai_utils.networks import build, head_gradient
 
@@ -106,7 +106,7 @@ def test_grad_cam_plus_plus_of_a_vgg_head_cubes_outside_the_sum():
     activation, gradient = activation_and_gradient(model, images, target, 3)
     assert (np.ptp(gradient, axis=(2, 3)).max(1) > 0.1).all()
     expected = slow_map(slow_weights("grad_cam_plus_plus", activation, gradient), activation, (24, 24))
-    found = explainers.grad_cam_plus_plus(model, images, target, layer="3")
+    found = grad_cam_plus_plus(model, images, target, layer="3")
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
     inside = (activation * gradient**3).sum((2, 3), keepdims=True)
     denominator = 2 * gradient**2 + inside
@@ -124,7 +124,7 @@ def test_xgrad_cam_conserves_the_score():
     mass = (weights[:, :, None, None] * activation).sum((1, 2, 3))
     torch.testing.assert_close(mass, logits.gather(1, target[:, None])[:, 0], rtol=1e-4, atol=1e-6)
     low = (weights[:, :, None, None] * activation).sum(1).relu()
-    torch.testing.assert_close(explainers.xgrad_cam(model, images, target, layer="3"), resize(low, 16))
+    torch.testing.assert_close(xgrad_cam(model, images, target, layer="3"), resize(low, 16))
 
 
 def test_closed_forms_of_pooling_networks():
@@ -177,7 +177,7 @@ def test_cam_agrees_with_grad_cam_library():
 def test_smooth_without_noise_is_grad_cam_plus_plus(small, images):
     """One copy or many, without noise both forms are Grad-CAM++: stretched when maps are averaged, raw otherwise."""
     for model, layer in ((small, None), (small, "layer2")):
-        plain = explainers.grad_cam_plus_plus(model, images, layer=layer)
+        plain = grad_cam_plus_plus(model, images, layer=layer)
         for samples in (1, 3):
             options = {"layer": layer, "samples": samples, "noise_fraction": 0}
             averaged = explain(model, images, method="smooth_grad_cam_plus_plus", **options)
@@ -201,7 +201,7 @@ def test_smooth_formula_equals_the_slow_reference():
     activation, _ = activation_and_gradient(model, images, target, 3)
     alpha = moments[1] / (2 * moments[1] + activation.sum((2, 3), keepdims=True) * moments[2])
     weights = (alpha * np.maximum(moments[0], 0)).sum((2, 3))
-    maps = explainers.smooth_grad_cam_plus_plus(
+    maps = smooth_grad_cam_plus_plus(
         model, images, target, layer="3", samples=4, noise_fraction=0.3, average_cams=False,
         generator=torch.Generator().manual_seed(9),
     )  # fmt: skip

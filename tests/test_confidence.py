@@ -6,7 +6,7 @@ import pytest
 import torch
 from test_metrics import WHITE, Odds, Small, odds
 
-from xai_utils.evaluation import score_batch
+from xai_utils.evaluation.scores import score_batch
 from xai_utils.images import baseline, perturb, unit_range
 from xai_utils.metrics.confidence import (
     PERCENTS,

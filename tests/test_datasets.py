@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from xai_utils import datasets
-from xai_utils.datasets import DataError, prepared
+from xai_utils.datasets import DataError, preparation
 
 SPECIES = Path(__file__).resolve().parent.parent / "data" / "birds"
 
@@ -41,12 +41,12 @@ def test_geometry_of_boxes_by_hand():
     boxes = np.array([[20.0, 10, 30, 20], [0, 0, 12, 5], [0, 0, 10, 20]])
     # scale 18 / 20 = 0.9: [18, 9, 27, 18] - [10, 1] = [8, 8, 17, 17] clipped to 16;
     # [0, 0, 10.8, 4.5] -> [-10, -1, 0.8, 3.5] clipped; [0, 0, 9, 18] ends left of the crop and is dropped.
-    fitted, own = prepared.fit(image, boxes, 16, "crop")
+    fitted, own = preparation.fit(image, boxes, 16, "crop")
     assert fitted.size == (16, 16)
     assert own == pytest.approx(np.array([[8, 8, 16, 16], [0, 0, 0.8, 3.5]]))
-    _, own = prepared.fit(image, boxes, 16, "squash")
+    _, own = preparation.fit(image, boxes, 16, "squash")
     assert own == pytest.approx(np.array([[8, 8, 12, 16], [0, 0, 4.8, 4], [0, 0, 4, 16]]))
-    _, tall = prepared.fit(Image.new("RGB", (20, 40)), boxes[:, [1, 0, 3, 2]], 16, "crop")
+    _, tall = preparation.fit(Image.new("RGB", (20, 40)), boxes[:, [1, 0, 3, 2]], 16, "crop")
     assert tall == pytest.approx(np.array([[8, 8, 16, 16], [0, 0, 3.5, 0.8]]))
 
 
@@ -55,13 +55,13 @@ def test_geometry_of_pixels_follows_the_boxes():
     pixels = np.zeros((120, 300, 3), dtype=np.uint8)
     pixels[30:90, 130:200] = 255
     image, box = Image.fromarray(pixels), np.array([[130.0, 30, 200, 90]])
-    for geometry in prepared.GEOMETRIES:
-        fitted, own = prepared.fit(image, box, 56, geometry)
+    for geometry in preparation.GEOMETRIES:
+        fitted, own = preparation.fit(image, box, 56, geometry)
         rows, columns = np.nonzero(np.asarray(fitted)[..., 0] > 127)
         seen = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
         assert own[0] == pytest.approx(seen, abs=0.6)
     whole = image.resize((160, 64), Image.Resampling.BILINEAR).crop((52, 4, 108, 60))
-    assert np.abs(np.asarray(prepared.fit(image, box, 56, "crop")[0], int) - np.asarray(whole, int)).max() <= 1
+    assert np.abs(np.asarray(preparation.fit(image, box, 56, "crop")[0], int) - np.asarray(whole, int)).max() <= 1
 
 
 def test_prepare_a_folder_with_awkward_names(tmp_path):
@@ -88,7 +88,7 @@ def test_prepare_a_folder_with_awkward_names(tmp_path):
     with pytest.raises(ValueError, match="unknown part 'wing'; the parts are none"):
         split.part_masks([0], "wing")
     with pytest.raises(ValueError, match="only birds can be drawn again"):
-        datasets.render_again(data, "train", 0)
+        data.render_again("train", 0)
 
 
 def test_caps_take_a_seeded_subset_of_each_class(tmp_path):
@@ -123,11 +123,11 @@ def test_prepared_birds(drawn, catalogue):
     assert len(set(seeds)) == 60
     for index in (0, 17, 35):
         assert data.train.files[index].rsplit(":", 1)[0] == data.classes[data.train.labels[index]]
-        again = datasets.render_again(data, "train", index)
+        again = data.render_again("train", index)
         assert np.array_equal(again.image.transpose(2, 0, 1), data.train.images[index])
         assert np.array_equal(again.parts, data.train.parts[index])
         assert data.train.boxes[index].tolist() == [list(again.box)]
-    bald = datasets.render_again(data, "validation", 2, without="crest")
+    bald = data.render_again("validation", 2, without="crest")
     assert not (bald.parts == datasets.PARTS.index("crest") + 1).any()
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import gc
-import inspect
 from functools import lru_cache, partial
 
 import numpy as np
@@ -11,10 +10,10 @@ import torch
 from test_layers import same, settled, snapshot
 from torch import nn
 
-from xai_utils.explainers import CONTROLS, EXPLAINERS, cam_maps, explain, explain_many
-from xai_utils.mask_prediction import PREDICTORS
+from xai_utils.explainers import CONTROLS, EXPLAINERS, Explainer, cam_maps, explain, explain_many, rows_of
 from xai_utils.metrics.cost import counted_forward_equivalents
 from xai_utils.networks import AttentionGate, Surrogate, build, predictor_of
+from xai_utils.training.mask_predictor import CONTROLLER_OF
 
 FAST = {  # fewer draws than a report would use
     "smooth_grad_cam_plus_plus": {"samples": 3, "chunk": 4},
@@ -52,17 +51,12 @@ def gate():
 
 
 def generated(method, seed=3):
-    """The method's quick options, with a fresh generator if it draws."""
-    options = dict(FAST.get(method, {}))
-    if "surrogate" in inspect.signature(EXPLAINERS[method]).parameters:
-        options["surrogate"] = surrogate()
-    if "predictor" in inspect.signature(EXPLAINERS[method]).parameters:
-        options["predictor"] = predictor(PREDICTORS[method])
-    if "gate" in inspect.signature(EXPLAINERS[method]).parameters:
-        options["gate"] = gate()
-    if "generator" in inspect.signature(EXPLAINERS[method]).parameters:
-        options["generator"] = torch.Generator().manual_seed(seed)
-    return options
+    """The method's quick options, with the network that it brings, and a fresh generator if it draws."""
+    record, options = EXPLAINERS[method], dict(FAST.get(method, {}))
+    if record.part is not None:
+        networks = {"surrogate": surrogate, "predictor": partial(predictor, CONTROLLER_OF.get(method)), "gate": gate}
+        options[record.part.option] = networks[record.part.option]()
+    return record.seeded(options, seed)
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +67,40 @@ def small():
 @pytest.fixture
 def images():
     return torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(5))
+
+
+@pytest.mark.parametrize("method", EXPLAINERS)
+def test_a_record_says_what_its_function_takes(method):
+    """Every keyword is an option of the record, its part, or one that all methods have alike; defaults are allowed."""
+    record = EXPLAINERS[method]
+    part = [] if record.part is None else [record.part.option]
+    known = {option.name for option in record.options} | {*part, "generator", "chunk"}
+    assert set(record.keywords) <= known
+    assert {option.name for option in record.options} | {*part} <= set(record.keywords)
+    record.check(method, {name: default for name, default in record.keywords.items() if name not in part})
+    assert record.label
+    assert record.paper
+    assert record.draws in (None, "seed", "generator")
+
+
+def test_rows_are_methods_options_additions_and_exclusions():
+    """ "all" are the methods in the registry's order; a row that names one stands behind it; false leaves one out;
+    a list names methods and rows."""
+    assert rows_of("all", {}) == {method: {} for method in EXPLAINERS}
+    rows = {"rise": {"masks": 9}, "lime": False, "equal": {"method": "smoe", "weights": "equal"}, "gradient": None}
+    found = rows_of("all", rows)
+    order = list(found)
+    assert order[order.index("smoe") + 1] == "equal"
+    assert found["rise"] == {"masks": 9}
+    assert "lime" not in found
+    assert found["gradient"] == {}
+    assert rows_of(["equal", "rise"], rows) == {"equal": rows["equal"], "rise": {"masks": 9}}
+    with pytest.raises(ValueError, match="'gradcam' is unknown"):
+        rows_of(["gradcam"], {})
+    with pytest.raises(ValueError, match="'mine' is unknown"):
+        rows_of("all", {"mine": {}})
+    with pytest.raises(ValueError, match="lime is asked for and left out"):
+        rows_of(["lime"], rows)
 
 
 def test_controls_by_hand():
@@ -217,7 +245,7 @@ def test_explain_errors(small, images, monkeypatch):
     def broken(model, images, target):
         return torch.stack([torch.zeros(4, 4), torch.full((4, 4), torch.inf), torch.full((4, 4), torch.nan)])
 
-    monkeypatch.setitem(EXPLAINERS, "broken", broken)
+    monkeypatch.setitem(EXPLAINERS, "broken", Explainer(broken, "Broken", "none"))
     with pytest.raises(ValueError, match="broken gives infinite or undefined values for image 1, 2 of the batch"):
         explain(small, images, method="broken")
 

@@ -32,7 +32,7 @@ def picture(subject):
 
 
 def defaults(subject, method, **changes):
-    return {option.name: option.default for option in subject.options(method)} | changes
+    return {option.name: option.default for option in subject.settings(method)} | changes
 
 
 class Recorder:
@@ -272,7 +272,7 @@ def test_the_controller_can_be_changed_after_training():
     target = networks.build("small_resnet", ["a", "b"]).eval()
     images = torch.rand(1, 3, 64, 64)
     predictor = predictor_of(target, images, controller="customized").eval()
-    subject = Subject(target, 64, predictors={"dgle_cf": predictor}, defaults={})
+    subject = Subject(target, 64, parts={"dgle_cf": {"dgle_cf": predictor}}, defaults={})
     picture, changed = pictures.Picture(images[0], "x"), {"eta": 0.5, "exponent": 4.0}
     assert defaults(subject, "dgle_cf") == {"eta": 1.5, "exponent": 2.5}
     found = subject.explain(target, picture, 0, "dgle_cf", changed).scores
@@ -288,7 +288,7 @@ def test_a_gate_is_chosen_by_its_layer():
     torch.manual_seed(0)
     target, images = networks.build("small_resnet", ["a", "b"]).eval(), torch.rand(1, 3, 64, 64)
     gates = {layer: networks.gate_for(target, images, layer=layer).eval() for layer in ("layer4", "layer3")}
-    subject, picture = Subject(target, 64, gates=gates), pictures.Picture(images[0], "x")
+    subject, picture = Subject(target, 64, parts={"amg": gates}), pictures.Picture(images[0], "x")
     assert defaults(subject, "amg") == {"gate": "layer4", "composition": "both"}
     found = subject.explain(target, picture, 0, "amg", {"gate": "layer3", "composition": "both"}).scores
     torch.testing.assert_close(found, explainers.explain(target, images, 0, method="amg", gate=gates["layer3"])[0])

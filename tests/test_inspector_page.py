@@ -17,6 +17,8 @@ from conftest import ROOT
 from inspected import HOSTILE, make, noise
 from PIL import Image
 
+from xai_utils.explainers import EXPLAINERS
+
 PATIENCE = 150_000  # milliseconds: a page begins with a kernel that imports torch, on a machine that may be busy
 
 
@@ -100,7 +102,8 @@ def test_the_page_answers_in_a_browser(served, browser, tmp_path):
     assert any(HOSTILE in option.replace("\xa0", " ") for option in options)  # ipywidgets keeps spaces from breaking
     assert page.locator("img[src='x']").count() == 0
 
-    assert changed(page, overlay, lambda: column.locator("select").first.select_option("gradient")) > 3
+    picker, gradient = column.locator("select").first, EXPLAINERS["gradient"].label
+    assert changed(page, overlay, lambda: picker.select_option(gradient)) > 3
     handle = page.locator(".xai-controls .noUi-handle").first
     assert changed(page, overlay, lambda: (handle.click(), handle.press("Home"))) > 3
 

@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from xai_utils import datasets, evaluation
+from xai_utils import datasets
+from xai_utils.evaluation.scores import score_batch
 from xai_utils.metrics import METRICS
 from xai_utils.metrics.part_truth import area_share, deciding_parts, part_truth, part_truth_top
 
@@ -39,10 +40,10 @@ class Looks(nn.Module):
 
 @pytest.mark.parametrize("split", datasets.SPLITS)
 def test_a_bird_drawn_again_is_the_prepared_image(birds, split):
-    """Without a change, every image and part map of both splits comes out of the generator exactly as prepared."""
+    """Without a change, every image and part map of both splits comes out of the generator exactly as preparation."""
     own = getattr(birds, split)
     for index in range(len(own)):
-        again = datasets.render_again(birds, split, index)
+        again = birds.render_again(split, index)
         assert np.array_equal(again.image.transpose(2, 0, 1), own.images[index])
         assert np.array_equal(again.parts, own.parts[index])
 
@@ -52,7 +53,7 @@ def test_other_looks_are_each_look_once(birds):
     species = birds.catalogue.species
     for name, looks in species.items():
         for part in birds.part_names:
-            others = datasets.other_looks(birds.catalogue, name, part)
+            others = birds.catalogue.other_looks(name, part)
             found = [species[other][part] for other in others]
             assert len(found) == len(set(found))
             assert {*found, looks[part]} == {each[part] for each in species.values()}
@@ -88,7 +89,7 @@ def test_the_drop_is_the_largest_of_all_looks(birds):
             left = []
             for other in birds.classes:
                 if birds.catalogue.species[other][part] != birds.catalogue.species[species][part]:
-                    picture = datasets.render_again(birds, "validation", index, swap={part: other}).image
+                    picture = birds.render_again("validation", index, swap={part: other}).image
                     with torch.no_grad():
                         logits = model(torch.from_numpy(picture.transpose(2, 0, 1).copy())[None].float() / 255)
                     left.append(logits.softmax(1)[0, target[row]].item())
@@ -153,7 +154,7 @@ def test_part_truth_is_scored_beside_the_other_metrics():
     parts = torch.zeros(2, 6, 6, dtype=torch.bool)
     parts[:, 2] = True
     names = ["pointing_game", "part_truth", "part_truth_top", "mean_intensity"]
-    scores, _ = evaluation.score_batch(None, None, None, maps, metrics=names, masks=boxes, part_masks=parts)
+    scores, _ = score_batch(None, None, None, maps, metrics=names, masks=boxes, part_masks=parts)
     assert scores["pointing_game"].tolist() == [1, 1]
     assert torch.equal(scores["part_truth"], METRICS["part_truth"].function(None, None, None, maps, part_masks=parts))
     assert ((scores["part_truth_top"] * 6) % 1 < 1e-5).all()

@@ -1,5 +1,6 @@
 """One notebook as one stage: parameters in, live output, a normalised copy and a page out, and tidy failures."""
 
+import json
 import os
 import re
 import shutil
@@ -9,18 +10,20 @@ import sys
 import nbformat
 import pytest
 from conftest import ROOT
+from scratch import change
 
-from xai_utils import report
+from xai_utils.metrics import METRICS
+from xai_utils.pipeline import parameters, report, stage
 
-COMPUTE = 'compute = {"device": "auto", "precision": "auto", "threads": 2, "processes": 1}'
-PARAMETERS = f'seed = 0\n{COMPUTE}\nrows = 4\nmethods = ["akd"]\nopacity = 0.55\ncolour_map = "viridis"'
+GIVEN = parameters.resolve(parameters.read(ROOT / "params.yaml"), "figures")
+PARAMETERS = [f"{name} = {value!r}" for name, value in GIVEN.items()]
 
 
-def stage_of(folder, *cells, parameters=PARAMETERS):
+def stage_of(folder, *cells, assigned=PARAMETERS):
     """A project in `folder` whose stage `figures` is a notebook of `cells`."""
     notebook = nbformat.v4.new_notebook()
     notebook.cells = [nbformat.v4.new_markdown_cell("# A stage\n\nWhat it does.")]
-    notebook.cells += [nbformat.v4.new_code_cell(source) for source in (parameters, *cells)]
+    notebook.cells += [nbformat.v4.new_code_cell(source) for source in ("\n".join(assigned), *cells)]
     notebook.cells[1].metadata["tags"] = ["parameters"]
     (folder / "notebooks").mkdir(parents=True)
     nbformat.write(notebook, folder / "notebooks" / "10_figures.ipynb")
@@ -58,8 +61,7 @@ def test_two_runs_at_two_places_are_byte_identical(tmp_path):
     results = []
     for name in ("one", "another place"):
         folder = stage_of(tmp_path / name, *cells)
-        text = (folder / "params.yaml").read_text()
-        (folder / "params.yaml").write_text(text.replace("rows: 4", "rows: 3"))
+        change(folder / "params.yaml", **{"figures.rows": 3})
         status, out, error = run(folder)
         assert status == 0, error
         assert f"{folder} 3" in out
@@ -92,40 +94,71 @@ def test_a_failing_stage_keeps_its_notebook_and_no_half_results(tmp_path):
 
 def test_wrong_parameters_stop_before_anything_runs(tmp_path):
     """An unknown key in params.yaml, or a parameter the notebook lacks, is one line and no kernel."""
-    folder = stage_of(tmp_path / "p", "print('ran')", parameters=PARAMETERS.rpartition("\n")[0])
+    folder = stage_of(
+        tmp_path / "p", "print('ran')", assigned=[line for line in PARAMETERS if not line.startswith("colour_map")]
+    )
     status, out, error = run(folder)
     assert (status, out) == (1, "")
     assert error.strip() == (
         "10_figures.ipynb: its parameters cell must name exactly what params.yaml gives; "
         "missing: colour_map; too many: none"
     )
-    text = (folder / "params.yaml").read_text()
-    (folder / "params.yaml").write_text(text.replace("opacity: 0.55", "opacity: 5"))
+    change(folder / "params.yaml", **{"figures.opacity": 5})
     status, out, error = run(folder)
     assert (status, out) == (1, "")
     assert error.strip() == ("params.yaml: figures.opacity = 5 is not allowed; it should be less than or equal to 1")
 
 
-def test_all_stages_are_checked_before_the_first_runs(tmp_path):
-    """`--check` names every problem at once: a typo in the last section, an absent data set and what it needs."""
+def test_all_stages_are_checked_before_the_first_runs(tmp_path, monkeypatch, capsys):
+    """Every problem is named at once: typos in several sections, an absent data set and what it needs."""
     (tmp_path / "data" / "birds").mkdir(parents=True)
     shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks")
-    good = (ROOT / "params.yaml").read_text()
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    bad = good.replace("opacity: 0.55", "opacity: 5").replace("dataset: data/birds", "dataset: data/oxford-iiit-pet")
-    for text, expected in (
-        (good, ""),
-        (
-            bad,
-            "params.yaml: dataset = 'data/oxford-iiit-pet' is no folder; data/ holds birds; for Oxford-IIIT Pet: "
-            "unpack images.tar.gz and annotations.tar.gz in data/oxford-iiit-pet/\n"
-            "params.yaml: figures.opacity = 5 is not allowed; it should be less than or equal to 1\n",
-        ),
-    ):
-        (tmp_path / "params.yaml").write_text(text)
-        command = [sys.executable, "-m", "xai_utils.pipeline", "--check"]
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-        assert (done.returncode, done.stderr) == (bool(expected), expected)
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    wrong = {"dataset": "data/oxford-iiit-pet", "figures.opacity": 5}
+    wrong |= {"explain.rows": {"rise": {"masks": 2.5}}, "evaluate.metrics": ["inserton"]}
+    expected = (
+        "params.yaml: dataset = 'data/oxford-iiit-pet' is no folder; data/ holds birds; for Oxford-IIIT Pet: "
+        "unpack images.tar.gz and annotations.tar.gz in data/oxford-iiit-pet/",
+        "params.yaml: explain.rows.rise: rise: masks is 2.5; give a whole number, 1 or more",
+        f"params.yaml: evaluate: metric 'inserton' is unknown; choose among {', '.join(METRICS)}",
+        "params.yaml: figures.opacity = 5 is not allowed; it should be less than or equal to 1",
+    )
+    for changes, lines in (({"dataset": "data/birds"}, ()), (wrong, expected)):
+        change(tmp_path / "params.yaml", **changes)
+        assert stage.check() == bool(lines)
+        assert capsys.readouterr().err == "".join(f"{line}\n" for line in lines)
+
+
+def test_methods_of_a_recorded_run_are_not_looked_up_again(tmp_path, monkeypatch, capsys):
+    """Torch is imported only where params.yaml says something else than dvc.lock records."""
+    (tmp_path / "data" / "birds").mkdir(parents=True)
+    shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks")
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    change(tmp_path / "params.yaml", **{"dataset": "data/birds", "evaluate.metrics": ["inserton"]})
+    values = parameters.read(tmp_path / "params.yaml")
+    recorded = {
+        name: {"params": {"params.yaml": {"scale": values["scale"], name: values[name]}}} for name in parameters.STAGES
+    }
+    (tmp_path / "dvc.lock").write_text(json.dumps({"stages": recorded}))
+    assert stage.check() == 0
+    change(tmp_path / "params.yaml", scale="smoke")
+    assert stage.check() == 1
+    assert "metric 'inserton' is unknown" in capsys.readouterr().err
+
+
+def test_outside_of_a_project_the_command_says_so(tmp_path):
+    """An installed package has no params.yaml beside it: one line instead of a traceback."""
+    hidden = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "xai_utils", tmp_path / "installed" / "xai_utils", ignore=hidden)
+    (tmp_path / "empty").mkdir()
+    command = [sys.executable, "-m", "xai_utils.pipeline", "--check"]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "installed")}
+    done = subprocess.run(command, cwd=tmp_path / "empty", env=environment, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "is in no project: no params.yaml here or above" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_output_is_live(tmp_path):
@@ -165,11 +198,9 @@ def test_a_checkout_that_cannot_be_written_is_named(tmp_path):
 
 def test_a_saved_notebook_is_stripped_to_the_same_source(tmp_path):
     """Outputs, counts and ids of a notebook saved after a look at it do not reach the copy that stages depend on."""
-    from xai_utils import pipeline
-
     folder = stage_of(tmp_path / "p", "1 + 1")
     path = folder / "notebooks" / "10_figures.ipynb"
-    pipeline.strip_all(folder / "notebooks", folder / "clean")
+    stage.strip_all(folder / "notebooks", folder / "clean")
     before = (folder / "clean" / "10_figures.ipynb").read_bytes()
     notebook = nbformat.read(path, as_version=4)
     notebook.cells[2].outputs = [nbformat.v4.new_output("stream", text="2")]
@@ -177,8 +208,8 @@ def test_a_saved_notebook_is_stripped_to_the_same_source(tmp_path):
     notebook.cells[2].id = "abcdef"
     notebook.metadata["language_info"] = {"name": "python", "version": "3.99"}
     nbformat.write(notebook, path)
-    pipeline.strip_all(folder / "notebooks", folder / "clean")
+    stage.strip_all(folder / "notebooks", folder / "clean")
     assert (folder / "clean" / "10_figures.ipynb").read_bytes() == before
     path.write_text("not json")
     with pytest.raises(ValueError, match=r"10_figures.ipynb is no notebook"):
-        pipeline.strip_all(folder / "notebooks", folder / "clean")
+        stage.strip_all(folder / "notebooks", folder / "clean")

@@ -38,8 +38,8 @@ def test_a_pretrained_network_explains_real_images(real, tmp_path):
             "finetune_target.epochs": 0,
             "prepare_data.image_size": 224,
             "explain.images": 10,
-            "explain.methods": {"grad_cam": {}, "random": {}},
-            "scales.smoke.explain": {},
+            "explain.methods": ["grad_cam", "random"],
+            "explain.rows": {},
             "evaluate.metrics": ["insertion", "deletion", "pointing_game"],
         },
     )

@@ -9,7 +9,7 @@ import nbformat
 import pytest
 from PIL import Image
 
-from xai_utils import report
+from xai_utils.pipeline import report
 
 HOSTILE = '<img src=x onerror=alert(1)>" onload="alert(2)'
 

@@ -1,6 +1,7 @@
 """What holds the repository together: one source of dependencies, clean notebooks, rooms that import downwards."""
 
 import ast
+import graphlib
 import json
 import re
 import subprocess
@@ -11,34 +12,9 @@ import pytest
 from conftest import ROOT
 from ruamel.yaml import YAML
 
-from xai_utils import parameters, pipeline, report
+from xai_utils.pipeline import cells, dependencies, parameters, report, stage
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-FLOORS = [
-    {"images", "distributed", "checkpoints", "parameters"},
-    {"datasets", "networks"},
-    {"training", "tasks"},
-    {"distillation", "mask_prediction"},
-    {"explainers", "metrics"},
-    {"attention_training"},
-    {
-        "maps",
-        "evaluation",
-        "tables",
-        "fastcam_tables",
-        "fastcam_claims",
-        "akd_tables",
-        "amg_tables",
-        "claims",
-        "dgle_tables",
-        "sanity_tables",
-        "schematics",
-        "plots",
-        "report",
-    },
-    {"pipeline"},
-    {"site", "widgets"},
-]
 
 
 def project():
@@ -65,6 +41,7 @@ def test_the_lock_pins_every_dependency_and_no_address():
 
     extras = project()["optional-dependencies"]
     asked = [Requirement(line) for line in [*project()["dependencies"], *(r for e in extras.values() for r in e)]]
+    asked = [each for each in asked if normal(each.name) != normal(project()["name"])]  # an extra that names another
     assert "://" not in (ROOT / "requirements.lock").read_text()
     for requirement in asked:
         versions = pins().get(normal(requirement.name))
@@ -106,46 +83,120 @@ def test_notebooks_read_like_a_chapter(path):
 def test_stage_is_notebook_is_section_is_report():
     """One word for all four: dvc.yaml, notebooks/, params.yaml and the typed models name the same stages."""
     values = parameters.read(ROOT / "params.yaml")
-    stages = [stage for stage in parameters.read(ROOT / "dvc.yaml")["stages"] if stage != "strip"]
+    stages = [name for name in parameters.read(ROOT / "dvc.yaml")["stages"] if name != "strip"]
     sections = [key for key in values if key not in (*parameters.SHARED, "scale", "scales")]
-    assert set(stages) == set(sections) == set(parameters.STAGES) == set(pipeline.notebooks(ROOT / "notebooks"))
-    assert all(set(scale) == set(sections) for scale in values["scales"].values())
+    assert set(stages) == set(sections) == set(parameters.STAGES) == set(stage.notebooks(ROOT / "notebooks"))
 
 
-@pytest.mark.parametrize("stage", parameters.STAGES)
-def test_a_notebook_opened_by_hand_starts_with_the_default_parameters(stage):
-    """The parameters cell holds exactly what the pipeline would give at the committed settings, as literals."""
-    notebook = nbformat.read(pipeline.notebooks(ROOT / "notebooks")[stage], as_version=4)
-    cell = next(cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
-    values = {node.targets[0].id: ast.literal_eval(node.value) for node in ast.parse(cell.source).body}
-    assert values == parameters.resolve(parameters.read(ROOT / "params.yaml"), stage)
+def committed(name):
+    """A file as it was committed last; the test skips outside of a checkout."""
+    found = subprocess.run(["git", "show", f"HEAD:{name}"], cwd=ROOT, capture_output=True, text=True)
+    if found.returncode:
+        pytest.skip(f"{name} is not committed here")
+    return found.stdout
 
 
-@pytest.mark.parametrize("stage", parameters.STAGES)
-def test_dvc_watches_the_parameters_a_stage_receives(stage):
+@pytest.mark.parametrize("name", parameters.STAGES)
+def test_parameters_cells_are_those_of_params_yaml(name, tmp_path):
+    """The committed cell is what `make notebooks` writes of the committed params.yaml: names, values, reasons."""
+    path = stage.notebooks(ROOT / "notebooks")[name]
+    (tmp_path / "params.yaml").write_text(committed("params.yaml"), encoding="utf-8")
+    notebook = nbformat.reads(committed(f"notebooks/{path.name}"), as_version=4)
+    expected = cells.source(name, tmp_path / "params.yaml")
+    assert report.parameters_cell(notebook).source == expected, "run make notebooks"
+
+
+@pytest.mark.parametrize("name", parameters.STAGES)
+def test_a_notebook_has_the_parameters_of_its_section(name):
+    """A key that was added to params.yaml, or taken away, is one of the cell, too."""
+    notebook = stage.stripped(stage.notebooks(ROOT / "notebooks")[name])
+    declared = {node.targets[0].id for node in ast.parse(report.parameters_cell(notebook).source).body}
+    assert declared == set(parameters.resolve(parameters.read(ROOT / "params.yaml"), name))
+
+
+@pytest.mark.parametrize("name", parameters.STAGES)
+def test_dvc_watches_the_parameters_a_stage_receives(name):
     """A stage reruns when one of its parameters changes, and not for another stage's."""
-    watched = parameters.read(ROOT / "dvc.yaml")["stages"][stage]["params"]
-    shared = [key for key in parameters.SHARED if key in parameters.STAGES[stage].model_fields]
-    assert sorted(watched) == sorted([*shared, stage, "scales.${scale}." + stage])
+    watched = parameters.read(ROOT / "dvc.yaml")["stages"][name]["params"]
+    shared = [key for key in parameters.SHARED if key in parameters.STAGES[name].model_fields]
+    assert sorted(watched) == sorted(["scale", *shared, name])
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "xai_utils").rglob("*.py")), ids=lambda path: path.stem)
-def test_a_room_imports_only_from_lower_floors(path):
-    """The direction of imports that the design fixes."""
-    parts = path.relative_to(ROOT / "xai_utils").with_suffix("").parts
-    if parts == ("__init__",):
-        return
-    floor = next(number for number, rooms in enumerate(FLOORS) if parts[0] in rooms)
-    for node in ast.walk(ast.parse(path.read_text())):
-        names = []
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("xai_utils"):
-            rest = node.module.split(".")[1:]
-            names = [rest[0]] if rest else [alias.name for alias in node.names]
+def test_dvc_watches_the_code_that_makes_a_stage_s_results():
+    """The code dependencies in dvc.yaml are those that the notebooks' imports lead to."""
+    text = (ROOT / "dvc.yaml").read_text(encoding="utf-8")
+    assert dependencies.written(text, stage.notebooks(ROOT / "notebooks")) == text, "run make notebooks"
+
+
+def test_dvc_writes_params_yaml_back_as_it_is(tmp_path):
+    """`dvc exp run -S` changes the line of the parameter that it sets, and no other."""
+    from dvc.utils.hydra import apply_overrides
+
+    path, before = tmp_path / "params.yaml", (ROOT / "params.yaml").read_text(encoding="utf-8")
+    path.write_text(before, encoding="utf-8")
+    apply_overrides(path, ["finetune_target.halve_every=7"])
+    after = path.read_text(encoding="utf-8")
+    pairs = zip(before.splitlines(), after.splitlines(), strict=True)
+    assert [new.split("#")[0].strip() for old, new in pairs if old != new] == ["halve_every: 7"]
+
+
+def imports(path):
+    """(line, module) of what a file imports of the package, as dotted names that exist as files."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "xai_utils":
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                yield node.lineno, inner if module_file(inner) else node.module
         elif isinstance(node, ast.Import):
-            names = [alias.name.split(".")[1] for alias in node.names if alias.name.startswith("xai_utils.")]
-        for name in names:
-            there = next(number for number, rooms in enumerate(FLOORS) if name in rooms)
-            assert name == parts[0] or there <= floor, f"{path.name} (floor {floor}) imports {name} (floor {there})"
+            yield from ((node.lineno, alias.name) for alias in node.names if alias.name.startswith("xai_utils."))
+
+
+def module_file(dotted):
+    place = ROOT.joinpath(*dotted.split("."))
+    return next((file for file in (place / "__init__.py", place.with_suffix(".py")) if file.is_file()), None)
+
+
+def running_up(graph):
+    """The imports that close a circle, "file line imports module" each: (node, node) -> such texts in `graph`.
+
+    Floors follow from the imports themselves: a room stands above all that it imports, unless it imports what stands
+    above it. Of the imports that close a circle those between two rooms with the fewest of them are named.
+    """
+    nodes = {}
+    for above, below in graph:
+        nodes.setdefault(above, set()).add(below)
+    try:
+        graphlib.TopologicalSorter(nodes).prepare()
+    except graphlib.CycleError as error:
+        circle = error.args[1]  # each imports the one before it
+        steps = [(circle[place + 1], circle[place]) for place in range(len(circle) - 1)]
+        return min((graph[step] for step in steps), key=len)
+    return []
+
+
+def test_imports_run_downwards():
+    """Neither rooms nor the files inside a room import each other in a circle, also not through several."""
+    rooms, files = {}, {}
+    for path in sorted((ROOT / "xai_utils").rglob("*.py")):
+        here = path.relative_to(ROOT).with_suffix("").parts
+        if here[1:] == ("__init__",):  # it imports the library only when it is asked for a name
+            continue
+        for line, module in imports(path):
+            text, there = f"{path.relative_to(ROOT)} line {line} imports {module}", module.split(".")
+            files.setdefault((here, module_file(module).relative_to(ROOT).with_suffix("").parts), []).append(text)
+            if there[1:2] not in ([], [here[1]]):
+                rooms.setdefault((here[1], there[1]), []).append(text)
+    assert running_up(rooms) == []
+    assert running_up(files) == []
+
+
+def test_an_import_that_runs_up_is_named():
+    """The check above can fail: the one import from a lower room back up is what it says."""
+    down = {("page", "maps"): ["a", "b"], ("maps", "images"): ["c", "d"], ("page", "images"): ["e"]}
+    assert running_up(down) == []
+    assert running_up(down | {("images", "page"): ["images.py line 3 imports page"]}) == [
+        "images.py line 3 imports page"
+    ]
 
 
 def test_committed_text_names_no_machine_and_no_registry():
@@ -175,11 +226,5 @@ def test_reports_are_small_and_need_no_network():
 def test_the_readme_shows_the_committed_results():
     """The table in README.md is the one `make readme` makes of the committed reports."""
 
-    def committed(name):
-        return subprocess.run(["git", "show", f"HEAD:{name}"], cwd=ROOT, capture_output=True, text=True)
-
-    results, readme = committed("reports/metrics.json"), committed("README.md")
-    if results.returncode or readme.returncode:
-        pytest.skip("not a git checkout with committed results")
-    block = readme.stdout.split(report.RESULTS_START)[1].split(report.RESULTS_END)[0].strip()
-    assert block == pipeline.headline(json.loads(results.stdout))
+    block = committed("README.md").split(report.RESULTS_START)[1].split(report.RESULTS_END)[0].strip()
+    assert block == stage.headline(json.loads(committed("reports/metrics.json")))

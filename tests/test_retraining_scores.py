@@ -5,8 +5,8 @@ import pandas
 import pytest
 from conftest import ROOT
 
-from xai_utils.fastcam_tables import NAMES
-from xai_utils.metrics import retraining
+from xai_utils.papers.fastcam import NAMES
+from xai_utils.retraining import scores
 
 PUBLISHED = ROOT / "data" / "published"
 DATASETS = {"ImageNet": "imagenet", "Places": "places", "COWC": "cowc"}
@@ -28,7 +28,7 @@ def terms(function):
     return result
 
 
-FUNCTIONS = {"diff": retraining.difference_terms, "info": retraining.information_terms}
+FUNCTIONS = {"diff": scores.difference_terms, "info": scores.information_terms}
 
 
 @pytest.mark.parametrize("score", FUNCTIONS)
@@ -63,7 +63,7 @@ def test_table_7_follows_from_table_4():
     found = {}
     for score, function in FUNCTIONS.items():
         conditions = pandas.concat(terms(function), axis=1)
-        shares = 100 * retraining.quartile_ranking(conditions.to_numpy())
+        shares = 100 * scores.quartile_ranking(conditions.to_numpy())
         found[score] = pandas.DataFrame(shares, conditions.index, ["top25", "top50", "top75"])
         assert found[score].shape == (9, 3)
         assert conditions.shape == (9, 15)
@@ -109,7 +109,7 @@ def test_failure_cases_of_the_paper():
     counts, lowest = {}, {}
     for score, function in FUNCTIONS.items():
         conditions = pandas.concat(terms(function), axis=1)
-        _, negative = retraining.failure_cases(conditions.to_numpy())
+        _, negative = scores.failure_cases(conditions.to_numpy())
         counts[score], lowest[score] = pandas.Series(negative, conditions.index), conditions.min(axis=1)
     never = (counts["diff"] == 0) & (counts["info"] == 0)
     assert set(never[never].index) == {"smoe_scale", "standard_deviation"}
@@ -123,28 +123,28 @@ def test_failure_cases_of_the_paper():
 def test_scores_by_hand():
     """Random masks score 0; one layer's terms by the formulas; the scores are their sums; no accuracy of 0 is -inf."""
     random = np.array([0.2, 0.5])
-    assert retraining.difference_score(random, random, random, random) == 0
-    assert retraining.information_score(random, random, random, random) == 0
-    difference = retraining.difference_terms([0.6], [0.1], [0.4], [0.5])
-    information = retraining.information_terms([0.6], [0.1], [0.4], [0.5])
+    assert scores.difference_score(random, random, random, random) == 0
+    assert scores.information_score(random, random, random, random) == 0
+    difference = scores.difference_terms([0.6], [0.1], [0.4], [0.5])
+    information = scores.information_terms([0.6], [0.1], [0.4], [0.5])
     np.testing.assert_allclose(difference, [0.2 + 0.4])
     np.testing.assert_allclose(information, [0.4 * np.log(1.5) + 0.1 * np.log(5)])
     pair = ([0.6, 0.6], [0.1, 0.1], [0.4, 0.4], [0.5, 0.5])
-    assert retraining.difference_score(*pair) == pytest.approx(1.2)
-    assert retraining.information_score(*pair) == pytest.approx(2 * information[0])
-    np.testing.assert_allclose(retraining.information_terms([0.0], [0.001], [0.4], [0.001]), 0.4 * np.log(0.0025))
+    assert scores.difference_score(*pair) == pytest.approx(1.2)
+    assert scores.information_score(*pair) == pytest.approx(2 * information[0])
+    np.testing.assert_allclose(scores.information_terms([0.0], [0.001], [0.4], [0.001]), 0.4 * np.log(0.0025))
     with pytest.raises(ValueError, match="an accuracy is 60; give fractions"):
-        retraining.difference_terms([60], [0.1], [0.4], [0.5])
+        scores.difference_terms([60], [0.1], [0.4], [0.5])
 
 
 def test_ranks_by_hand():
     """Of four methods the best quarter is rank 1; ties share the better rank; failures count the last quarter."""
     terms = np.array([[3.0, 1.0], [3.0, 2.0], [-1.0, 3.0], [0.0, 4.0]])
     np.testing.assert_array_equal(
-        retraining.quartile_ranking(terms), [[0.5, 0.5, 0.5], [0.5, 0.5, 1], [0, 0.5, 0.5], [0.5, 0.5, 1]]
+        scores.quartile_ranking(terms), [[0.5, 0.5, 0.5], [0.5, 0.5, 1], [0, 0.5, 0.5], [0.5, 0.5, 1]]
     )
-    bottom, negative = retraining.failure_cases(terms)
+    bottom, negative = scores.failure_cases(terms)
     assert bottom.tolist() == [1, 0, 1, 0]
     assert negative.tolist() == [0, 0, 1, 1]
     with pytest.raises(ValueError, match=r"give \(methods, conditions\)"):
-        retraining.quartile_ranking(terms[0])
+        scores.quartile_ranking(terms[0])

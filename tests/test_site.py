@@ -15,7 +15,7 @@ import pytest
 from conftest import ROOT
 from ruamel.yaml import YAML
 
-from xai_utils import parameters, report, site
+from xai_utils.pipeline import parameters, report, site
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 PARTS = ("reports", "notebooks", "dvc.lock", "dvc.yaml", "params.yaml", "pyproject.toml", "requirements.lock")
@@ -276,7 +276,7 @@ def test_tables_are_made_of_what_is_there():
 
 @pytest.mark.parametrize("stage", parameters.STAGES)
 def test_the_parameters_are_those_of_the_run(stage):
-    """What dvc.lock recorded, nulls filled by the scale, is what the stage's report says that it received."""
+    """What dvc.lock recorded, at the scale of the run, is what the stage's report says that it received."""
     lock, page = parameters.read(ROOT / "dvc.lock"), ROOT / "reports" / f"{stage}.html"
     if stage not in lock["stages"] or not page.is_file():
         pytest.skip(f"{stage} has not run yet")
@@ -287,7 +287,7 @@ def test_the_parameters_are_those_of_the_run(stage):
     def leaves(value):
         return sum(map(leaves, value.values())) if isinstance(value, dict) and value else 1
 
-    shown = site.recorded_parameters(lock, stage)
+    shown = site.recorded_parameters(lock, stage, parameters.read(ROOT / "params.yaml")["scales"])
     assert {name.split(".")[0] for name in shown} == set(received)
     assert len(shown) == leaves(received)
     for name, value in received.items():
@@ -299,7 +299,8 @@ def test_the_workflow_installs_what_the_site_needs(tmp_path):
     """A site is made without the heavy libraries; what it is made with, the workflow installs."""
     workflow = (ROOT / ".github" / "workflows" / "pages.yml").read_text()
     code = (
-        "import sys; from pathlib import Path; from xai_utils import site; site.build(Path.cwd(), Path(sys.argv[1]));"
+        "import sys; from pathlib import Path; from xai_utils.pipeline import site;"
+        "site.build(Path.cwd(), Path(sys.argv[1]));"
         "print(*{name.split('.')[0] for name in sys.modules})"
     )
     done = subprocess.run(
@@ -349,7 +350,7 @@ def recorded(tmp_path):
         )
     }
     (folder / "dvc.yaml").write_text(json.dumps({"stages": {stage: {"cmd": stage} for stage in stages}}))
-    received = {stage: {"params.yaml": {stage: {"rows": 6}, "scales.default." + stage: {}}} for stage in stages}
+    received = {stage: {"params.yaml": {"scale": "default", stage: {"rows": 6}}} for stage in stages}
     lock = {stage: {"cmd": stage, "params": received[stage], "outs": outs[stage]} for stage in stages}
     lock["figures"]["deps"] = [{"path": "reports/metrics.json", "md5": outs["evaluate"][0]["md5"]}]
     (folder / "dvc.lock").write_text(json.dumps({"schema": "2.0", "stages": lock}))
@@ -426,7 +427,7 @@ def test_publishing_refuses_with_a_reason(recorded, tmp_path):
             site.publish(recorded, recorded / "site", where, branch)
     (recorded / "reports" / "figures" / "methods.jpg").write_bytes(b"another picture")
     done = subprocess.run(
-        [sys.executable, "-m", "xai_utils.site", "publish", remote],
+        [sys.executable, "-m", "xai_utils.pipeline.site", "publish", remote],
         cwd=recorded,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,

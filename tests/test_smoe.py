@@ -14,22 +14,10 @@ from torch.nn import functional
 from torchvision import models
 
 from xai_utils.explainers import explain
-from xai_utils.explainers.smoe import (
-    PRE_ACTIVATION,
-    STATISTICS,
-    WEIGHTS,
-    combine,
-    gamma_cdf,
-    hsv_to_rgb,
-    layer_maps,
-    lovi,
-    lovi_heat_map,
-    normal_cdf,
-    smoe_scale,
-    statistic_maps,
-    unit_range,
-)
-from xai_utils.images import resize
+from xai_utils.explainers.activation_statistics import PRE_ACTIVATION, STATISTICS, smoe_scale
+from xai_utils.explainers.lovi import LAYER_WEIGHTS, hsv_to_rgb, lovi, lovi_heat_map
+from xai_utils.explainers.smoe import combine, gamma_cdf, layer_maps, normal_cdf, statistic_maps
+from xai_utils.images import resize, unit_range
 from xai_utils.networks import build, captured, pre_activations, scale_layers
 
 
@@ -202,7 +190,7 @@ def test_combined_map_is_a_convex_combination():
         assert (combined <= stack.amax(1) + 1e-5).all()
         assert (combined >= stack.amin(1) - 1e-5).all()
         torch.testing.assert_close(combine(stack, weights), combined, rtol=1e-5, atol=1e-6)
-    assert WEIGHTS["prior"] == (0.18, 0.15, 0.37, 0.40, 0.72)
+    assert LAYER_WEIGHTS["prior"] == (0.18, 0.15, 0.37, 0.40, 0.72)
     assert combine(maps).shape == (2, 12, 13)
 
 
@@ -350,18 +338,25 @@ def test_bad_models_layers_and_options(small, images):
     for options, message in (
         ({"layers": ["layer1", "layer9"]}, "'layer9' is unknown; close names: layer4"),
         ({"layers": ["layer1"]}, "name two or more different layers.*all names: conv1, bn1"),
-        ({"layers": "layer1"}, "layers are 'layer1'; name two or more"),
+        ({"layers": "layer1"}, "layers is 'layer1'; give two names of layers or more"),
         ({"layers": ["layer1", "layer4.0.bn2"]}, r"layer 'layer4.0.bn2': the activation reaches down to -"),
-        ({"layers": ["layer1", "maxpool"], "statistic": "truncated_normal_std"}, "unknown; choose one of smoe_scale"),
-        ({"statistic": "smoe"}, "statistic 'smoe' is unknown; choose one of smoe_scale, standard_deviation"),
-        ({"normalisation": "softmax"}, "'softmax' is unknown; choose one of normal_cdf, gamma_cdf, unit_range"),
+        ({"layers": ["layer1", "maxpool"], "statistic": "truncated_normal_std"}, "give one of smoe_scale"),
+        ({"statistic": "smoe"}, "statistic is 'smoe'; give one of smoe_scale, standard_deviation"),
+        ({"normalisation": "softmax"}, "normalisation is 'softmax'; give one of normal_cdf, gamma_cdf, unit_range"),
         ({"weights": [1, 2, 3]}, "give one for each of 5 layers"),
     ):
         for method in ("smoe", "fastcam"):
             with pytest.raises(ValueError, match=message):
                 explain(small, images, method=method, **options)
-    with pytest.raises(ValueError, match="cam 'score_cam' is unknown; choose one of grad_cam"):
+    with pytest.raises(ValueError, match="cam is 'score_cam'; give one of grad_cam"):
         explain(small, images, method="fastcam", cam="score_cam")
+    for options, message in (
+        ({"layers": "layer1"}, "layers are 'layer1'; name two or more"),
+        ({"statistic": "smoe"}, "statistic 'smoe' is unknown; choose one of smoe_scale, standard_deviation"),
+        ({"normalisation": "softmax"}, "'softmax' is unknown; choose one of normal_cdf, gamma_cdf, unit_range"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            layer_maps(small, images, **options)
 
 
 @pytest.mark.parametrize("statistic", STATISTICS)
@@ -387,8 +382,8 @@ def test_a_map_that_points_at_the_object():
 
 
 def test_the_module_is_reached_by_its_name():
-    """`xai_utils.explainers.smoe` is the module with the statistics, not the explainer of the same name."""
+    """`xai_utils.explainers.smoe` is the module with the combination, not the explainer of the same name."""
     from xai_utils import explainers
 
-    assert explainers.smoe.STATISTICS is STATISTICS
-    assert explainers.EXPLAINERS["smoe"] is explainers.smoe.smoe
+    assert explainers.smoe.combine is combine
+    assert explainers.EXPLAINERS["smoe"].function is explainers.smoe.smoe

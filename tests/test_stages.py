@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from PIL import Image, ImageDraw
-from scratch import project, run
+from scratch import change, project, run
 
-from xai_utils import parameters, report
+from xai_utils.explainers import rows_of
+from xai_utils.metrics import metrics_of
+from xai_utils.pipeline import parameters, report
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 
@@ -41,7 +43,6 @@ def finished(tmp_path_factory):
         "compute.threads": 1,  # the other worker has the other core
         "remove_and_retrain.statistics": ["smoe_scale", "mean"],  # each takes ten trainings and runs no other code
         "remove_and_retrain.rows": {name: dict(known[name]) for name in ("gradient", "smooth_gradient", "fastcam")},
-        "scales.smoke.remove_and_retrain.rows": {"smooth_gradient": {"samples": 2}},
     }
     project(folder, dataset=str(source), scale="smoke", **changes)
     stages = [stage for stage in parameters.STAGES if stage != "remove_and_retrain"]
@@ -75,9 +76,10 @@ def test_a_hostile_class_name_is_text_in_every_page(finished):
 def test_scores_are_complete_and_within_range(finished):
     """Every method has every metric; shares lie in [0, 1]; Grad-CAM costs one pass, the controls none."""
     summary = json.loads((finished / "reports" / "metrics.json").read_text())
-    values = parameters.read(ROOT / "params.yaml")
-    assert list(summary["methods"]) == list(values["explain"]["methods"])
-    scored, asked = list(summary["metrics"]), values["evaluate"]["metrics"]
+    values = parameters.read(finished / "params.yaml")
+    explained = parameters.resolve(values, "explain")
+    assert list(summary["methods"]) == list(rows_of(explained["methods"], explained["rows"]))
+    scored, asked = list(summary["metrics"]), metrics_of(parameters.resolve(values, "evaluate")["metrics"])
     assert scored == [name for name in asked if name in scored]
     assert {"insertion", "deletion", "box_average_precision", "pointing_game"} <= set(scored)
     if "faithfulness" not in scored:  # a network trained for one epoch may see no gap on any image: then it is said
@@ -106,8 +108,7 @@ def test_a_wrong_method_stops_the_stage_before_work(finished):
     """The error names the methods that exist; the earlier maps are gone, as DVC would have removed them."""
     folder = finished.parent / "wrong"
     shutil.copytree(finished, folder, symlinks=True)
-    text = (folder / "params.yaml").read_text()
-    (folder / "params.yaml").write_text(text.replace("    xgrad_cam: {}", "    x_grad_cam: {}"))
+    change(folder / "params.yaml", **{"explain.methods": ["grad_cam", "x_grad_cam"]})
     command = [sys.executable, "-m", "xai_utils.pipeline", "explain"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)

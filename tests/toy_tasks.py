@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from xai_utils import checkpoints, distributed, training
+from xai_utils.training import checkpoints, distributed, loop
 
 HERE = Path(__file__).resolve().parent
 EXAMPLES, CLASSES = 25, 3  # odd on purpose: neither batches nor processes divide it
@@ -35,7 +35,7 @@ def images() -> tuple[torch.Tensor, torch.Tensor]:
     return pixels, labels
 
 
-def make_classifier(settings: dict) -> training.Task:
+def make_classifier(settings: dict) -> loop.Task:
     """Convolution, normalisation, dropout; noise as augmentation; everything that a resume could get wrong."""
     normalisation = nn.BatchNorm2d(4) if settings.get("norm") == "batch" else nn.GroupNorm(2, 4)
     model = nn.Sequential(
@@ -68,7 +68,7 @@ def make_classifier(settings: dict) -> training.Task:
         rows = distributed.map_in_order(lambda indices: network(pixels[indices]), EXAMPLES, batch_size=4)
         return {"accuracy": (rows.argmax(1) == labels).double().mean(), "logits": rows.double().sum()}
 
-    return training.Task(
+    return loop.Task(
         model=model,
         examples=EXAMPLES,
         batch=batch,
@@ -76,8 +76,7 @@ def make_classifier(settings: dict) -> training.Task:
         optimizer=optimizer,
         epochs=settings.get("epochs", 3),
         batch_size=settings.get("batch_size", 7),
-        schedule=training.step_decay([1.5, 2], 0.5),
-        clip=settings.get("clip", 1.0),
+        schedule=loop.step_decay([1.5, 2], 0.5),
         validate=validate,
     )
 
@@ -89,10 +88,10 @@ def start(*arguments: str, **options) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, *arguments], env=environment, text=True, **options)
 
 
-def fit(folder: Path, settings: dict, **options) -> training.Fitted:
-    """`training.fit` of the classifier with the tests' usual arguments."""
+def fit(folder: Path, settings: dict, **options) -> loop.Fitted:
+    """`loop.fit` of the classifier with the tests' usual arguments."""
     options = {"checkpoint_steps": 2, **options}
-    return training.fit(make_classifier, {"seed": 3, **settings}, checkpoints=folder, data_hash="toy", **options)
+    return loop.fit(make_classifier, {"seed": 3, **settings}, checkpoints=folder, data_hash="toy", **options)
 
 
 def fit_several(folder: Path, several: list[dict]) -> list:
@@ -100,7 +99,7 @@ def fit_several(folder: Path, several: list[dict]) -> list:
     found = []
     while len(found) < len(several):
         with contextlib.suppress(KilledHere):
-            found.append(fit(folder, several[len(found)], compute=training.Compute("cpu", processes=2)))
+            found.append(fit(folder, several[len(found)], compute=loop.Compute("cpu", processes=2)))
     return [(fitted.weights, fitted.history, fitted.resumed_from) for fitted in found]
 
 
@@ -150,7 +149,7 @@ def fit_and_die(folder: Path, settings: dict, moment: dict) -> None:
         return wrapped
 
     if owner is None:
-        training.Task.__init__ = _with_deadly_batch(training.Task.__init__, deadly)
+        loop.Task.__init__ = _with_deadly_batch(loop.Task.__init__, deadly)
     else:
         setattr(owner, moment["at"], deadly(getattr(owner, moment["at"])))
     fit(folder, settings)

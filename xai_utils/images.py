@@ -207,6 +207,20 @@ def rise_blur_gauss(model, images):
     return colour + gaussian_blur(images - colour, scaled_length(RISE_SIGMA, size), **options)
 
 
+def noisy_copies(images, samples, noise_fraction, generator, chunk):
+    """Pairs (noisy images (n, C, H, W), their row in the batch (n,)), image-major, at most `chunk` at a time.
+
+    Gaussian noise of `noise_fraction` of each image's (max - min), drawn copy by copy: `chunk` changes no draw.
+    """
+    device = images.device if generator is None else generator.device
+    sigma = noise_fraction * (images.amax((1, 2, 3)) - images.amin((1, 2, 3)))  # (N,)
+    all_rows = torch.arange(len(images), device=images.device).repeat_interleave(samples)
+    for rows in all_rows.split(chunk):
+        draws = [torch.randn(images.shape[1:], generator=generator, device=device) for _ in rows]
+        noise = torch.stack(draws).to(images)  # one draw per copy: the stream does not depend on `chunk`
+        yield images[rows] + sigma[rows][:, None, None, None] * noise, rows
+
+
 def random_backgrounds(images, generator=None):
     """What hidden pixels show while a mask predictor learns (N, C, H, W), in [0, 1]: for each image, with equal odds,
     its strong blur, or one random colour (0.5 ± 0.165 in each channel) with noise (standard deviation 0.055)

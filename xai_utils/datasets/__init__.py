@@ -5,17 +5,11 @@ files: `published.LAYOUTS`) or any image folder into arrays of one image size; `
 them into memory.
 """
 
-import csv
-from dataclasses import dataclass, field
-from pathlib import Path
-
-import numpy as np
-import torch
-
 from xai_utils.datasets.birds import Bird, render
-from xai_utils.datasets.catalogue import PARTS, Catalogue, differing_parts, load_catalogue, other_looks
+from xai_utils.datasets.catalogue import PARTS, Catalogue, differing_parts, load_catalogue
 from xai_utils.datasets.errors import CorruptImage, DataError, MissingData
-from xai_utils.datasets.prepared import CATALOGUE, SPLITS, prepare, require_prepared
+from xai_utils.datasets.preparation import prepare
+from xai_utils.datasets.prepared import SPLITS, Data, Split, load
 
 __all__ = [
     "PARTS",
@@ -30,123 +24,6 @@ __all__ = [
     "differing_parts",
     "load",
     "load_catalogue",
-    "other_looks",
     "prepare",
     "render",
-    "render_again",
 ]
-
-
-@dataclass(frozen=True)
-class Split:
-    """One split; images and part maps stay on disk until they are asked for.
-
-    `images` uint8 (N,3,S,S); `labels` int64 (N,); `boxes` N float arrays (k,4) of x0, y0, x1, y1, half-open, in
-    pixels of `images`; `parts` uint8 (N,S,S), 0 or the position in `part_names` + 1, None where the data have no
-    parts; `files` N source files, for birds `species:seed`. Arrays of `indices` below are any integer sequence.
-    """
-
-    images: np.ndarray
-    labels: np.ndarray
-    boxes: list[np.ndarray] = field(repr=False)
-    parts: np.ndarray | None
-    files: list[str] = field(repr=False)
-    classes: tuple[str, ...]
-    part_names: tuple[str, ...]
-
-    def __len__(self):
-        return len(self.labels)
-
-    def tensor(self, indices):
-        """The images at `indices`: float32 (n,3,S,S) in [0,1]."""
-        return torch.from_numpy(self.images[np.asarray(indices, dtype=np.int64)]).float() / 255
-
-    def subset(self, count, seed):
-        """`count` different indices, sorted, int64: as many of each class as there are (± 1), chosen by `seed`."""
-        if not 1 <= count <= len(self):
-            raise ValueError(f"a subset of {count} images was asked for; this split has {len(self)}, ask for 1 to that")
-        generator = np.random.default_rng(seed)
-        order = generator.permutation(len(self))
-        classes = generator.permutation(len(self.classes))
-        turn = np.zeros(len(self), dtype=np.int64)  # an image's place in the queue of its class
-        for label in classes:
-            own = order[self.labels[order] == label]
-            turn[own] = np.arange(len(own))
-        ranked = np.lexsort((classes.argsort()[self.labels], turn))  # first of every class, then second, ...
-        return np.sort(ranked[:count])
-
-    def box_masks(self, indices):
-        """Union of each image's boxes: bool (n,S,S), true where a pixel's centre lies inside (none: all false)."""
-        indices, size = np.asarray(indices, dtype=np.int64), self.images.shape[-1]
-        masks, centres = torch.zeros(len(indices), size, size, dtype=torch.bool), torch.arange(size) + 0.5
-        for mask, index in zip(masks, indices, strict=True):
-            for x0, y0, x1, y1 in self.boxes[index].tolist():
-                rows, columns = (centres >= y0) & (centres < y1), (centres >= x0) & (centres < x1)
-                mask |= rows[:, None] & columns[None, :]
-        return masks
-
-    def part_masks(self, indices, part):
-        """Where `part` is seen: bool (n,S,S). Raises ValueError for data without parts and for an unknown part."""
-        if part not in self.part_names:
-            allowed = ", ".join(self.part_names) or "none: these data carry no part maps"
-            raise ValueError(f"unknown part {part!r}; the parts are {allowed}")
-        chosen = self.parts[np.asarray(indices, dtype=np.int64)]
-        return torch.from_numpy(chosen == self.part_names.index(part) + 1)
-
-
-@dataclass(frozen=True)
-class Data:
-    """A prepared data set: two splits, `description` (its dataset.json), and for birds the `catalogue` they show."""
-
-    folder: Path
-    train: Split
-    validation: Split
-    description: dict = field(repr=False)
-    catalogue: Catalogue | None = field(repr=False)
-
-    @property
-    def classes(self):
-        return tuple(self.description["classes"])
-
-    @property
-    def part_names(self):
-        return tuple(self.description["part_names"])
-
-
-def load(folder):
-    """Open a prepared data set; returns Data. Raises DataError where `folder` is not one, or is damaged."""
-    folder = Path(folder)
-    description = require_prepared(folder)
-    try:
-        catalogue = load_catalogue(folder / CATALOGUE) if description["kind"] == "birds" else None
-        return Data(folder, *(_load_split(folder / split, description) for split in SPLITS), description, catalogue)
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(
-            f"{folder}: the prepared data are damaged ({error}); run the stage prepare_data again"
-        ) from error
-
-
-def render_again(data, split, index, *, without=None, swap=None):
-    """Draw bird `index` of `split` ("train" or "validation") once more; `without` and `swap` as in `render`."""
-    if data.catalogue is None:
-        raise ValueError(f"{data.folder} holds {data.description['kind']} data; only birds can be drawn again")
-    species, seed = getattr(data, split).files[index].rsplit(":", 1)
-    return render(data.catalogue, species, int(seed), size=data.train.images.shape[-1], without=without, swap=swap)
-
-
-def _load_split(folder, description):
-    images, labels = np.load(folder / "images.npy", mmap_mode="r"), np.load(folder / "labels.npy")
-    parts = np.load(folder / "parts.npy", mmap_mode="r") if description["part_names"] else None
-    files = [row["file"] for row in _rows(folder / "files.csv")]
-    if not len(images) == len(labels) == len(files) == description["counts"][folder.name]:
-        raise ValueError(f"{folder.name}: {len(images)} images, {len(labels)} labels, {len(files)} file names")
-    boxes = [[] for _ in files]
-    for row in _rows(folder / "boxes.csv"):
-        boxes[int(row["image"])].append([float(row[column]) for column in ("x0", "y0", "x1", "y1")])
-    boxes = [np.array(own, dtype=np.float64).reshape(-1, 4) for own in boxes]
-    return Split(images, labels, boxes, parts, files, tuple(description["classes"]), tuple(description["part_names"]))
-
-
-def _rows(path):
-    with path.open(newline="", encoding="utf-8") as handle:
-        return list(csv.DictReader(handle))

@@ -39,6 +39,13 @@ class Catalogue:
     shapes: dict[str, dict[str, Shape]]
     species: dict[str, dict[str, tuple[str, str]]]
 
+    def other_looks(self, species, part):
+        """The looks of `part` that `species` does not have, each once, by the first species that has it: a tuple."""
+        first = {}
+        for name, looks in self.species.items():
+            first.setdefault(looks[part], name)
+        return tuple(name for look, name in first.items() if look != self.species[species][part])
+
 
 def load_catalogue(path):
     """Read and check `species.yaml` (its own comments describe the format); returns a Catalogue.
@@ -72,14 +79,6 @@ def differing_parts(catalogue):
         (a, b): tuple(part for part in PARTS if catalogue.species[a][part] != catalogue.species[b][part])
         for a, b in permutations(catalogue.species, 2)
     }
-
-
-def other_looks(catalogue, species, part):
-    """The looks of `part` that `species` does not have, each once, by the first species that has it: a tuple."""
-    first = {}
-    for name, looks in catalogue.species.items():
-        first.setdefault(looks[part], name)
-    return tuple(name for look, name in first.items() if look != catalogue.species[species][part])
 
 
 def _check_neighbours(catalogue, path):

@@ -1,60 +1,55 @@
 """AMG: Grad-CAM whose channels and positions are weighed by gates that were learned on the model's last activations.
 
-The gates belong to one model and layer (networks/attention_gate.py); attention_training.py trains them.
+The gates belong to one model and layer (networks/attention_gate.py); training/gate.py trains them.
 """
 
-from functools import lru_cache
 from pathlib import Path
 
 import torch
 
-from xai_utils.explainers.cam import WEIGHTS, weighted_maps
+from xai_utils.explainers.cam import CHANNEL_WEIGHTS, weighted_maps
+from xai_utils.explainers.records import Part
 from xai_utils.networks import AttentionGate, cam_layer, evaluating, head_gradient, load_gate
-from xai_utils.networks.attention_gate import checked_gate_input, require_same_target
+from xai_utils.networks.attention_gate import KIND, checked_gate_input, require_same_target
 
 GATES = Path("build/attention")
 COMPOSITIONS = ("both", "channel", "spatial")
 
 
-@lru_cache(maxsize=4)
-def _opened(folder, written, device):
-    with torch.inference_mode(False):  # a cached gate must serve every caller
-        return load_gate(folder, device=device)
+def _require(gate, model, source):
+    known = getattr(model, "architecture", None), getattr(model, "classes", None)
+    require_same_target(source, gate.architecture, gate.classes, *known)
 
 
-def gate_layer(gate=GATES / "amg") -> list[str]:
-    """The layer whose activations `gate` weighs (see `amg`), in a list; empty for the gate that finds its own."""
-    if gate is None:
-        return []
-    return [gate.layer if isinstance(gate, AttentionGate) else load_gate(gate).layer]
+PART = Part(
+    "gate",
+    AttentionGate,
+    KIND,
+    load_gate,
+    "train_attention",
+    _require,
+    layers=lambda gate: [gate.layer],
+    word="gate",
+    label=lambda gate, folder: gate.layer,
+)
 
 
-def _gate_of(model, given, images):
-    """The gate that was given, lies in the folder that was given, or (None) needs no training; of this model."""
+def _fixed_gate(model, images):
+    """The gate that needs no training, on the model's `cam_layer`."""
     architecture, classes = getattr(model, "architecture", None), getattr(model, "classes", None)
-    if given is None:
-        return AttentionGate(
-            architecture, classes or (), layer=cam_layer(model, images), channels=None, objective="none"
-        )
-    gate, source = given, "the given gate"
-    if not isinstance(given, AttentionGate):
-        facts, source = Path(given) / "attention_gate.json", given
-        written = facts.stat().st_mtime_ns if facts.is_file() else None
-        gate = _opened(str(given), written, str(images.device))
-    require_same_target(source, gate.architecture, gate.classes, architecture, classes)
-    return gate
+    return AttentionGate(architecture, classes or (), layer=cam_layer(model, images), channels=None, objective="none")
 
 
 def gated_features(activation, gradient, gate_input):
     """What the gates read, (N, C, h, w): the activation A, or W_k A_k with Grad-CAM's weights W ("weighted")."""
     if gate_input == "activations":
         return activation
-    return WEIGHTS["grad_cam"](activation.flatten(2), gradient.flatten(2))[:, :, None, None] * activation
+    return CHANNEL_WEIGHTS["grad_cam"](activation.flatten(2), gradient.flatten(2))[:, :, None, None] * activation
 
 
 def gated_maps(activation, gradient, channel, spatial, size):
     """relu(g_s ⊙ sum_k g_ck W_k A_k), resized: gates (N, C, 1, 1) and (N, 1, h, w) -> maps (N, H, W)."""
-    weights = WEIGHTS["grad_cam"](activation.flatten(2), gradient.flatten(2)) * channel.flatten(1)  # (N, C)
+    weights = CHANNEL_WEIGHTS["grad_cam"](activation.flatten(2), gradient.flatten(2)) * channel.flatten(1)  # (N, C)
     return weighted_maps(weights[:, None], activation * spatial, size)[:, 0]  # g_s >= 0 may enter the sum
 
 
@@ -73,7 +68,7 @@ def amg(model, images, target=None, *, gate=GATES / "amg", gate_input=None, comp
     """
     if composition not in COMPOSITIONS:
         raise ValueError(f"composition {composition!r} is unknown; choose one of {', '.join(COMPOSITIONS)}")
-    gate = _gate_of(model, gate, images)
+    gate = _fixed_gate(model, images) if gate is None else PART.of(gate, model, images.device)
     gate_input = gate.gate_input if gate_input is None else checked_gate_input(gate_input)
     activation, gradient, _, _ = head_gradient(model, images, gate.layer, target)
     activation, gradient = activation.float(), gradient.float()  # (N, C, h, w)

@@ -7,7 +7,7 @@ Maps are raw: after the ReLU, resized to the images, not normalised. `layer` Non
 
 import torch
 
-from xai_utils.images import resize, unit_range
+from xai_utils.images import noisy_copies, resize, unit_range
 from xai_utils.networks import cam_layer, class_indices, evaluating, head_gradient
 
 XGRAD_EPSILON = 1e-7  # keeps a channel that is silent everywhere from dividing by zero
@@ -27,7 +27,7 @@ def _grad_cam_plus_plus_weights(activation, gradient):
     return (positive / (positive * activation.sum(-1, keepdim=True) + 2)).sum(-1)  # (N, C)
 
 
-WEIGHTS = {
+CHANNEL_WEIGHTS = {
     "grad_cam": _grad_cam_weights,
     "grad_cam_plus_plus": _grad_cam_plus_plus_weights,
     "xgrad_cam": _xgrad_cam_weights,
@@ -45,13 +45,13 @@ def cam_maps(model, images, target=None, *, methods, layer=None):
 
     Costs one forward pass and the backward pass of what lies behind `layer`, however many `methods` are named.
     """
-    unknown = [name for name in methods if name not in WEIGHTS]
+    unknown = [name for name in methods if name not in CHANNEL_WEIGHTS]
     if unknown or not methods:
-        raise ValueError(f"methods {list(methods)} must name one or more of {', '.join(WEIGHTS)}")
+        raise ValueError(f"methods {list(methods)} must name one or more of {', '.join(CHANNEL_WEIGHTS)}")
     layer = layer or cam_layer(model, images)
     activation, gradient, _, _ = head_gradient(model, images, layer, target)
     activation, gradient = activation.float(), gradient.float().flatten(2)  # (N, C, h, w), (N, C, h * w)
-    weights = torch.stack([WEIGHTS[name](activation.flatten(2), gradient) for name in methods], 1)  # (N, M, C)
+    weights = torch.stack([CHANNEL_WEIGHTS[name](activation.flatten(2), gradient) for name in methods], 1)  # (N, M, C)
     return dict(zip(methods, weighted_maps(weights, activation, images.shape[-2:]).unbind(1), strict=True))
 
 
@@ -127,7 +127,7 @@ def smooth_grad_cam_plus_plus(
         clean, _, _, target = head_gradient(model, images, layer, target)
         clean = clean.float()  # (N, C, h, w)
         moments = [torch.zeros_like(clean) for _ in range(3)]
-    for noisy, rows in _noisy_copies(images, samples, noise_fraction, generator, chunk):
+    for noisy, rows in noisy_copies(images, samples, noise_fraction, generator, chunk):
         activation, gradient, _, _ = head_gradient(model, noisy, layer, target[rows])
         activation, gradient = activation.float(), gradient.float()
         if average_cams:
@@ -142,14 +142,3 @@ def smooth_grad_cam_plus_plus(
     denominator = 2 * second + clean.flatten(2).sum(-1, keepdim=True) * third
     alpha = torch.where(second > 0, second / torch.where(second > 0, denominator, 1), 0)
     return weighted_maps((alpha * first.relu()).sum(-1)[:, None], clean, size)[:, 0]
-
-
-def _noisy_copies(images, samples, noise_fraction, generator, chunk):
-    """Pairs (noisy images (n, 3, H, W), their row in the batch (n,)), image-major, at most `chunk` at a time."""
-    device = images.device if generator is None else generator.device
-    sigma = noise_fraction * (images.amax((1, 2, 3)) - images.amin((1, 2, 3)))  # (N,)
-    all_rows = torch.arange(len(images), device=images.device).repeat_interleave(samples)
-    for rows in all_rows.split(chunk):
-        draws = [torch.randn(images.shape[1:], generator=generator, device=device) for _ in rows]
-        noise = torch.stack(draws).to(images)  # one draw per copy: the stream does not depend on `chunk`
-        yield images[rows] + sigma[rows][:, None, None, None] * noise, rows

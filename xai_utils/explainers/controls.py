@@ -35,3 +35,6 @@ def centred_gaussian(model, images, target=None):
         offset = torch.arange(length, device=images.device) - (length - 1) / 2
         axes.append(torch.exp(-((offset / (SPREAD * length)) ** 2) / 2))
     return (axes[0][:, None] * axes[1]).expand(len(images), -1, -1).clone()  # (N, H, W)
+
+
+CONTROLS = {"random": random, "sobel_edges": sobel_edges, "centred_gaussian": centred_gaussian}

@@ -14,8 +14,8 @@ from captum.attr import IntegratedGradients, Saliency
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from xai_utils.explainers.cam import _noisy_copies
 from xai_utils.images import baseline as baseline_image
+from xai_utils.images import noisy_copies
 from xai_utils.networks import checked_target, class_indices, evaluating
 from xai_utils.networks.activations import rectifies
 
@@ -219,7 +219,7 @@ def _smoothed(model, images, target, power, *, over, samples, noise_fraction, st
     options = {"steps": steps, "chunk": chunk} if over == "integrated_gradients" else {}
     with _explained(model, images, target, chunk) as (images, target):
         mean = torch.zeros_like(images)
-        for noisy, rows in _noisy_copies(images, samples, noise_fraction, generator, chunk):
+        for noisy, rows in noisy_copies(images, samples, noise_fraction, generator, chunk):
             mean.index_add_(0, rows, attribute(model, noisy, target[rows], **options) ** power, alpha=1 / samples)
         return mean
 

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import torch
 
-WEIGHTS = {  # of the scales, finest first
+LAYER_WEIGHTS = {  # of the scales, finest first
     "prior": (0.18, 0.15, 0.37, 0.40, 0.72),  # constants of the paper; their derivation is not recoverable
     "linear": (1.0, 2.0, 3.0, 4.0, 5.0),
     "equal": (1.0, 1.0, 1.0, 1.0, 1.0),
@@ -82,18 +82,20 @@ def lovi_heat_map(stack, weights="prior"):
 
 
 def layer_weights(weights, layers):
-    """Weights (L,) float64 of L layers: a name of WEIGHTS, or numbers, one per layer, none negative, not all zero.
+    """Weights (L,) float64 of L layers: a name of LAYER_WEIGHTS, or one number each, none negative, not all zero.
 
     Named weights serve five layers; fewer take the last of "prior", linear and equal ones are made for any number.
     """
     if isinstance(weights, str):
-        if weights not in WEIGHTS:
-            raise ValueError(f"weights {weights!r} are unknown; choose {', '.join(WEIGHTS)}, or give {layers} numbers")
-        if weights == "prior" and layers > len(WEIGHTS["prior"]):
+        if weights not in LAYER_WEIGHTS:
+            raise ValueError(
+                f"weights {weights!r} are unknown; choose {', '.join(LAYER_WEIGHTS)}, or give {layers} numbers"
+            )
+        if weights == "prior" and layers > len(LAYER_WEIGHTS["prior"]):
             raise ValueError(
                 f"weights 'prior' serve five layers, not {layers}; choose 'linear' or 'equal', or give numbers"
             )
-        named = {"prior": WEIGHTS["prior"][-layers:], "linear": range(1, layers + 1), "equal": [1] * layers}
+        named = {"prior": LAYER_WEIGHTS["prior"][-layers:], "linear": range(1, layers + 1), "equal": [1] * layers}
         weights = list(named[weights])
     values = torch.as_tensor(weights, dtype=torch.float64)
     if values.shape != (layers,):

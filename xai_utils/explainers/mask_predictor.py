@@ -4,47 +4,61 @@ A predictor is trained for one model and its data: the stage train_mask_predicto
 class: `target` chooses what the feature filter lets pass.
 """
 
-from functools import lru_cache
 from pathlib import Path
 
 import torch
 
+from xai_utils.explainers.records import NUMBER, Option, Part
 from xai_utils.images import resize
 from xai_utils.networks import MaskPredictor, class_indices, encoded, evaluating, inference_copy, load_predictor
+from xai_utils.networks.mask_predictor import KIND
 from xai_utils.networks.targets import head_digest
 
 PREDICTORS = Path("build/mask_predictor")
+CONTROLLER = (  # of DGLE's customized controller
+    Option("eta", NUMBER, low=0, offered=(0.1, 6.0), word="η"),
+    Option("exponent", NUMBER, low=0, offered=(0.1, 8.0), word="h"),
+)
 
 
-@lru_cache(maxsize=4)
-def _opened(folder, written, device):
-    predictor = load_predictor(folder, device=device)
+def _prepared(predictor):
+    """The predictor with its generator as an inference copy, for feature maps that halve from one to the next."""
+    device, noise = next(predictor.parameters()).device, torch.Generator().manual_seed(0)
     sides = [2 ** (len(predictor.channels) - place) for place in range(len(predictor.channels))]
-    probe = [
-        torch.rand(1, channels, side, side, device=device)
-        for channels, side in zip(predictor.channels, sides, strict=True)
-    ]
+    shapes = [(1, channels, side, side) for channels, side in zip(predictor.channels, sides, strict=True)]
+    probe = [torch.rand(shape, generator=noise).to(device) for shape in shapes]
     predictor.generator = inference_copy(predictor.generator, probe)
     return predictor
 
 
-def _predictor_for(model, given, device):
-    """The predictor that was given, or lies in the folder that was given; ValueError where it is another model's."""
-    predictor = given
-    if not isinstance(given, MaskPredictor):
-        facts = Path(given) / "mask_predictor.json"
-        written = facts.stat().st_mtime_ns if facts.is_file() else None
-        predictor = _opened(str(given), written, str(device))
+def _require(predictor, model, source):
     if head_digest(model) != predictor.head_digest:
         raise ValueError(
             f"the mask predictor was trained for another network of {len(predictor.classes)} classes than this model; "
             "train one for this model (stage train_mask_predictor), or name its folder with `predictor`"
         )
-    return predictor
 
 
-def _maps(model, images, target, predictor):
-    predictor = _predictor_for(model, predictor, images.device)
+def _adopt(predictor, model):
+    predictor.head_digest = head_digest(model)
+
+
+PART = Part(
+    "predictor",
+    MaskPredictor,
+    KIND,
+    load_predictor,
+    "train_mask_predictor",
+    _require,
+    _prepared,
+    adopt=_adopt,
+    settings=lambda predictor: CONTROLLER if predictor.controller == "customized" else (),
+)
+
+
+def predicted_maps(model, images, target, predictor):
+    """The maps (N, H, W) of a `predictor` (or of the one in that folder) for the classes `target`, in one pass."""
+    predictor = PART.of(predictor, model, images.device)
     with evaluating(model), evaluating(predictor), torch.no_grad():
         features, logits = encoded(model, images, predictor.layers)
         maps = predictor(features, class_indices(logits, target))
@@ -57,14 +71,14 @@ def dgle_cf(model, images, target=None, *, predictor=PREDICTORS / "dgle_cf"):
     `predictor`: a `MaskPredictor`, or the folder of one. FileNotFoundError where there is none, ValueError where it
     is another model's.
     """
-    return _maps(model, images, target, predictor)
+    return predicted_maps(model, images, target, predictor)
 
 
 def dgle_bf(model, images, target=None, *, predictor=PREDICTORS / "dgle_bf"):
     """As `dgle_cf` with the basic controller: scores max(0, z), some above 1 (DGLE eq. 5)."""
-    return _maps(model, images, target, predictor)
+    return predicted_maps(model, images, target, predictor)
 
 
 def mgnet(model, images, target=None, *, predictor=PREDICTORS / "mgnet"):
     """As `dgle_cf` without controller: masks in [0, 1] of Dabkowski & Gal 2017, trained by their public code's loss."""
-    return _maps(model, images, target, predictor)
+    return predicted_maps(model, images, target, predictor)

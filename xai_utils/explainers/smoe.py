@@ -4,7 +4,6 @@ statistic_maps   the raw statistic of each scale's layer, at the layer's size
 layer_maps       the same, each normalised to [0, 1] and resized to the image: the stack (N, L, H, W)
 combine          the weighted mean of the stack: the map that the explainer `smoe` gives (eq. 3)
 fastcam          that map times a class activation map; `non_class` times one minus it
-lovi             the stack as one picture in which hue says which layer saw it
 """
 
 import math
@@ -16,22 +15,10 @@ from xai_utils.explainers.activation_statistics import (
     PRE_ACTIVATION,
     STATISTICS,
     fast_smoe_scale,
-    gamma_scale,
     gamma_shape,
-    log_normal_entropy,
-    log_normal_mean,
-    maximum,
-    mean,
-    shannon_entropy,
-    smoe_scale,
-    standard_deviation,
-    truncated_normal_entropy,
-    truncated_normal_mean,
-    truncated_normal_standard_deviation,
 )
-from xai_utils.explainers.cam import WEIGHTS as CAMS
-from xai_utils.explainers.cam import weighted_maps
-from xai_utils.explainers.lovi import WEIGHTS, Lovi, hsv_to_rgb, layer_weights, lovi, lovi_heat_map
+from xai_utils.explainers.cam import CHANNEL_WEIGHTS, weighted_maps
+from xai_utils.explainers.lovi import layer_weights
 from xai_utils.images import interpolation_matrix, unit_range
 from xai_utils.networks import (
     cam_layer,
@@ -43,38 +30,6 @@ from xai_utils.networks import (
     pre_activations,
     scale_layers,
 )
-
-__all__ = [
-    "NORMALISATIONS",
-    "PRE_ACTIVATION",
-    "STATISTICS",
-    "WEIGHTS",
-    "Lovi",
-    "combine",
-    "fastcam",
-    "gamma_cdf",
-    "gamma_scale",
-    "gamma_shape",
-    "hsv_to_rgb",
-    "layer_maps",
-    "log_normal_entropy",
-    "log_normal_mean",
-    "lovi",
-    "lovi_heat_map",
-    "maximum",
-    "mean",
-    "non_class",
-    "normal_cdf",
-    "shannon_entropy",
-    "smoe",
-    "smoe_scale",
-    "standard_deviation",
-    "statistic_maps",
-    "truncated_normal_entropy",
-    "truncated_normal_mean",
-    "truncated_normal_standard_deviation",
-    "unit_range",
-]
 
 LARGEST_SHAPE = 18.0  # of the gamma distribution fitted to a map, as in the published code
 
@@ -217,7 +172,7 @@ def smoe(
 
 def _combined_and_cam(model, images, target, cam, layer, statistic, weights, normalisation, layers):
     """The combined map and the class activation map in [0, 1], both (N, H, W), from one pass."""
-    weigh, normalise = _named("cam", cam, CAMS), _named("normalisation", normalisation, NORMALISATIONS)
+    weigh, normalise = _named("cam", cam, CHANNEL_WEIGHTS), _named("normalisation", normalisation, NORMALISATIONS)
     capture, names = _capturing(model, statistic, layers, images)
     layer_weights(weights, len(names))
     with capture as maps:

@@ -4,36 +4,43 @@ The map belongs to the surrogate's prediction, which is trained to be the model'
 nothing. A surrogate is trained for one model and its data: the stage distill_surrogate leaves two.
 """
 
-from functools import lru_cache
+import json
 from pathlib import Path
 
 import torch
 
+from xai_utils.explainers.records import Part
 from xai_utils.networks import Surrogate, checked_target, evaluating, inference_copy, load_surrogate
+from xai_utils.networks.surrogate import KIND
 
 SURROGATES = Path("build/surrogate")
 PROBE = (1, 3, 64, 64)  # finds out which batch norm follows which convolution
 
 
-@lru_cache(maxsize=4)
-def _opened(folder, written, device):
-    return inference_copy(load_surrogate(folder, device=device), torch.rand(PROBE, device=device))
-
-
-def _surrogate_of(model, given, device):
-    """The surrogate that was given, or lies in the folder that was given; ValueError where it is another model's."""
-    surrogate = given
-    if not isinstance(given, Surrogate):
-        facts = Path(given) / "surrogate.json"
-        written = facts.stat().st_mtime_ns if facts.is_file() else None
-        surrogate = _opened(str(given), written, str(device))
+def _require(surrogate, model, source):
     classes = getattr(model, "classes", None)
     if classes is not None and tuple(classes) != surrogate.classes:
         raise ValueError(
             f"the surrogate was distilled from a network of {len(surrogate.classes)} classes, and this model has "
             f"{len(classes)} or others; distil one from this model (stage distill_surrogate), or name its folder"
         )
-    return surrogate
+
+
+def _prepared(surrogate):
+    noise = torch.rand(PROBE, generator=torch.Generator().manual_seed(0))
+    return inference_copy(surrogate, noise.to(surrogate.mean.device))
+
+
+def _lambda(surrogate, folder):
+    """λ as text, by which a person tells surrogates apart; the folder's name where it is not known."""
+    made_with = json.loads((folder / f"{KIND}.json").read_text()).get("made_with") or {}
+    weight = made_with.get("l1_weights", {}).get(folder.name)
+    return folder.name if weight is None else f"{weight:g}"
+
+
+PART = Part(
+    "surrogate", Surrogate, KIND, load_surrogate, "distill_surrogate", _require, _prepared, word="λ", label=_lambda
+)
 
 
 def akd(model, images, target=None, *, surrogate=SURROGATES / "akd"):
@@ -44,7 +51,7 @@ def akd(model, images, target=None, *, surrogate=SURROGATES / "akd"):
     """
     if target is not None:
         checked_target(target, images, len(getattr(model, "classes", ())))
-    surrogate = _surrogate_of(model, surrogate, images.device)
+    surrogate = PART.of(surrogate, model, images.device)
     with evaluating(surrogate), torch.no_grad():
         return surrogate(images)[1].float()
 

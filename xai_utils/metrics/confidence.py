@@ -10,7 +10,7 @@ import torch
 
 from xai_utils.images import baseline as named_baseline
 from xai_utils.images import keep_top, perturb, rank_pixels, unit_range
-from xai_utils.metrics.perturbation import _classes
+from xai_utils.metrics.perturbation import explained_classes
 from xai_utils.networks import evaluating
 
 PERCENTS = (5, 10, 20, 25, 50)
@@ -39,7 +39,7 @@ def _answers(model, images, target, masks, baseline, chunk):
     """
     found = []
     with torch.inference_mode(), evaluating(model):
-        target = _classes(model, images, target, chunk)
+        target = explained_classes(model, images, target, chunk)
         hidden = named_baseline(baseline, model, images)
         for mask in masks:
             seen = images if mask is None else perturb(images, mask, hidden)

@@ -94,23 +94,6 @@ def frames_per_second(model, images, function, *, warmup=10, repeats=100):
     return 1 / statistics.median(seconds)
 
 
-def peak_memory(model, images, function):
-    """Bytes that `function` holds at its peak above what was allocated before it, on a CUDA device.
-
-    On a CPU the process keeps freed memory, so no honest number exists there: ValueError.
-    """
-    device = images.device
-    if device.type != "cuda":
-        raise ValueError(f"peak memory is measured on CUDA devices, not on {device.type!r}; leave the column out")
-    with evaluating(model):
-        _synchronise(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        function(model, images)
-        _synchronise(device)
-        return torch.cuda.max_memory_allocated(device) - before
-
-
 RESNET50_SCALES = ((64, 112, 112), (256, 56, 56), (512, 28, 28), (1024, 14, 14), (2048, 7, 7))  # (C, h, w) at 224
 COMBINATION = (18, *[27] * 4)  # per layer and pixel of the first map: FastCAM's constants, which it does not derive
 LOGARITHM = 4  # a logarithm of about 13 operations makes the statistics four times as dear: the upper estimate

@@ -19,7 +19,8 @@ def break_zero_ties(maps):
     return torch.where(constant, maps, moved)
 
 
-def _aligned(maps, masks):
+def aligned(maps, masks):
+    """Masks as bool and maps, both on the CPU; ValueError where they are not of the same images."""
     masks = torch.as_tensor(masks)
     if masks.shape != maps.shape:
         shapes = f"masks are {tuple(masks.shape)} and maps {tuple(maps.shape)}"
@@ -34,7 +35,7 @@ def box_average_precision(model, images, target, maps, *, masks):
 
     A random ranking scores the covered share of the image; NaN where the mask is empty. Needs no model.
     """
-    masks, maps = _aligned(maps, masks)
+    masks, maps = aligned(maps, masks)
     ranks = rank_pixels(maps).flatten(1)  # (N, H*W)
     relevant = torch.zeros(ranks.shape, dtype=torch.float64).scatter_(1, ranks, masks.flatten(1).double())
     precision = relevant.cumsum(1) / torch.arange(1, ranks.shape[1] + 1, dtype=torch.float64)
@@ -47,7 +48,7 @@ def pointing_game(model, images, target, maps, *, masks, tolerance=0):
     The point is the first maximum in row-major order. `tolerance` (pixels at 224, scaled) also accepts points that
     near to the object. A constant map points nowhere: a miss. NaN where the mask is empty. Needs no model.
     """
-    masks, maps = _aligned(maps, masks)
+    masks, maps = aligned(maps, masks)
     if tolerance < 0:
         raise ValueError(f"tolerance is {tolerance}; give 0 or a positive distance in pixels at 224")
     height, width = maps.shape[-2:]

@@ -1,6 +1,6 @@
 """Part truth: does the map lie on the parts that decide? Which ones do is measured by changing them, not assumed.
 
-A drawn bird can be drawn again with one part of another species, and not a pixel more (`datasets.render_again`). What
+A drawn bird can be drawn again with one part of another species, and not a pixel more (`Data.render_again`). What
 the network then says of the explained class tells whether that part decides. So the truth is of one image, one network
 and the class that is explained: where the target is wrong, the parts found are those that mislead it. Other data sets
 cannot be drawn again: these metrics have no value there, and nothing is claimed.
@@ -11,9 +11,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from xai_utils import datasets
 from xai_utils.images import keep_top, rank_pixels
-from xai_utils.metrics.localisation import _aligned
+from xai_utils.metrics.localisation import aligned
 from xai_utils.networks import class_indices, evaluating
 
 THRESHOLD = 0.5  # of the class's probability: on the birds most parts take nearly nothing of it or nearly all
@@ -32,7 +31,7 @@ class DecidingParts(NamedTuple):
 def deciding_parts(model, data, split, indices, target=None, *, threshold=THRESHOLD, device="cpu", chunk=64):
     """Which parts decide for the images `indices` of `split` ("train" or "validation") of drawn `data`: DecidingParts.
 
-    Every part is replaced by every other look that it has in the catalogue (`datasets.other_looks`), one at a time.
+    Every part is replaced by every other look that it has in the catalogue (`Catalogue.other_looks`), one at a time.
     It decides if one of them takes more than the share `threshold` of the class's softmax probability. A part without
     another look has a NaN drop and does not decide. `model` is on `device`; `chunk` images go through it at once.
     Draws some 30 pictures per image, about half a second; nothing is random.
@@ -75,9 +74,9 @@ def _changed(data, split, index):
     changes = [
         (place, {part: other})
         for place, part in enumerate(data.part_names)
-        for other in datasets.other_looks(data.catalogue, species, part)
+        for other in data.catalogue.other_looks(species, part)
     ]
-    drawn = [datasets.render_again(data, split, index, swap=swap).image.transpose(2, 0, 1) for _, swap in changes]
+    drawn = [data.render_again(split, index, swap=swap).image.transpose(2, 0, 1) for _, swap in changes]
     return torch.tensor([place for place, _ in changes]), torch.from_numpy(np.stack(drawn)).float() / 255
 
 
@@ -88,7 +87,7 @@ def part_truth(model, images, target, maps, *, part_masks):
     the image (`area_share`). `part_masks` (N, H, W) as in `DecidingParts`; NaN where no part decides, or none of those
     that do is seen. Needs no model.
     """
-    masks, maps = _aligned(maps, part_masks)
+    masks, maps = aligned(maps, part_masks)
     mass = (maps - maps.amin((1, 2), keepdim=True)).double()
     mass = torch.where(mass.sum((1, 2), keepdim=True) > 0, mass, 1)
     share = (mass * masks).sum((1, 2)) / mass.sum((1, 2))
@@ -101,7 +100,7 @@ def part_truth_top(model, images, target, maps, *, part_masks):
     In [0, 1], higher is better, 1 where they come before all others. Chance, mask and NaN as in `part_truth`; a
     constant map ranks nothing and scores chance. Needs no model.
     """
-    masks, maps = _aligned(maps, part_masks)
+    masks, maps = aligned(maps, part_masks)
     counts = masks.sum((1, 2))
     hits = (keep_top(rank_pixels(maps), counts) & masks).sum((1, 2)) / counts  # 0 / 0 = NaN: nothing decides
     constant = maps.amax((1, 2)) == maps.amin((1, 2))

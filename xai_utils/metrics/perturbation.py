@@ -14,8 +14,6 @@ import torch
 from xai_utils.images import baseline, keep_top, perturb, rank_pixels, scaled_area
 from xai_utils.networks import class_indices, evaluating
 
-FAITHFULNESS_STEPS = 32
-
 
 class Protocol(NamedTuple):
     """One curve: at each point the `counts[point]` most salient pixels are kept ("insert") or removed ("delete")."""
@@ -31,7 +29,7 @@ class Protocol(NamedTuple):
         return [count / self.counts[-1] for count in self.counts]
 
 
-def _classes(model, images, target, chunk):
+def explained_classes(model, images, target, chunk):
     """`target` as indices (N,), checked; one image tells how many classes there are when none must be predicted."""
     asked = images if target is None else images[:1]
     logits = torch.cat([model(batch) for batch in asked.split(chunk)])
@@ -64,10 +62,12 @@ def insertion_protocol(size, *, pixels_per_step=224, baseline="rise_blur"):
     return Protocol("insertion", counts, baseline, "insert")
 
 
-def faithfulness_protocol(size, *, baseline="blur"):
-    """The curve behind M_F: the top i/32 pixels stay, the rest is blurred, i = 0 … 32."""
+def faithfulness_protocol(size, *, steps=32, baseline="blur"):
+    """The curve behind M_F: the top i/steps of the pixels stay, the rest is blurred, i = 0 … steps."""
+    if steps < 1:
+        raise ValueError(f"steps is {steps}; give 1 or more points of M_F's curve (32)")
     pixels = size[0] * size[1]
-    counts = tuple(math.floor(pixels * step / FAITHFULNESS_STEPS + 0.5) for step in range(FAITHFULNESS_STEPS + 1))
+    counts = tuple(math.floor(pixels * step / steps + 0.5) for step in range(steps + 1))
     return Protocol("faithfulness", counts, baseline, "insert")
 
 
@@ -102,7 +102,7 @@ def probability_curves(model, images, target, ranks, protocols, *, chunk=64):
     number, device = len(images), images.device
     ranks = ranks.to(device)
     with torch.inference_mode(), evaluating(model):
-        target = _classes(model, images, target, chunk)
+        target = explained_classes(model, images, target, chunk)
         baselines = _places(protocol.baseline for protocol in protocols)
         removed = torch.stack([baseline(each, model, images) for each in baselines])  # (B, N, C, H, W)
         shown = [
@@ -147,7 +147,7 @@ def area_under_curve(curves):
 
 
 def faithfulness_score(curves, *, variant="paper", min_gap=0.05):
-    """M_F in percent (N,) from curves q (N, 33): q_0 fully blurred, q_32 the image (DGLE, eq. 8).
+    """M_F in percent (N,) from curves q (N, n + 1): q_0 fully blurred, q_n the image; n = 32 (DGLE, eq. 8).
 
     paper:   100 * sum_{i=1..32} q_i / 32 / (q_32 - q_0)
     offset:  100 * sum_{i=1..32} (q_i - q_0) / 32 / (q_32 - q_0)
@@ -186,8 +186,8 @@ def deletion(model, images, target, maps, *, pixels_per_step=224, baseline="mean
     return area_under_curve(curves["deletion"])
 
 
-def faithfulness(model, images, target, maps, *, variant="paper", min_gap=0.05, baseline="blur", chunk=64):
+def faithfulness(model, images, target, maps, *, variant="paper", min_gap=0.05, steps=32, baseline="blur", chunk=64):
     """M_F in percent (N,), higher is better; NaN where the image is skipped (see `faithfulness_score`)."""
-    options, curve = {"baseline": baseline}, "faithfulness"
+    options, curve = {"baseline": baseline, "steps": steps}, "faithfulness"
     curves = perturbation_curves(model, images, target, maps, curves=(curve,), chunk=chunk, faithfulness=options)
     return faithfulness_score(curves[curve], variant=variant, min_gap=min_gap)

@@ -50,32 +50,34 @@ def summary(values, seed, *, confidence=0.95, resamples=2000):
     return result
 
 
-def paired_test(a, b, *, confidence=0.95, resamples=9999, seed):
+def paired_test(a, b, *, confidence=0.95, resamples=2000, permutations=9999, seed):
     """Is a better than b on the same images? dict difference, low, high, p, n.
 
     `difference` is the mean of a - b with its bootstrap interval; `p` is two-sided, from flipping the signs of the
-    differences (every flip when there are at most `resamples`, else a random `resamples` of them). Pairs with NaN
-    are left out.
+    differences (every flip when there are at most `permutations`, else so many random ones). Pairs with NaN are left
+    out.
     """
     a, b = _vector(a, "a"), _vector(b, "b")
     if a.shape != b.shape:
         raise ValueError(f"a has {len(a)} values and b {len(b)}; a paired test needs the same images in the same order")
     kept = ~np.isnan(a - b)
-    return paired_tests(a[None, kept], b[kept], confidence=confidence, resamples=resamples, seed=seed)[0]
+    options = {"confidence": confidence, "resamples": resamples, "permutations": permutations, "seed": seed}
+    return paired_tests(a[None, kept], b[kept], **options)[0]
 
 
-def paired_tests(rows, b, *, confidence=0.95, resamples=9999, seed):
+def paired_tests(rows, b, *, confidence=0.95, resamples=2000, permutations=9999, seed):
     """`paired_test` of each of several `rows` (M, N) against b (N,), without NaN: a list. All share their flips."""
     differences = np.asarray(rows, dtype=np.float64) - _vector(b, "b")  # (M, N)
     if not differences.shape[1]:
         return [{"difference": np.nan, "low": np.nan, "high": np.nan, "p": np.nan, "n": 0} for _ in differences]
-    intervals = [bootstrap_interval(values, confidence=confidence, seed=seed) for values in differences]
+    options = {"confidence": confidence, "resamples": resamples, "seed": seed}
+    intervals = [bootstrap_interval(values, **options) for values in differences]
     p_values = stats.permutation_test(
         (differences,),
         np.mean,
         permutation_type="samples",
         vectorized=True,
-        n_resamples=resamples,
+        n_resamples=permutations,
         batch=max(1, BATCH_ELEMENTS // differences.size),
         axis=-1,
         random_state=np.random.default_rng(seed),
@@ -99,3 +101,20 @@ def holm(p_values):
     adjusted = np.empty_like(p_values)
     adjusted[order] = np.maximum.accumulate(steps)
     return adjusted
+
+
+def decide(low, high) -> str:
+    """ "holds", "fails" or "undecided", for the interval of a difference that is claimed to be positive."""
+    return "holds" if low > 0 else "fails" if high < 0 else "undecided"
+
+
+def compared(one, other, *, sign, digits, seed, **intervals) -> tuple[str, str]:
+    """The verdict on "`one` is above `other` on the same images" (`sign` -1: below), and the difference as text.
+
+    `intervals`: confidence and resamples of `paired_test`.
+    """
+    test = paired_test(one, other, seed=seed, **intervals)
+    verdict = decide(*sorted((sign * test["low"], sign * test["high"])))
+    return verdict, "{:+.{d}f} [{:+.{d}f}, {:+.{d}f}]".format(
+        *(test[k] for k in ("difference", "low", "high")), d=digits
+    )

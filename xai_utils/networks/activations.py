@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 from torchvision import models
 
-from xai_utils.networks.layers import evaluating, find_layer, is_map, layer_root
+from xai_utils.networks.layers import evaluating, find_layer, is_map, layer_root, observed
 
 SCALE_LAYERS = {  # the last tensor, behind its ReLU, of each of the five spatial scales (FastCAM §3)
     models.ResNet: ("relu", "layer1", "layer2", "layer3", "layer4"),
@@ -155,27 +155,17 @@ def scale_layers(model, images):
 
 def _probed(model, images):
     """name -> (times that the image was halved, whether nothing is negative), in the order of the last calls."""
-    found = {}
+    found, pooled = (
+        {},
+        (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d),
+    )  # they may enlarge a map again: no scale of its own
 
-    def prober(name):
-        def probe(_, __, output):
-            if is_map(output) and output.shape[1] > 1:
-                shrunk = math.log2(images.shape[-2] * images.shape[-1] / (output.shape[-2] * output.shape[-1])) / 2
-                found.pop(name, None)
-                found[name] = max(0, round(shrunk)), bool(output.amin() >= 0)
+    def probe(name, module, output):
+        if name and not isinstance(module, pooled) and is_map(output) and output.shape[1] > 1:
+            shrunk = math.log2(images.shape[-2] * images.shape[-1] / (output.shape[-2] * output.shape[-1])) / 2
+            found.pop(name, None)
+            found[name] = max(0, round(shrunk)), bool(output.amin() >= 0)
 
-        return probe
-
-    pooled = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)  # they may enlarge a small map again: no scale of its own
-    handles = [
-        module.register_forward_hook(prober(name))
-        for name, module in layer_root(model).named_modules()
-        if name and not isinstance(module, pooled)
-    ]
-    try:
-        with evaluating(model), torch.no_grad():
-            model(images[:1])
-    finally:
-        for handle in handles:
-            handle.remove()
+    with observed(model, probe), evaluating(model), torch.no_grad():
+        model(images[:1])
     return found

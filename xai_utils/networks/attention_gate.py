@@ -6,7 +6,7 @@ A gate is kept in a folder as `attention_gate.safetensors` (weights) and `attent
 import torch
 from torch import nn
 
-from xai_utils.networks import kept
+from xai_utils.networks import stored
 from xai_utils.networks.activations import captured
 from xai_utils.networks.attention import CBAM
 from xai_utils.networks.layers import cam_layer, evaluating, find_layer, is_map
@@ -15,7 +15,7 @@ from xai_utils.networks.targets import require_known
 GATE_INPUTS = ("activations", "weighted")
 OBJECTIVES = ("cross_entropy", "mask", "none")
 OPTIONS = ("layer", "channels", "objective", "gate_input", "reduction")
-KIND = "attention_gate"  # of file: kept.py
+KIND = "attention_gate"  # of file: stored.py
 
 
 def _standardised(values, dims):
@@ -45,7 +45,7 @@ class AttentionGate(nn.Module):
 
     Gates lie in [0, 1]. `layer`: whose activations A are gated; `channels`: C. `gate_input`: F is A ("activations")
     or, channel by channel, W_k A_k with Grad-CAM's weights W ("weighted"). `objective`: what the gates learn (see
-    attention_training): "cross_entropy" and "mask" have a CBAM, "none" has fixed gates without parameters, for any
+    training/gate.py): "cross_entropy" and "mask" have a CBAM, "none" has fixed gates without parameters, for any
     number of channels. `architecture` and `classes` are the target's. ValueError for other options, and for fewer
     channels than `reduction`.
 
@@ -119,7 +119,7 @@ def save_gate(gate, folder, *, made_with=None):
     require_known(gate.architecture)  # a gate of an unknown network could serve none
     facts = {"architecture": gate.architecture, "classes": list(gate.classes)}
     facts |= {name: getattr(gate, name) for name in OPTIONS}
-    kept.write(gate, folder, KIND, facts, made_with=made_with)
+    stored.write(gate, folder, KIND, facts, made_with=made_with)
 
 
 def load_gate(folder, *, architecture=None, classes=None, device="cpu"):
@@ -128,11 +128,11 @@ def load_gate(folder, *, architecture=None, classes=None, device="cpu"):
     FileNotFoundError where there is none; ValueError, naming the file, where it is corrupt, does not fit, or is not of
     the `architecture` or of the `classes` (names, in the order of the logits) that are asked for.
     """
-    facts = kept.facts(folder, KIND, ("architecture", "classes", *OPTIONS))
+    facts = stored.facts(folder, KIND, ("architecture", "classes", *OPTIONS))
     known, found = facts["architecture"], tuple(facts["classes"])
     require_same_target(folder, known, found, architecture, classes)
     gate = AttentionGate(known, found, **{name: facts[name] for name in OPTIONS})
-    return kept.read_into(gate, folder, KIND, facts).to(device)
+    return stored.read_into(gate, folder, KIND, facts).to(device)
 
 
 def require_same_target(source, known, found, architecture, classes):

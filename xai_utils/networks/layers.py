@@ -66,6 +66,24 @@ def is_map(output):
     return isinstance(output, torch.Tensor) and output.ndim == 4 and output.shape[2] * output.shape[3] > 1
 
 
+@contextmanager
+def observed(model, see, *, modules=None):
+    """Inside the `with`, `see(name, module, output)` is called as each layer of a pass finishes.
+
+    `modules`: name -> module, by default all of `layer_root`'s, the root itself ("") included. Nothing is changed.
+    """
+    modules = dict(layer_root(model).named_modules()) if modules is None else modules
+    handles = [
+        module.register_forward_hook(lambda module, _, output, name=name: see(name, module, output))
+        for name, module in modules.items()
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def cam_layer(model, images):
     """The name of the layer that class activation maps explain by default: the last convolutional map.
 
@@ -78,7 +96,7 @@ def cam_layer(model, images):
             return name
     if isinstance(root, models.VGG):
         return f"features.{max(i for i, module in enumerate(root.features) if isinstance(module, nn.ReLU))}"
-    return _last_map(model, images, lambda name, module: name, "layer")
+    return _last_map(model, images, lambda name, module: name != "", "layer")
 
 
 def last_convolution(model, images):
@@ -95,17 +113,13 @@ def last_convolution(model, images):
 def _last_map(model, images, counts, kind):
     """The name of the module that finishes last with an output (N, C, h, w), h * w > 1, of those that count."""
     root, found = layer_root(model), []
-    handles = [
-        module.register_forward_hook(lambda _, __, output, name=name: found.append(name) if is_map(output) else None)
-        for name, module in root.named_modules()
-        if counts(name, module)
-    ]
-    try:
-        with evaluating(model), torch.no_grad():
-            model(images[:1])
-    finally:
-        for handle in handles:
-            handle.remove()
+
+    def see(name, module, output):
+        if counts(name, module) and is_map(output):
+            found.append(name)
+
+    with observed(model, see), evaluating(model), torch.no_grad():
+        model(images[:1])
     if not found:
         raise ValueError(
             f"no {kind} of {type(root).__name__} returns a map (N, C, h, w) with h * w > 1 for images of shape "

@@ -13,7 +13,7 @@ from scipy import integrate
 from torch import nn
 from torch.nn import functional
 
-from xai_utils.networks import kept
+from xai_utils.networks import stored
 from xai_utils.networks.activations import captured, scale_layers
 from xai_utils.networks.layers import evaluating
 from xai_utils.networks.targets import head_digest
@@ -22,7 +22,7 @@ SCALES = 4  # feature maps that a generator reads, each half as wide as the one 
 UPSAMPLERS = ("subpixel", "transpose")
 ETA, EXPONENT = 1.5, 2.5  # of the customized controller (DGLE §4.1)
 OPTIONS = ("controller", "eta", "exponent", "upsampler")
-KIND = "mask_predictor"  # of file: kept.py
+KIND = "mask_predictor"  # of file: stored.py
 
 
 def instance_normalised(maps):
@@ -239,7 +239,7 @@ def save_predictor(predictor, folder, *, made_with=None):
     """
     facts = {name: list(getattr(predictor, name)) for name in ("layers", "channels", "classes")}
     facts |= {name: getattr(predictor, name) for name in ("head_digest", *OPTIONS)}
-    kept.write(predictor, folder, KIND, facts, made_with=made_with)
+    stored.write(predictor, folder, KIND, facts, made_with=made_with)
 
 
 def load_predictor(folder, *, device="cpu"):
@@ -248,7 +248,7 @@ def load_predictor(folder, *, device="cpu"):
     FileNotFoundError where there is none; ValueError, naming the file, where it is corrupt or does not fit.
     """
     names = ("layers", "channels", "classes")
-    facts = kept.facts(folder, KIND, (*names, "head_digest", *OPTIONS))
+    facts = stored.facts(folder, KIND, (*names, "head_digest", *OPTIONS))
     options = {name: facts[name] for name in OPTIONS}
     predictor = MaskPredictor(*(facts[name] for name in names), **options, head_digest=facts["head_digest"])
-    return kept.read_into(predictor, folder, KIND, facts).to(device)
+    return stored.read_into(predictor, folder, KIND, facts).to(device)

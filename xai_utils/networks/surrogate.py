@@ -11,13 +11,13 @@ from torch.nn import functional
 from torchvision.models import ResNet
 from torchvision.models.resnet import Bottleneck
 
-from xai_utils.networks import kept
+from xai_utils.networks import stored
 from xai_utils.networks.attention import ATTENTION
 from xai_utils.networks.targets import build, require_known
 
 DELTA_SOURCES = ("last", "mean")  # of a stage's blocks
-OPTIONS = ("attention", "residual_attention", "delta_source")
-KIND = "surrogate"  # of file: kept.py
+OPTIONS = ("attention", "reduction", "residual_attention", "delta_source")
+KIND = "surrogate"  # of file: stored.py
 
 
 class AttentiveBlock(nn.Module):
@@ -27,12 +27,12 @@ class AttentiveBlock(nn.Module):
     `residual_attention` the branch becomes f + att ⊙ f, and Δ = att ⊙ f.
     """
 
-    def __init__(self, block, attention, *, residual_attention):
+    def __init__(self, block, attention, *, reduction, residual_attention):
         super().__init__()
         self.block, self.residual_attention = block, residual_attention
         self.depth = 3 if isinstance(block, Bottleneck) else 2  # convolutions
         self.channels = getattr(block, f"bn{self.depth}").num_features
-        self.attention = ATTENTION[attention](self.channels)
+        self.attention = ATTENTION[attention](self.channels, reduction=reduction)
 
     def forward(self, features):
         block, branch = self.block, features
@@ -51,11 +51,12 @@ class AttentiveStudent(nn.Module):
     """A ResNet with one attention module in each block of its last three stages (AKD §3.2); 13 in a ResNet-50.
 
     Normalised images (N, 3, H, W) -> logits (N, K) and the three Δ of the stages, finest first, each (N, C, h, w).
-    `network`, a torchvision ResNet (or ours), is copied, weights included. `attention`: a name of ATTENTION.
+    `network`, a torchvision ResNet (or ours), is copied, weights included. `attention`: a name of ATTENTION,
+    with its `reduction` of the channels.
     `delta_source`: a stage's Δ is its last block's, or the mean of its blocks'. ValueError for anything else.
     """
 
-    def __init__(self, network, *, attention="cbam", residual_attention=False, delta_source="last"):
+    def __init__(self, network, *, attention="cbam", reduction=16, residual_attention=False, delta_source="last"):
         super().__init__()
         if not isinstance(network, ResNet):
             raise ValueError(
@@ -70,8 +71,9 @@ class AttentiveStudent(nn.Module):
                 raise ValueError(f"{name} {value!r} is unknown; choose one of {', '.join(allowed)}")
         network, self.delta_source = copy.deepcopy(network), delta_source
         self.stem = nn.Sequential(network.conv1, network.bn1, network.relu, network.maxpool, network.layer1)
+        options = {"reduction": reduction, "residual_attention": residual_attention}
         self.stages = nn.ModuleList(
-            nn.ModuleList(AttentiveBlock(block, attention, residual_attention=residual_attention) for block in stage)
+            nn.ModuleList(AttentiveBlock(block, attention, **options) for block in stage)
             for stage in (network.layer2, network.layer3, network.layer4)
         )
         self.pool, self.head = network.avgpool, network.fc
@@ -135,10 +137,11 @@ class Surrogate(nn.Module):
     the options are AttentiveStudent's. The new parts follow torch's global generator.
     """
 
-    def __init__(self, target, *, attention="cbam", residual_attention=False, delta_source="last"):
+    def __init__(self, target, *, attention="cbam", reduction=16, residual_attention=False, delta_source="last"):
         super().__init__()
         self.architecture, self.classes = target.architecture, target.classes
-        self.attention, self.residual_attention, self.delta_source = attention, residual_attention, delta_source
+        self.attention, self.reduction = attention, reduction
+        self.residual_attention, self.delta_source = residual_attention, delta_source
         self.student = AttentiveStudent(target.network, **{name: getattr(self, name) for name in OPTIONS})
         self.explanation = ExplanationNetwork(self.student.channels)
         self.register_buffer("mean", target.mean.clone())
@@ -164,7 +167,7 @@ def save_surrogate(surrogate, folder, *, made_with=None):
     require_known(surrogate.architecture)  # what could not be loaded again is not saved
     facts = {"architecture": surrogate.architecture, "classes": list(surrogate.classes)}
     facts |= {name: getattr(surrogate, name) for name in OPTIONS}
-    kept.write(surrogate, folder, KIND, facts, made_with=made_with)
+    stored.write(surrogate, folder, KIND, facts, made_with=made_with)
 
 
 def load_surrogate(folder, *, architecture=None, classes=None, device="cpu"):
@@ -173,7 +176,7 @@ def load_surrogate(folder, *, architecture=None, classes=None, device="cpu"):
     FileNotFoundError where there is none; ValueError, naming the file, where it is corrupt, does not fit, or is not of
     the `architecture` or of the `classes` (names, in the order of the logits) that are asked for.
     """
-    facts = kept.facts(folder, KIND, ("architecture", "classes", *OPTIONS))
+    facts = stored.facts(folder, KIND, ("architecture", "classes", *OPTIONS))
     known, found = facts["architecture"], tuple(facts["classes"])
     if architecture not in (None, known):
         raise ValueError(f"{folder} holds a surrogate with a {known}, not with a {architecture}; train one for that")
@@ -186,4 +189,4 @@ def load_surrogate(folder, *, architecture=None, classes=None, device="cpu"):
             f"{f' (first difference: {differing})' if differing else ''}; train one for them"
         )
     surrogate = Surrogate(build(known, found), **{name: facts[name] for name in OPTIONS})
-    return kept.read_into(surrogate, folder, KIND, facts).to(device)
+    return stored.read_into(surrogate, folder, KIND, facts).to(device)

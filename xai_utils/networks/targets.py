@@ -11,34 +11,13 @@ import torch
 import torchvision
 from torch import nn
 
-from xai_utils.networks import kept
-from xai_utils.networks.activations import captured
+from xai_utils.networks import stored
 from xai_utils.networks.architectures import ARCHITECTURES, WITH_AUXILIARY_HEADS, why_unknown
-from xai_utils.networks.inference import inference_copy
-from xai_utils.networks.layers import cam_layer, evaluating, find_layer, head_gradient, layer_names, layer_root
-
-__all__ = [
-    "ARCHITECTURES",
-    "IMAGENET_MEAN",
-    "IMAGENET_STD",
-    "Target",
-    "build",
-    "cam_layer",
-    "captured",
-    "evaluating",
-    "find_layer",
-    "head_gradient",
-    "inference_copy",
-    "layer_names",
-    "load",
-    "renamed",
-    "replace_head",
-    "save",
-]
+from xai_utils.networks.layers import layer_root
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 AUXILIARY_HEADS = ("aux1.", "aux2.", "AuxLogits.")  # GoogLeNet's and Inception's, used in their training only
-KIND = "target"  # of file: kept.py
+KIND = "target"  # of file: stored.py
 
 
 class Target(nn.Module):
@@ -79,7 +58,7 @@ def _head_name(network):
 
 def is_file_of_weights(source):
     """Whether `source` names a file of weights, not some of torchvision's."""
-    return Path(source).suffix in kept.SUFFIXES
+    return Path(source).suffix in stored.SUFFIXES
 
 
 def _published(architecture, name):
@@ -88,7 +67,7 @@ def _published(architecture, name):
     published = {} if ours else torchvision.models.get_model_weights(architecture).__members__
     if name not in published:
         raise ValueError(
-            f"{architecture} has no weights {str(name)!r}; give a file ({' '.join(sorted(kept.SUFFIXES))}), or the "
+            f"{architecture} has no weights {str(name)!r}; give a file ({' '.join(sorted(stored.SUFFIXES))}), or the "
             f"name of torchvision's: {', '.join(published) or 'none'}"
         )
     weights = published[name]
@@ -119,7 +98,7 @@ def build(architecture, classes, *, mean=None, std=None, pretrained_from=None):
     create = require_known(architecture)
     tensors, known, own_mean, own_std = None, None, IMAGENET_MEAN, IMAGENET_STD
     if pretrained_from is not None and is_file_of_weights(pretrained_from):
-        tensors = kept.read_tensors(pretrained_from)
+        tensors = stored.read_tensors(pretrained_from)
     elif pretrained_from is not None:
         tensors, known, own_mean, own_std = _published(architecture, pretrained_from)
     if tensors is not None:
@@ -132,7 +111,7 @@ def build(architecture, classes, *, mean=None, std=None, pretrained_from=None):
         keys = [key for key in own if head and key.startswith(f"{head}.") and key in tensors]
         if any(tensors[key].shape[0] != len(classes) for key in keys):
             tensors = {**tensors, **{key: own[key] for key in keys}}
-        kept.fill(network, tensors, pretrained_from)
+        stored.fill(network, tensors, pretrained_from)
     mean, std = own_mean if mean is None else mean, own_std if std is None else std
     return Target(network, architecture, classes, mean=mean, std=std)
 
@@ -189,7 +168,7 @@ def save(target, folder, *, made_with=None):
         "mean": target.mean.tolist(),
         "std": target.std.tolist(),
     }
-    kept.write(target.network, folder, KIND, facts, made_with=made_with)
+    stored.write(target.network, folder, KIND, facts, made_with=made_with)
 
 
 def load(folder, device="cpu"):
@@ -198,7 +177,7 @@ def load(folder, device="cpu"):
     FileNotFoundError where there is none; ValueError, naming the file, where it is corrupt or does not fit.
     """
     names = ("architecture", "classes", "mean", "std")
-    facts = kept.facts(folder, KIND, names)
+    facts = stored.facts(folder, KIND, names)
     described = {name: facts[name] for name in names}
     network = require_known(described["architecture"])(len(described["classes"]))
-    return Target(kept.read_into(network, folder, KIND, facts), **described).eval().to(device)
+    return Target(stored.read_into(network, folder, KIND, facts), **described).eval().to(device)

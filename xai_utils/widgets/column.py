@@ -2,14 +2,11 @@
 
 import ipywidgets as widgets
 
+from xai_utils.explainers import EXPLAINERS
+from xai_utils.widgets.subject import spoken
+
 NONE = "none"
 WIDE = {"width": "100%"}
-SYMBOLS = {"lambda": "λ", "eta": "η", "exponent": "h"}
-
-
-def spoken(name):
-    """A method's or option's name as words."""
-    return str(name).replace("_", " ").replace(" plus plus", "++")
 
 
 class Column:
@@ -17,7 +14,10 @@ class Column:
 
     def __init__(self, subject, place, method, changed):
         self.subject, self.place, self._changed = subject, place, changed
-        names = [(spoken(name) + (" (untrained)" if name in subject.missing else ""), name) for name in subject.methods]
+        names = [
+            (EXPLAINERS[name].label + (" (untrained)" if name in subject.missing else ""), name)
+            for name in subject.methods
+        ]
         self.picker = widgets.Dropdown(
             options=[*([("no method", NONE)] if place else []), *names],
             value=method,
@@ -44,7 +44,9 @@ class Column:
         return {name: widget.value for name, widget in self._widgets.items()}
 
     def _picked(self, change=None):
-        self._widgets = {} if self.method is None else {o.name: _widget(o) for o in self.subject.options(self.method)}
+        self._widgets = (
+            {} if self.method is None else {each.name: _widget(each) for each in self.subject.settings(self.method)}
+        )
         for widget in self._widgets.values():
             widget.observe(self._changed, "value")
         self.options.children = list(self._widgets.values())
@@ -52,14 +54,14 @@ class Column:
             self._changed(change)
 
 
-def _widget(option):
-    """The widget that sets one option."""
-    words = SYMBOLS.get(option.name, spoken(option.name))
+def _widget(setting):
+    """The widget of one setting."""
+    words = setting.word
     width = "84px" if len(words) > 2 else "20px"
-    about = {"description": words, "value": option.default, "layout": WIDE, "style": {"description_width": width}}
-    if option.choices:
-        return widgets.Dropdown(options=[(spoken(choice), choice) for choice in option.choices], **about)
-    if isinstance(option.default, int):
-        return widgets.BoundedIntText(min=option.low, max=option.high, continuous_update=False, **about)
-    step = 0.05 if option.high > 1 else 0.01  # the browser moves a value to the next step: defaults must lie on one
-    return widgets.FloatSlider(min=option.low, max=option.high, step=step, readout_format=".2f", **about)
+    about = {"description": words, "value": setting.default, "layout": WIDE, "style": {"description_width": width}}
+    if setting.choices:
+        return widgets.Dropdown(options=[(spoken(choice), choice) for choice in setting.choices], **about)
+    if isinstance(setting.default, int):
+        return widgets.BoundedIntText(min=setting.low, max=setting.high, continuous_update=False, **about)
+    step = 0.05 if setting.high > 1 else 0.01  # the browser moves a value to the next step: defaults must lie on one
+    return widgets.FloatSlider(min=setting.low, max=setting.high, step=step, readout_format=".2f", **about)

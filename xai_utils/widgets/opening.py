@@ -1,22 +1,17 @@
 """What there is to inspect: networks and images that the pipeline has made so far, or what can stand in for them."""
 
 import hashlib
-import json
 from pathlib import Path
 
 import torch
 
-from xai_utils import datasets, networks, parameters
-from xai_utils.distributed import Compute
-from xai_utils.explainers.attention_gate import GATES, _gate_of
-from xai_utils.explainers.mask_predictor import PREDICTORS, _predictor_for
-from xai_utils.explainers.surrogate import SURROGATES, _surrogate_of
+from xai_utils import datasets, networks
+from xai_utils.explainers import EXPLAINERS, rows_of
 from xai_utils.networks import targets
+from xai_utils.pipeline import parameters
+from xai_utils.training.distributed import Compute
 from xai_utils.widgets.pictures import Drawn, Prepared
 from xai_utils.widgets.subject import Subject
-
-LEARNED = {"akd": "distill_surrogate"} | dict.fromkeys(("dgle_bf", "dgle_cf", "mgnet"), "train_mask_predictor")
-LEARNED |= {"amg": "train_attention"}
 
 
 def open_subject(root=".") -> Subject:
@@ -31,9 +26,9 @@ def open_subject(root=".") -> Subject:
     torch.set_num_threads(compute.threads)
     source, size, geometry = _images(root, prepare, notices)
     target = _read(lambda: targets.load(root / "build/target", compute.device), notices)
-    surrogates, predictors, gates, missing = {}, {}, {}, _missing()
+    parts = {}
     if target is not None:
-        surrogates, predictors, gates, missing = _learned(root, target, compute.device, notices)
+        parts = _parts(root, target, compute.device, notices)
     else:
         target = _untrained(values["target"], source, values["seed"]).to(compute.device)
         notices.append(
@@ -41,24 +36,28 @@ def open_subject(root=".") -> Subject:
             "`dvc repro finetune_target` trains it."
         )
     probe = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0)).to(compute.device)
+    records = {method: record for method, record in EXPLAINERS.items() if record.part is not None}
+    made = [(records[method].part, network) for method, found in parts.items() for network in found.values()]
     return Subject(
-        model=networks.inference_copy(target, probe, keep=[gate.layer for gate in gates.values()]),
+        model=networks.inference_copy(target, probe, keep=[name for part, each in made for name in part.layers(each)]),
         size=size,
         device=compute.device,
         geometry=geometry,
-        surrogates=surrogates,
-        predictors=predictors,
-        gates=gates,
-        missing=missing,
+        parts=parts,
+        missing={
+            method: f"{method} needs what `dvc repro {record.part.stage}` trains"
+            for method, record in records.items()
+            if method not in parts and record.variant_of is None
+        },
         notices=tuple(notices),
         source=source,
-        defaults=explain["methods"],
+        defaults=rows_of("all", explain["rows"]),
         curves={
             name: {"pixels_per_step": evaluate["pixels_per_step"], "baseline": evaluate[f"{name}_baseline"]}
             for name in ("insertion", "deletion")
         },
         seed=values["seed"],
-        weights=_digest(target, *surrogates.values(), *predictors.values(), *gates.values()),
+        weights=_digest(target, *(network for _, network in made)),
     )
 
 
@@ -99,33 +98,21 @@ def _untrained(architecture, source, seed):
         return networks.build(known, classes).eval()
 
 
-def _missing():
-    return {method: f"{method} needs what `dvc repro {stage}` trains" for method, stage in LEARNED.items()}
-
-
-def _learned(root, target, device, notices):
-    """AKD's networks by λ, mask predictors by method, AMG's gates by layer, and why other methods are missing."""
-    surrogates, predictors, gates, missing = {}, {}, {}, _missing()
-    for facts in sorted((root / SURROGATES).glob("*/surrogate.json")):
-        surrogate = _read(lambda facts=facts: _surrogate_of(target, facts.parent, device), notices)
-        if surrogate is not None:
-            made_with = json.loads(facts.read_text()).get("made_with") or {}
-            weight = made_with.get("l1_weights", {}).get(facts.parent.name)
-            surrogates[facts.parent.name if weight is None else f"{weight:g}"] = surrogate
-            missing.pop("akd", None)
-    for method in ("dgle_bf", "dgle_cf", "mgnet"):
-        folder = root / PREDICTORS / method
-        predictor = _read(lambda folder=folder: _predictor_for(target, folder, device), notices)
-        if predictor is not None:
-            predictors[method] = predictor
-            del missing[method]
-    probe = torch.rand(1, 3, 32, 32, device=device)
-    for facts in sorted((root / GATES).glob("*/attention_gate.json")):
-        gate = _read(lambda facts=facts: _gate_of(target, facts.parent, probe), notices)
-        if gate is not None:
-            gates[gate.layer] = gate
-            missing.pop("amg", None)
-    return surrogates, predictors, gates, missing
+def _parts(root, target, device, notices):
+    """The trained networks that methods bring: method -> label -> network, of those that are there and fit."""
+    found, probe = {}, torch.zeros(1, device=device)
+    for method, record in EXPLAINERS.items():
+        if record.part is None or record.variant_of is not None:
+            continue
+        part, folder = record.part, root / record.keywords[record.part.option]
+        folders = [folder]
+        if part.word:  # a person may choose among all of the kind
+            folders = sorted(facts.parent for facts in folder.parent.glob(f"*/{part.kind}.json"))
+        for place in folders:
+            network = _read(lambda part=part, place=place: part.of(place, target, probe.device), notices)
+            if network is not None:
+                found.setdefault(method, {})[part.label(network, place)] = network
+    return found
 
 
 def _digest(*modules):

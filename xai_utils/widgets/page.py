@@ -15,10 +15,10 @@ from xai_utils import plots
 from xai_utils.datasets import DataError
 from xai_utils.widgets import drawing, pictures, saving
 from xai_utils.widgets.answers import Answers
-from xai_utils.widgets.column import NONE, Column, spoken
+from xai_utils.widgets.column import NONE, Column
 from xai_utils.widgets.layout import Layout
 from xai_utils.widgets.opening import open_subject
-from xai_utils.widgets.subject import Curves, Explanation, passes
+from xai_utils.widgets.subject import Curves, Explanation, passes, spoken
 
 COLUMNS = 4
 FIRST = ("akd", "dgle_cf", "fastcam", "grad_cam", "gradient", "smoe")  # shown first, as far as they can answer
@@ -108,7 +108,7 @@ class Inspector(Layout):
         self.picture, self._image = picture, hashlib.sha256(picture.pixels.numpy().tobytes()).hexdigest()
         self.probabilities = self.subject.probabilities(self.answers.model, picture)
         try:
-            self._stack = self.subject.layer_maps(self.answers.model, picture)
+            self._stack = self.subject.stack(self.answers.model, picture)
         except ValueError as error:  # a network with one scale only
             self._stack = str(error)
         self._quiet = True
@@ -181,7 +181,7 @@ class Inspector(Layout):
         }
         if waiting:
             images = torch.stack(list(waiting.values()))
-            scores = self.subject.scores(self.answers.model, images, self.target.value)
+            scores = self.subject.class_probabilities(self.answers.model, images, self.target.value)
             for key, score in zip(waiting, scores, strict=True):
                 self.answers.keep(key, score)
 

@@ -6,7 +6,6 @@ them (`key`); which thread asks, and of which copy of the network, is the page's
 
 import copy
 import hashlib
-import inspect
 import json
 import math
 import statistics
@@ -17,51 +16,28 @@ from typing import NamedTuple
 import torch
 
 from xai_utils import explainers, networks
-from xai_utils.explainers import attention_gate, cam, gradients, lovi, smoe
-from xai_utils.images import BASELINES, baseline, keep_top, perturb, rank_pixels
+from xai_utils.explainers import EXPLAINERS, smoe
+from xai_utils.explainers.records import FLAG, LAYER
+from xai_utils.images import baseline, keep_top, perturb, rank_pixels
 from xai_utils.metrics.cost import plain_forward
 from xai_utils.metrics.perturbation import area_under_curve, perturbation_curves
-from xai_utils.networks.layers import is_map, layer_root
+from xai_utils.networks.layers import is_map, observed
 from xai_utils.widgets.background import watched
 
-VARIANTS = {"akd_unoptimised": "akd"}  # a method that is another one with another option: offered as that option
-COUNTS = ("masks", "samples", "iterations", "steps")  # options that multiply the passes of a method
 QUICK = 4  # passes that nobody needs to wait for: such maps are made at once
 UNIT_ROUNDS = 3  # plain passes, whose median is the forward equivalent
+SEEDS = (0, 2**31 - 1)
 
 
-class Option(NamedTuple):
-    """One setting of a method: one of `choices` if there are any, else a number from `low` to `high`."""
+class Setting(NamedTuple):
+    """What a person can set of a method: one of `choices` if there are any, else a number from `low` to `high`."""
 
     name: str
+    word: str
     default: object
     choices: tuple = ()
     low: float = 0
     high: float = 0
-
-
-CHOICES = {
-    "weights": tuple(lovi.WEIGHTS),
-    "cam": tuple(cam.WEIGHTS),
-    "statistic": tuple(smoe.STATISTICS),
-    "normalisation": tuple(smoe.NORMALISATIONS),
-    "over": tuple(gradients.ATTRIBUTIONS),
-    "baseline": tuple(BASELINES),
-    "hidden": tuple(BASELINES),
-    "average_cams": (True, False),
-    "composition": attention_gate.COMPOSITIONS,
-}
-NUMBERS = {
-    "samples": (1, 2000),
-    "masks": (1, 20000),
-    "iterations": (1, 2000),
-    "steps": (2, 500),
-    "cells": (2, 16),
-    "noise_fraction": (0.0, 1.0),
-    "probability": (0.05, 0.95),
-    "seed": (0, 2**31 - 1),
-}
-CONTROLLER = {"eta": (0.1, 6.0), "exponent": (0.1, 8.0)}  # of DGLE's customized controller
 
 
 class Explanation(NamedTuple):
@@ -86,18 +62,15 @@ class Curves(NamedTuple):
 class Subject:
     """A network that infers, the explainers trained for it, and the settings of the pipeline that made them.
 
-    `surrogates`: λ as text -> AKD's network; `predictors`: DGLE's by method; `gates`: layer -> AMG's; `missing`: method
-    -> why it cannot answer; `notices`: what a reader of the maps must know; `source`: where images come from (None:
-    files and uploads only).
+    `parts`: method -> label -> the trained network that it brings (`Part`); `missing`: method -> why it cannot answer;
+    `notices`: what a reader of the maps must know; `source`: where images come from (None: files and uploads only).
     """
 
     model: torch.nn.Module
     size: int
     device: str = "cpu"
     geometry: str = "crop"
-    surrogates: dict = field(default_factory=dict)
-    predictors: dict = field(default_factory=dict)
-    gates: dict = field(default_factory=dict)
+    parts: dict = field(default_factory=dict)
     missing: dict = field(default_factory=dict)
     notices: tuple = ()
     source: object = None
@@ -113,49 +86,50 @@ class Subject:
     @property
     def methods(self):
         """All methods that can be picked, those that lack their network included."""
-        return [method for method in explainers.EXPLAINERS if method not in VARIANTS]
+        return [method for method, record in EXPLAINERS.items() if record.variant_of is None]
 
-    def options(self, method) -> list[Option]:
+    def settings(self, method) -> list[Setting]:
         """What can be set, with the pipeline's values as defaults."""
-        given, found = self.defaults.get(method, {}), []
-        for name, parameter in inspect.signature(explainers.EXPLAINERS[method]).parameters.items():
-            default = given.get(name, parameter.default)
-            if name == "layer":
-                found.append(Option(name, "default", ("default", *self._layers())))
-            elif name == "surrogate" and self.surrogates:
-                found.append(Option("lambda", next(iter(self.surrogates)), tuple(self.surrogates)))
-            elif name == "gate" and self.gates:
-                found.append(Option("gate", next(iter(self.gates)), tuple(self.gates)))
-            elif name == "predictor" and getattr(self.predictors.get(method), "controller", None) == "customized":
-                made = self.predictors[method]
-                found += [
-                    Option(each, getattr(made, each), low=low, high=high) for each, (low, high) in CONTROLLER.items()
-                ]
+        record, given, found = EXPLAINERS[method], self.defaults.get(method, {}), []
+        for name, default in record.keywords.items():
+            option = record.option(name)
+            if record.part is not None and name == record.part.option:
+                found += self._of_part(method, record.part)
             elif name in ("seed", "generator"):
-                found.append(Option("seed", self.seed, low=NUMBERS["seed"][0], high=NUMBERS["seed"][1]))
-            elif name in CHOICES:
-                found.append(Option(name, default, CHOICES[name]))
-            elif name in NUMBERS:
-                low, high = NUMBERS[name]
-                found.append(Option(name, default, low=low, high=high))
+                found.append(Setting("seed", "seed", self.seed, low=SEEDS[0], high=SEEDS[1]))
+            elif option is not None and option.is_offered:
+                word = option.word or spoken(name)
+                if option.kind == LAYER:
+                    found.append(Setting(name, word, "default", ("default", *self._layers())))
+                    continue
+                choices = (True, False) if option.kind == FLAG else option.choices
+                low, high = option.offered or (0, 0)
+                found.append(Setting(name, word, given.get(name, default), choices, low, high))
         return found
+
+    def _of_part(self, method, part):
+        """Which of several networks, and what can be changed of the only one."""
+        networks_by_label = self.parts.get(method, {})
+        if not networks_by_label:
+            return []
+        if part.word:
+            return [Setting(part.option, part.word, next(iter(networks_by_label)), tuple(networks_by_label))]
+        (network,) = networks_by_label.values()
+        return [
+            Setting(each.name, each.word, getattr(network, each.name), low=each.offered[0], high=each.offered[1])
+            for each in part.settings(network)
+        ]
 
     def _layers(self):
         """Names of layers with a map, blocks of blocks at most (layer4.0)."""
-        found, handles = [], []
-        for name, module in layer_root(self.model).named_modules():
-            if name and name.count(".") < 2:
+        found = []
 
-                def keep(_, __, output, name=name):
-                    if is_map(output) and name not in found:
-                        found.append(name)
+        def see(name, _, output):
+            if name and name.count(".") < 2 and is_map(output) and name not in found:
+                found.append(name)
 
-                handles.append(module.register_forward_hook(keep))
-        try:
+        with observed(self.model, see):
             plain_forward(self.model, torch.zeros(1, 3, self.size, self.size, device=self.device))
-        finally:
-            for handle in handles:
-                handle.remove()
         return found
 
     def key(self, picture, target, method, options):
@@ -170,11 +144,11 @@ class Subject:
         """The softmax probabilities (K,) of an image."""
         return plain_forward(model, self._batch(picture)).softmax(1)[0].cpu()
 
-    def scores(self, model, images, target):
+    def class_probabilities(self, model, images, target):
         """The class probability of several images (n, 3, S, S), a list."""
         return plain_forward(model, images.to(self.device)).softmax(1)[:, int(target)].tolist()
 
-    def layer_maps(self, model, picture):
+    def stack(self, model, picture):
         """The SMOE Scale of each spatial scale: layer names, and the stack (L, S, S) in [0, 1]."""
         images = self._batch(picture)
         return networks.scale_layers(model, images), smoe.layer_maps(model, images)[0].cpu()
@@ -208,22 +182,16 @@ class Subject:
 
     def _arguments(self, method, options):
         """The options as the method's function takes them."""
-        given = {name: value for name, value in options.items() if name not in (*CONTROLLER, "lambda", "seed")}
+        record, given = EXPLAINERS[method], dict(options)
         if given.get("layer") == "default":
             del given["layer"]
-        known = inspect.signature(explainers.EXPLAINERS[method]).parameters
-        if "surrogate" in known:
-            given["surrogate"] = self.surrogates[options["lambda"]]
-        if "predictor" in known:
-            given["predictor"] = copy.copy(self.predictors[method])  # shares its weights
-            vars(given["predictor"]).update({name: options[name] for name in CONTROLLER if name in options})
-        if "gate" in known:
-            given["gate"] = self.gates[options["gate"]]
-        if "generator" in known:
-            given["generator"] = torch.Generator(self.device).manual_seed(options["seed"])
-        elif "seed" in known:
-            given["seed"] = options["seed"]
-        return given
+        if record.part is not None:
+            networks_by_label = self.parts[method]
+            network = networks_by_label[given.pop(record.part.option, next(iter(networks_by_label)))]
+            changed = {each.name: given.pop(each.name) for each in record.part.settings(network) if each.name in given}
+            given[record.part.option] = copy.copy(network)  # shares its weights
+            vars(given[record.part.option]).update(changed)
+        return record.seeded(given, given.pop("seed"), self.device) if record.draws == "generator" else given
 
     def perturbed(self, model, picture, target, explanation, look=None) -> Curves:
         """Insertion and deletion along the map, as the stage evaluate measures them."""
@@ -242,9 +210,16 @@ class Subject:
         return perturb(images, keep, baseline(hidden, self.model, images))[0]
 
 
+def spoken(name):
+    """A method's or option's name as words."""
+    return str(name).replace("_", " ").replace(" plus plus", "++")
+
+
 def passes(method, options) -> int:
     """About how many images go through the network for one map."""
-    counts = {name: options[name] for name in COUNTS if name in options}
+    counts = {
+        each.name: options[each.name] for each in EXPLAINERS[method].options if each.multiplies and each.name in options
+    }
     if options.get("over", "integrated_gradients") != "integrated_gradients":
         counts.pop("steps", None)  # which only that one takes
     return math.prod(counts.values())

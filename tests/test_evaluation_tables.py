@@ -1,0 +1,128 @@
+"""Result tables: the numbers of a scored run as JSON, HTML, Markdown, beside controls and beside the papers."""
+
+import numpy as np
+import pandas
+import pytest
+
+from xai_utils.evaluation import tables
+from xai_utils.evaluation.scores import score_table
+
+METRICS = ["insertion", "deletion", "pointing_game", "mean_intensity"]
+
+
+@pytest.fixture(scope="module")
+def scored():
+    """Eight images; grad_cam is clearly better than random on every metric, xgrad_cam a little worse than it."""
+    base = np.linspace(0, 0.07, 8)
+    rows = []
+    for method, insertion, deletion, hits in (
+        ("grad_cam", 0.8, 0.1, [1] * 8),
+        ("xgrad_cam", 0.7, 0.2, [1] * 6 + [0] * 2),
+        ("random", 0.3, 0.6, [0] * 8),
+    ):
+        about = {"image": range(8), "label": [0, 1] * 4, "target": [0, 1] * 3 + [0, 0], "method": method, "failed": 0}
+        scores = {
+            "insertion": insertion + base,
+            "deletion": deletion + base,
+            "pointing_game": hits,
+            "mean_intensity": 0.5,
+        }
+        rows.append(pandas.DataFrame(about | scores))
+    frame = pandas.concat(rows, ignore_index=True)
+    table = score_table(frame, METRICS, seed=0)
+    result = {
+        "indices": np.arange(8),
+        "targets": np.array([0, 1] * 3 + [0, 0]),
+        "labels": np.array([0, 1] * 4),
+        "protocol": {
+            "curves": {"insertion": {"baseline": "blur", "points": 29}},
+            "options": {},
+            "score": "softmax probability",
+        },
+    }
+    passes = {"grad_cam": 1.0, "xgrad_cam": 1.0, "random": 0.0}
+    return (
+        frame,
+        table,
+        tables.summarise(result, table, passes, asked=[*METRICS, "faithfulness"], confidence=0.95, seed=0),
+    )
+
+
+def test_the_summary_says_what_was_measured_and_how(scored):
+    """Means by hand (base adds 0.035), direction, n, seed, and how often the explained class is right (7 of 8)."""
+    _, _, summary = scored
+    assert summary["methods"]["grad_cam"]["insertion"]["mean"] == pytest.approx(0.835)
+    assert summary["methods"]["random"]["passes"] == 0
+    assert [summary["metrics"][name]["arrow"] for name in METRICS] == ["↑", "↓", "↑", ""]
+    assert summary["metrics"]["deletion"]["n"] == 8
+    assert summary["protocol"].startswith("8 held-out images (all 8 scored by each metric), seed 0, 95% bootstrap")
+    assert "right on 88% of the images" in summary["protocol"]
+    assert summary["protocol"].endswith("Left out, for no image has a score: faithfulness.")
+    assert summary["curves"] == {"insertion": "Removed pixels: blur; 29 points, end points included."}
+
+
+def test_the_list_of_what_columns_measure_follows_the_run(scored):
+    """16 pixels of 64 a step are 4 steps and 5 points; settings are the run's, those of an image of 8 pixels."""
+    _, _, summary = scored
+    curves = {"insertion": {"baseline": "blur", "pixels_per_step": 224 * 224 // 4}, "deletion": {"baseline": "black"}}
+    text = tables.measured(summary, (8, 8), curves=curves, options={"pointing_game": {"tolerance": 7}})
+    assert text.count("<dt>") == len(METRICS)
+    assert "return to the baseline; baseline blur; 5 points, 16 of 64 pixels a step</dd>" in text
+    assert "become the baseline; baseline black; " in text
+    assert "a constant map misses; tolerance 7</dd>" in text
+
+
+def test_best_follows_the_direction_of_the_metric(scored):
+    """Highest insertion and lowest deletion are best."""
+    _, _, summary = scored
+    assert tables.best(summary, "insertion") == tables.best(summary, "deletion") == "grad_cam"
+    assert tables.best(summary, "mean_intensity") is None  # neither direction is better
+
+
+def test_html_and_markdown_show_the_same_cells(scored):
+    """The best mean is bold in both, the interval stands beside it."""
+    _, _, summary = scored
+    score = summary["methods"]["grad_cam"]["deletion"]
+    low, high = f"{score['low']:.3f}", f"{score['high']:.3f}"
+    assert f"><b>0.135</b><br><small>{low} – {high}</small></td>" in tables.html(summary)
+    lines = tables.markdown(summary).splitlines()
+    assert lines[0] == "| method | Insertion ↑ | Deletion ↓ | Pointing game ↑ | Mean intensity | passes | failures |"
+    assert f"**0.135** [{low}, {high}]" in lines[2]
+    assert lines[-1] == summary["protocol"]
+
+
+def test_standings_say_who_is_best_second_and_level(scored):
+    """Insertion is apart by 0.1 for all eight images (p = 2 / 2^8); two more misses of eight are no evidence."""
+    frame, table, summary = scored
+    found = tables.standings(frame, table, METRICS, seed=0)
+    assert found["insertion"] == {"grad_cam": "best", "xgrad_cam": "second", "random": ""}
+    assert found["pointing_game"]["xgrad_cam"] == "second"
+    assert "mean_intensity" not in found
+    page = tables.html(summary, found)
+    assert "<u>0.735</u>" in page
+    assert 'data-first="descending">Insertion' in page
+    assert 'data-first="ascending">Deletion' in page
+    three = {"pointing_game": {"grad_cam": "best", "xgrad_cam": "level", "random": ""}}
+    assert "0.750 ≈" in tables.html(summary, three)
+
+
+def test_names_in_html_are_text(scored):
+    """A method or a label that looks like HTML is shown as it is written."""
+    name = "<img src=x onerror=alert(1)>"
+    _, _, summary = scored
+    methods = {name: summary["methods"]["random"]}
+    metrics = {metric: about | {"label": f"{name} {metric}"} for metric, about in summary["metrics"].items()}
+    page = tables.html({"methods": methods, "metrics": metrics})
+    assert "<img" not in page
+    assert page.count("&lt;img src=x onerror=alert(1)&gt;") == 2 + len(metrics)  # the name is a sorting key, too
+
+
+def test_methods_are_tested_against_the_best_control(scored):
+    """Differences by hand; both methods' intervals lie apart from random's, in the better direction: ✓."""
+    frame, table, _ = scored
+    rows = tables.against_controls(frame, table, METRICS, controls=("random", "sobel_edges"), seed=0)
+    assert rows.loc["grad_cam", "Insertion, random"].startswith("+0.500 (p 0.")
+    assert rows.loc["xgrad_cam", "Deletion, random"].startswith("-0.400 (p 0.")
+    assert all(text.endswith(" ✓") for text in rows[["Insertion, random", "Deletion, random"]].to_numpy().flat)
+    assert "Mean intensity, random" not in rows
+    assert tables.against_controls(frame, table, METRICS, controls=("sobel_edges",), seed=0).empty

@@ -1,0 +1,131 @@
+"""AMG's tables: counted by hand, beside the printed numbers, and what is decided of the paper's claims."""
+
+import pandas
+import pytest
+import torch
+from conftest import ROOT
+from test_layers import settled
+
+from xai_utils import networks
+from xai_utils.explainers import explain
+from xai_utils.metrics import average_drop
+from xai_utils.metrics.confidence import PERCENTS, percentage_in
+from xai_utils.papers import amg
+
+PUBLISHED = ROOT / "data" / "published"
+DROPS = {
+    "grad_cam": 40.0,
+    "grad_cam_plus_plus": 30.0,
+    "smooth_grad_cam_plus_plus": 42.0,
+    "xgrad_cam": 40.0,
+    "amg": 50.0,
+}
+
+
+def scored(images=12):
+    """Made-up scores on two layers and two spaces: each method's drop is its number, plus what the image adds."""
+    rows = []
+    for layer in ("layer4", "layer4.0.conv2"):
+        for method, drop in DROPS.items():
+            for space in amg.SPACES:
+                for image in range(images):
+                    about = {"layer": layer, "method": method, "space": space, "image": image}
+                    scores = {"average_drop": drop + image, "percent_increase": 0.0}
+                    scores |= {f"logit_{at}": at + (method == "amg") + image / 10 for at in PERCENTS}
+                    rows.append(about | scores | {f"accuracy_{at}": 1.0 for at in PERCENTS})
+    return pandas.DataFrame(rows)
+
+
+def test_black_boxes_are_counted_by_hand():
+    """Four images, seven classes: the right class is first, second, sixth and first: top-1 50, top-5 75, error 25."""
+    logits = torch.zeros(4, 7)
+    for row, place in enumerate((0, 1, 5, 0)):
+        logits[row] = torch.arange(7).roll(place).neg().float()  # class 0 has rank `place`
+    labels = {"small_vgg": torch.zeros(4, dtype=torch.long)}
+    table = amg.black_boxes({"small_vgg": logits}, labels, PUBLISHED, seed=0)
+    texts = [table.loc["small_vgg", name].split(" ")[0] for name in ("top-1", "top-5", "top-5 error")]
+    assert texts == ["50.0", "75.0", "25.0"]
+    assert table.loc["small_vgg", ["paper", "paper, accuracy", "paper, top-5 error"]].tolist() == [
+        "VGG19",
+        0.9372,
+        9.21,
+    ]
+
+
+def test_a_network_that_the_paper_lacks_has_no_printed_number():
+    """An architecture of another family stands in Table 2 without the paper's columns."""
+    labels = {"densenet121": torch.zeros(2, dtype=torch.long)}
+    table = amg.black_boxes({"densenet121": torch.eye(2)}, labels, PUBLISHED, seed=0)
+    assert table.loc["densenet121", ["paper", "paper, accuracy"]].tolist() == ["", ""]
+
+
+def test_table_3_marks_what_differs_from_grad_cam():
+    """▲ where the drop is lower than Grad-CAM's on the same images, ▼ where it is higher, nothing where it is equal."""
+    table = amg.drop_and_increase(scored(), PUBLISHED, seed=0)
+    assert table.index.tolist() == [(layer, name) for layer in ("layer4", "layer4.0.conv2") for name in DROPS]
+    cells = table.loc["layer4"]["average drop ↓", "black"]
+    assert cells["grad_cam"].startswith("45.5 [")
+    ends = {name: text[-1] for name, text in cells.items()}
+    assert ends == {"grad_cam": "]", "grad_cam_plus_plus": "▲", "smooth_grad_cam_plus_plus": "▼", "xgrad_cam": "]",
+                    "amg": "▼"}  # fmt: skip
+    assert table.loc["layer4"]["average drop ↓", "paper"].tolist() == [45.27, 44.35, 44.82, 46.33, 42.52]
+    assert table.loc["layer4"]["increase ↑", "black"].tolist() == ["0.0 [0.0, 0.0]"] * 5
+
+
+def test_table_4_has_the_printed_rows_below_the_logits():
+    """A column per share; AMG's logits are marked as higher; the other scores have no printed numbers."""
+    table = amg.percentage_in(scored(), PUBLISHED, seed=0)
+    assert list(table.columns) == [f"{at} %" for at in PERCENTS]
+    assert table.loc[("black", "layer4", "amg"), "5 %"] == "6.55 [6.36, 6.74] ▲"
+    assert table.loc[("paper", "", "amg")].tolist() == ["1.02", "1.29", "5.53", "9.52", "11.53"]
+    assert len(table) == 2 * 2 * 5 + 5
+    assert len(amg.percentage_in(scored(), PUBLISHED, score="accuracy", seed=0)) == 20
+    with pytest.raises(ValueError, match="score 'rank' is unknown; choose one of logit, probability, accuracy"):
+        amg.percentage_in(scored(), PUBLISHED, score="rank", seed=0)
+
+
+def test_claims_are_decided_by_paired_differences():
+    """A drop always 20 above the best other's fails, a logit always 1 above holds, equal ones are undecided."""
+    claims = amg.claims(scored(), seed=0)
+    here = claims["black", "layer4"]
+    assert here["AMG has the lowest average drop"] == "fails; +20.0 [+20.0, +20.0]; than Grad-CAM++"
+    assert here["AMG has the highest logit with 5 % in"] == "holds; +1.00 [+1.00, +1.00]; than Grad-CAM"
+    assert here["AMG has the highest increase"].startswith("undecided; +0.0 [+0.0, +0.0]")
+    without = scored()
+    assert amg.claims(without[without["method"] != "amg"], seed=0).empty
+
+
+def test_scores_are_the_metrics_of_the_same_maps():
+    """Maps of a layer are the explainers', and a table's numbers the metrics', in both spaces; a gate adds a row."""
+    torch.manual_seed(0)
+    model = settled(networks.build("small_resnet", range(3)))
+    images, target = torch.rand(3, 3, 48, 48), torch.tensor([0, 1, 2])
+    convolution = networks.last_convolution(model, images)
+    assert convolution == "layer4.0.conv2"
+    gates = {"layer4": networks.gate_for(model, images).eval(), convolution: None}
+    maps = amg.maps_of_family(model, images, target, gates, smooth_samples=2, seed=0)
+    assert ("layer4", "amg") in maps
+    assert (convolution, "amg") not in maps
+    expected = explain(model, images, target, method="xgrad_cam", layer=convolution)
+    torch.testing.assert_close(maps[convolution, "xgrad_cam"], expected)
+    frame = amg.confidence_scores(model, images, target, maps)
+    assert len(frame) == 9 * 2 * 3
+    rows = frame[(frame.layer == convolution) & (frame.method == "xgrad_cam") & (frame.space == "mean")]
+    for name, values in {
+        "average_drop": average_drop(model, images, target, expected, baseline="mean"),
+        "logit_20": percentage_in(model, images, target, expected, percent=20, score="logit", baseline="mean"),
+    }.items():
+        assert rows[name].tolist() == pytest.approx(values.tolist(), rel=1e-4, abs=1e-4)
+
+
+def test_pairs_coincide_behind_global_pooling_and_nowhere_else():
+    """On layer4 Grad-CAM = XGrad-CAM and Grad-CAM++ = Smooth Grad-CAM++ (formula); on its last convolution neither."""
+    torch.manual_seed(0)
+    model = settled(networks.build("small_resnet", range(3)))
+    images, target = torch.rand(3, 3, 48, 48), torch.tensor([0, 1, 2])
+    gates = {"layer4": None, "layer4.0.conv2": None}
+    maps = amg.maps_of_family(model, images, target, gates, smooth_samples=2, seed=0, average_cams=False)
+    table = amg.differences(maps).map(float)
+    for pair in ("grad_cam, xgrad_cam", "grad_cam_plus_plus, smooth_grad_cam_plus_plus"):
+        assert table.loc[pair, "layer4"] < 1e-4
+        assert table.loc[pair, "layer4.0.conv2"] > 1e-2

@@ -1,0 +1,42 @@
+"""The schematics say what the modules are."""
+
+import pytest
+import torch
+
+from xai_utils.networks import Surrogate, build
+from xai_utils.papers import schematics
+
+
+@pytest.fixture(scope="module")
+def parts():
+    torch.manual_seed(0)
+    target = build("resnet18", "abc").eval()
+    return target, Surrogate(target).eval(), torch.rand(1, 3, 64, 64)
+
+
+def texts(figure):
+    return "\n".join(text.get_text() for text in figure.axes[0].texts)
+
+
+def test_the_student_has_its_real_stages(parts):
+    """ResNet-18: two basic blocks and two CBAM in each stage, with the shapes of a pass of 64 pixels."""
+    _, surrogate, images = parts
+    found = texts(schematics.student(surrogate, images))
+    for part in ("layer2: 2 × BasicBlock\n128 × 8 × 8", "2 × CBAM", "Δ: 512 × 2 × 2", "pooling, fc\n3", "64 × 16 × 16"):
+        assert part in found
+
+
+def test_the_explanation_network_has_its_real_widths(parts):
+    """512 → 128, 384 → 64, 192 → 16, then the head, to the image's size."""
+    found = texts(schematics.explanation_network(*parts[1:]))
+    for part in ("3×3 512 → 128", "3×3 384 → 64", "3×3 192 → 16", "1×1 16 → 1", "64 × 64", "Δ of layer4\n512 × 2 × 2"):
+        assert part in found
+
+
+def test_the_overview_counts_parameters(parts):
+    """Target, student and explanation network stand with their numbers of parameters; no hook stays."""
+    target, surrogate, images = parts
+    found = texts(schematics.overview(target, surrogate, images))
+    for module in (target, surrogate.student, surrogate.explanation):
+        assert f"{sum(weights.numel() for weights in module.parameters()):,} parameters" in found
+    assert not any(module._forward_hooks for module in surrogate.modules())

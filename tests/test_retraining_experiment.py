@@ -1,0 +1,157 @@
+"""ROAR and KAR: every condition trained once, by masks that know no label, in runs that can be stopped and shared."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from xai_utils import datasets
+from xai_utils.retraining import jobs
+from xai_utils.retraining.experiment import retrain
+from xai_utils.retraining.inputs import FOLDER
+from xai_utils.training.distributed import Compute
+
+LAYERS = ("relu", "layer1", "layer2", "layer3", "layer4")
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """A folder to work in, with 24 birds of 32 pixels to learn from and 12 held out."""
+    folder = tmp_path_factory.mktemp("retraining")
+    options = {"image_size": 32, "train_per_class": 2, "validation_per_class": 1}
+    datasets.prepare(ROOT / "data" / "birds", folder / "build" / "data", **options)
+    return folder
+
+
+LEARNING = {
+    "epochs": 1,
+    "batch_size": 8,
+    "learning_rate": 0.05,
+    "schedule": "steps",
+    "milestones": [1],
+    "momentum": 0.9,
+    "weight_decay": 1e-4,
+    "smallest_crop": 0.6,
+}
+SETTINGS = {
+    "data": "build/data",
+    "target": "build/target",
+    "seed": 3,
+    "network": "tiny_resnet",
+    "image_size": 24,
+    "train_images": 16,
+    "held_out_images": 9,
+    "explained_epochs": 1,
+    "repetitions": 2,
+    "percentages": [10, 50],
+    "fill": "mean",
+    "keep_share": 0.025,
+    "least_share": 0.1,
+    "scale_kept": True,
+    "image": LEARNING,
+    "layer": LEARNING,
+    "statistics": ["truncated_normal_entropy"],
+    "rows": {"grad_cam": {"method": "grad_cam"}},
+}
+
+
+@pytest.fixture(scope="module")
+def finished(prepared):
+    """Every record of a small study by two workers, and what was said."""
+    said = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(prepared)
+        records = retrain(SETTINGS, compute=Compute("cpu", threads=2), log=said.append)
+    return records, said
+
+
+def test_every_condition_is_trained_once(finished):
+    """2 x (5 layers + 2 percentages) x 2 rows of KAR and of ROAR, and three without masks; hits are 0 or 1."""
+    records, said = finished
+    assert len(records) == 1 + 2 + 2 * 2 * (5 * 2 + 2 * 2)
+    for record in records:
+        assert set(record) == {"level", "mode", "row", "percent", "layer", "repetition", "hits"} or "folder" in record
+        assert len(record["hits"]) == 9
+        assert set(record["hits"]) <= {0, 1}
+    conditions = {tuple((k, v) for k, v in record.items() if k != "hits") for record in records}
+    assert len(conditions) == len(records)
+    layers = [record["layer"] for record in records if record["level"] == "layer" and record["mode"] == "keep"]
+    assert tuple(dict.fromkeys(layers)) == LAYERS
+    assert any(text.endswith("maps of grad_cam") for text in said)
+
+
+def test_random_masks_of_both_modes_share_their_trainings(finished):
+    """To keep 50 % at random is to remove 50 %: one training, the same hits."""
+    random = {
+        (record["mode"], record["repetition"]): record["hits"]
+        for record in finished[0]
+        if record["level"] == "image" and record["row"] == "random" and record["percent"] == 50
+    }
+    for repetition in (0, 1):
+        assert random["keep", repetition] == random["remove", repetition]
+
+
+def test_a_second_run_trains_nothing_and_one_worker_gives_the_same(finished, prepared, monkeypatch):
+    """Finished results are read; what is missing is made again, by a single process, with the same hits."""
+    monkeypatch.chdir(prepared)
+    keep = [record for record in finished[0] if record["mode"] == "keep"]
+    said = []
+    compute = Compute("cpu", threads=1)
+    assert retrain(SETTINGS, ["keep"], compute=compute, log=said.append) == keep
+    assert said == []
+    for kind in ("layer", "image"):
+        sorted((FOLDER / kind).iterdir())[0].unlink()
+    assert not list((FOLDER / "running").iterdir())
+    for mode in ("keep", "remove"):
+        again = retrain(SETTINGS, [mode], compute=compute, log=said.append)
+        assert again == [record for record in finished[0] if record["mode"] == mode]
+    assert len(said) == 2
+
+
+def test_a_damaged_result_is_named(finished, prepared, monkeypatch):
+    """A result cut short is an error with its path, not a training silently repeated."""
+    monkeypatch.chdir(prepared)
+    path = sorted((FOLDER / "plain").glob("*.json"))[0]
+    whole = path.read_text()
+    path.write_text(whole[:5])
+    with pytest.raises(ValueError, match=f"{path.name} is damaged .* delete it and run again"):
+        retrain(SETTINGS, ["none"], compute=Compute("cpu"))
+    path.write_text(whole)
+
+
+def test_masks_know_no_label(finished, prepared, monkeypatch, tmp_path):
+    """With the labels of all images shuffled the maps, hence the masks, are the same."""
+    monkeypatch.chdir(prepared)
+    explained = next((FOLDER / "explained").glob("*/target.json")).parent
+    shutil.copytree("build/data", tmp_path / "shuffled")
+    for split in datasets.SPLITS:
+        file = tmp_path / "shuffled" / split / "labels.npy"
+        np.save(file, np.roll(np.load(file), 5))
+    results = []
+    for folder in (Path("build/data"), tmp_path / "shuffled"):
+        chosen = {name: None for name in ("image_size", "train_images", "held_out_images")}
+        chosen |= {"data": str(folder), "data_hash": folder.name, "subset_seed": 0, "explained": str(explained)}
+        chosen |= {"percentages": [50], "seed": 0, "row": {"method": "fastcam"}}
+        path = tmp_path / f"{folder.name}.json"
+        jobs.work(path, "levels", chosen, Compute("cpu", "float32"))
+        results.append(json.loads(path.read_text()))
+    assert results[0] == results[1]
+    found = np.load(tmp_path / results[0]["levels"] / "train.npy")
+    assert found.shape == (24, 32, 32)
+    assert (found == 0).reshape(24, -1).sum(1).tolist() == [512] * 24
+
+
+def test_unusable_settings_are_refused_before_any_work(tmp_path, monkeypatch):
+    """A row's unknown option, an unknown statistic, network or fill: an error that says what is allowed."""
+    monkeypatch.chdir(tmp_path)
+    for change, message in (
+        ({"rows": {"mine": {"method": "grad_cam", "power": 2}}}, "row 'mine': grad_cam has no option 'power'"),
+        ({"statistics": ["median"]}, "statistic 'median' is unknown; choose among smoe_scale"),
+        ({"network": "lenet"}, "network 'lenet' is unknown; choose among target, alexnet"),
+        ({"fill": "white"}, "fill 'white' is unknown; choose among mean, black"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            retrain(SETTINGS | change, ["keep"], compute=Compute("cpu"))

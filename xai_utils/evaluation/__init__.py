@@ -1,0 +1,1 @@
+"""Maps of many images, their scores, and the tables and sanity checks made of them."""

@@ -1,0 +1,300 @@
+"""Scores of saved maps: every method on the same images, every metric on the same ranking, shared among processes.
+
+A method's scores go to disk as soon as it is done, so that memory does not grow with images times methods:
+    <scores>/<method>.csv    one row per image: image, label, target, method, failed, the metrics, protocol
+    <scores>/protocol.json   the methods in the order of the tables, what was measured how, and the digest of both,
+                             which every row repeats: scores of two protocols are never mixed (`read_scores`)
+    <drawn>/<method>.<curve>.npy   the curve of every image, (n, points)
+"""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas
+import torch
+
+from xai_utils import datasets
+from xai_utils.evaluation import maps
+from xai_utils.metrics import METRICS, metric
+from xai_utils.metrics.localisation import break_zero_ties, mean_over_categories
+from xai_utils.metrics.part_truth import THRESHOLD, area_share, deciding_parts
+from xai_utils.metrics.perturbation import CURVES, perturbation_curves
+from xai_utils.metrics.statistics import holm, paired_tests, summary
+from xai_utils.networks import inference_copy, targets
+from xai_utils.training import distributed
+
+REQUIRED = ("target", "data", "maps", "metrics")
+DEFAULTS = {
+    "curves": {},  # curve -> options of its protocol, e.g. {"deletion": {"pixels_per_step": 1792}}
+    "options": {},  # metric -> options of its score, e.g. {"pointing_game": {"tolerance": 15}}
+    "part_threshold": THRESHOLD,  # share of the class's probability that a part which decides takes with it
+    "break_ties": True,  # order zero pixels by their nearness to evidence, for all methods
+    "chunk": 64,  # perturbed images per forward pass
+    "batch": 32,  # images in memory at once
+    "scores": None,  # folder for the scores of each image
+    "drawn": None,  # folder for the curves of each image
+    "device": "cpu",
+}
+INDEX = "protocol.json"
+
+
+def _complete(settings):
+    missing = [name for name in REQUIRED if name not in settings]
+    unknown = [name for name in settings if name not in (*REQUIRED, *DEFAULTS)]
+    if missing or unknown:
+        known = f"needed are {', '.join(REQUIRED)}; optional are {', '.join(DEFAULTS)}"
+        raise ValueError(f"evaluation settings lack {missing} and have the unknown {unknown}; {known}")
+    settings = DEFAULTS | settings
+    for name in (*settings["metrics"], *settings["options"]):
+        metric(name)  # raises on an unknown name
+    unknown = [name for name in settings["curves"] if name not in CURVES]
+    if unknown:
+        raise ValueError(f"curves {unknown} are unknown; choose among {', '.join(CURVES)}")
+    return settings
+
+
+def needed_curves(metrics):
+    """The curves that `metrics` are numbers of, each once."""
+    return list(dict.fromkeys(METRICS[name].curve for name in metrics if METRICS[name].curve))
+
+
+def score_batch(
+    model, images, target, maps, *, metrics, masks=None, part_masks=None, curves=None, options=None, chunk=64
+):
+    """Scores and curves of one method: (dict metric -> (N,), dict curve -> (N, points)), float on the CPU.
+
+    Maps that are not finite score NaN in every metric. `masks` (N, H, W) is needed by the localisation metrics,
+    `part_masks` (N, H, W) by part truth (`deciding_parts`); `curves` and `options` as in `DEFAULTS`.
+    """
+    options = options or {}
+    given = {"masks": {"masks": masks}, "part_masks": {"part_masks": part_masks}, "model": {"chunk": chunk}}
+    finite = maps.flatten(1).isfinite().all(1)  # (N,)
+    maps = torch.where(finite[:, None, None], maps, 0)
+    drawn, which = {}, needed_curves(metrics)
+    if which:
+        protocols = {name: (curves or {}).get(name, {}) for name in which}
+        drawn = perturbation_curves(model, images, target, maps, curves=which, chunk=chunk, **protocols)
+    scores = {}
+    for name in metrics:
+        chosen = metric(name)
+        if chosen.curve:
+            scores[name] = chosen.curve_score(drawn[chosen.curve], **options.get(name, {}))
+        else:
+            shared = given.get(chosen.needs, {})
+            scores[name] = chosen.function(model, images, target, maps, **shared, **options.get(name, {}))
+    for values in (*scores.values(), *drawn.values()):
+        values[~finite.cpu()] = torch.nan
+    return scores, drawn
+
+
+def score_maps(settings, log=None):
+    """Score the maps of a folder with the settings of `DEFAULTS` and `REQUIRED` (folders and metric names).
+
+    Returns a dict, equal up to rounding whatever the number of processes:
+        scores      method -> metric -> (n,)           failed   method -> (n,) bool, its map was not finite
+        curves      method -> curve -> (points,)       fractions  curve -> (points,), the x axis; means over the images
+        indices, targets, labels (n,)                  protocol   what stands beside the numbers
+        part_area   (n,) share of the image on parts that decide, None where no metric needs them
+    Targets and labels are the target network's class indices, whatever the order of the data's classes. Metrics that
+    need parts are left out for data that cannot be drawn again. The folders `scores` and `drawn` are replaced as a
+    whole when all methods are done. `log(text)` gets a line per method on the main process.
+    """
+    settings = _complete(settings)
+    explained, data = maps.load(settings["maps"]), datasets.load(settings["data"])
+    split = getattr(data, explained.split)
+    indices, classes = explained.indices, torch.as_tensor(explained.targets)
+    metrics = [
+        name for name in settings["metrics"] if METRICS[name].needs != "part_masks" or data.catalogue is not None
+    ]
+    target = targets.load(settings["target"], settings["device"])
+    model = inference_copy(target, split.tensor(indices[:1]).to(settings["device"]))
+    which, asked = needed_curves(metrics), settings["curves"]
+    protocols = {name: CURVES[name](split.images.shape[-2:], **asked.get(name, {})) for name in which}
+    parts = None
+    if any(METRICS[name].needs == "part_masks" for name in metrics):
+        options = {"threshold": settings["part_threshold"], "device": settings["device"], "chunk": settings["chunk"]}
+        parts = distributed.map_in_order(
+            lambda items: deciding_parts(model, data, explained.split, indices[items], classes[items], **options).masks,
+            len(indices),
+            batch_size=settings["batch"],
+        )
+    result = {"scores": {}, "failed": {}, "curves": {}}
+    result["fractions"] = {name: protocol.fractions for name, protocol in protocols.items()}
+    result["protocol"] = {
+        "score": "softmax probability of the explained class",
+        "break_ties": settings["break_ties"],
+        "options": settings["options"],
+        "curves": {
+            name: {"baseline": protocol.baseline, "points": len(protocol.counts), "pixels_per_step": protocol.counts[1]}
+            for name, protocol in protocols.items()
+        },
+    }
+    place = {name: index for index, name in enumerate(target.classes)}  # the data may know fewer classes
+    labels = np.array([place[split.classes[label]] for label in split.labels[indices]])
+    result |= {"indices": indices, "targets": classes.numpy(), "labels": labels}
+    result["part_area"] = None if parts is None else area_share(parts).numpy()
+    with _Written(settings, explained, metrics, result) as written:
+        for method, array in explained.arrays.items():
+
+            def rows(items, array=array):
+                """Everything about some images as one row each: scores, then failure, then the points of all curves."""
+                batch = torch.from_numpy(array[items]).to(settings["device"])
+                scores, drawn = score_batch(
+                    model,
+                    split.tensor(indices[items]).to(settings["device"]),
+                    classes[items].to(settings["device"]),
+                    break_zero_ties(batch) if settings["break_ties"] else batch,
+                    metrics=metrics,
+                    masks=split.box_masks(indices[items]),
+                    part_masks=None if parts is None else parts[items],
+                    **{name: settings[name] for name in ("curves", "options", "chunk")},
+                )
+                failed = ~batch.flatten(1).isfinite().all(1).cpu()
+                return torch.cat([torch.stack([*scores.values(), failed.float()], 1), *drawn.values()], 1)
+
+            table = distributed.map_in_order(rows, len(indices), batch_size=settings["batch"]).numpy()
+            widths = [len(metrics) + 1, *(len(protocol.counts) for protocol in protocols.values())]
+            scores, *drawn = np.split(table, np.cumsum(widths)[:-1], axis=1)
+            drawn = dict(zip(protocols, drawn, strict=True))
+            result["scores"][method] = dict(zip(metrics, scores[:, :-1].T, strict=True))
+            result["failed"][method] = scores[:, -1] > 0
+            result["curves"][method] = {name: _mean(values) for name, values in drawn.items()}
+            written.add(method, drawn)
+            if log and distributed.is_main():
+                log(f"{method}: {len(indices)} images scored, {int(result['failed'][method].sum())} without a map")
+    return result
+
+
+def _mean(curves):
+    """The mean curve (points,) of those that are no failures (NaN); NaN where all are."""
+    whole = curves[~np.isnan(curves).any(1)]
+    return whole.mean(0) if len(whole) else np.full(curves.shape[1], np.nan)
+
+
+class _Written:
+    """The folders of scores and curves while they are filled, by the main process; on an error nothing is replaced."""
+
+    def __init__(self, settings, explained, metrics, result):
+        main = distributed.is_main()
+        self.folders = {name: Path(settings[name]) for name in ("scores", "drawn") if settings[name] and main}
+        self.partial = {name: folder.with_name(f".{folder.name}.partial") for name, folder in self.folders.items()}
+        self.result = result
+        self.index = {"methods": list(explained.arrays), "metrics": metrics, "protocol": result["protocol"]}
+        about = json.dumps([self.index, explained.methods, explained.indices.tolist(), explained.targets.tolist()])
+        self.index["digest"] = hashlib.sha256(about.encode()).hexdigest()[:12]
+
+    def __enter__(self):
+        for folder in self.partial.values():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+        return self
+
+    def add(self, method, drawn):
+        if "scores" in self.partial:
+            options = {"index": False, "float_format": "%.6g", "lineterminator": "\n"}
+            frame = _frame(self.result, method).assign(protocol=self.index["digest"])
+            frame.to_csv(self.partial["scores"] / f"{method}.csv", **options)
+        for name, values in drawn.items() if "drawn" in self.partial else ():
+            np.save(self.partial["drawn"] / f"{method}.{name}.npy", values)
+
+    def __exit__(self, kind, error, trace):
+        if kind is None and "scores" in self.partial:
+            (self.partial["scores"] / INDEX).write_text(json.dumps(self.index, indent=1) + "\n")
+        for name, folder in self.partial.items():
+            if kind is None:
+                shutil.rmtree(self.folders[name], ignore_errors=True)
+                folder.rename(self.folders[name])
+            else:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def evaluate(settings, *, compute=None, log=None):
+    """`score_maps` on the device and in the processes of `compute`; for several, `log` must be importable."""
+    compute = (compute or distributed.Compute()).resolved()
+    work = (settings | {"device": compute.device}, log)
+    _complete(work[0])
+    return distributed.run(
+        score_maps, *work, processes=compute.processes, threads=compute.threads, device=compute.device
+    )
+
+
+def _frame(result, method):
+    about = {"image": result["indices"], "label": result["labels"], "target": result["targets"], "method": method}
+    return pandas.DataFrame(about | {"failed": result["failed"][method].astype(int)} | result["scores"][method])
+
+
+def score_frame(result):
+    """One row per image and method of `score_maps`' result: image, label, target, method, failed, then the metrics."""
+    return pandas.concat([_frame(result, method) for method in result["scores"]], ignore_index=True)
+
+
+def read_scores(folder):
+    """The scores that `score_maps` wrote into `folder`, as a `score_frame`, methods in the order of the tables.
+
+    FileNotFoundError where there are none; ValueError naming the file where one is of another run or protocol.
+    """
+    folder = Path(folder)
+    if not (folder / INDEX).is_file():
+        raise FileNotFoundError(f"{folder} holds no scores (no {INDEX}); run the stage evaluate")
+    index, frames = json.loads((folder / INDEX).read_text()), []
+    strangers = {path.stem for path in folder.glob("*.csv")} - set(index["methods"])
+    if strangers:
+        raise ValueError(f"{folder} holds scores of another run: {', '.join(sorted(strangers))}; evaluate again")
+    for method in index["methods"]:
+        frame = pandas.read_csv(folder / f"{method}.csv", dtype={"protocol": str})
+        if set(frame["protocol"]) != {index["digest"]}:
+            raise ValueError(f"{folder / f'{method}.csv'} was scored by another protocol than {INDEX}; evaluate again")
+        frames.append(frame.drop(columns="protocol"))
+    return pandas.concat(frames, ignore_index=True)
+
+
+def _same_images(frame, name):
+    """One metric as images x methods, only where every method has a map and a score; and the images' labels."""
+    methods = frame["method"].unique()  # keeps their order
+    values = frame.pivot(index="image", columns="method", values=name)[methods]
+    failed = frame.pivot(index="image", columns="method", values="failed")[methods].astype(bool).any(axis=1)
+    values = values[~failed].dropna()
+    return values, frame.drop_duplicates("image").set_index("image")["label"].reindex(values.index)
+
+
+def score_table(frame, metrics, *, seed, confidence=0.95, resamples=2000):
+    """Rows methods; per metric the columns `<metric>`, `<metric>_low`, `<metric>_high`, `<metric>_n`; `failures`.
+
+    All methods stand on the same images: where one method failed or a metric skips the image, all leave it out.
+    `failures` counts each method's own. The pointing game has `<metric>_by_category` too, the paper's mean.
+    """
+    table = pandas.DataFrame(index=pandas.Index(frame["method"].unique(), name="method"))
+    for name in metrics:
+        values, labels = _same_images(frame, name)
+        for method in table.index:
+            scores = values[method].to_numpy()
+            about = summary(scores, seed, confidence=confidence, resamples=resamples)
+            for column, part in {name: "mean", f"{name}_low": "low", f"{name}_high": "high", f"{name}_n": "n"}.items():
+                table.loc[method, column] = about[part]
+            if metric(name).by_category:
+                table.loc[method, f"{name}_by_category"] = mean_over_categories(scores, labels.to_numpy())
+        table[f"{name}_n"] = table[f"{name}_n"].astype(int)
+    table["failures"] = frame.groupby("method")["failed"].sum().reindex(table.index).astype(int)
+    return table
+
+
+def compare_methods(frame, name, *, reference, seed, **intervals):
+    """Each method against `reference` in metric `name`, paired by image: difference, low, high, p, n, p_holm.
+
+    `intervals`: confidence, resamples and permutations of `statistics.paired_tests`.
+
+    A positive difference means a higher score than the reference's; whether that is better stands in `METRICS`.
+    """
+    values, _ = _same_images(frame, name)
+    if reference not in values:
+        raise ValueError(f"reference {reference!r} was not scored; choose among {', '.join(values.columns)}")
+    others = [method for method in values.columns if method != reference]
+    tests = paired_tests(values[others].to_numpy().T, values[reference], seed=seed, **intervals)
+    rows = dict(zip(others, tests, strict=True))
+    table = pandas.DataFrame.from_dict(rows, orient="index").rename_axis("method")
+    if len(values):
+        table["p_holm"] = holm(table["p"])
+    return table

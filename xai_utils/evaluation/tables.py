@@ -1,0 +1,167 @@
+"""Result tables: what a report, the front page and the README show of a scored run."""
+
+from html import escape
+
+import numpy as np
+import pandas
+
+from xai_utils.evaluation.scores import compare_methods
+from xai_utils.metrics import METRICS
+
+SIGNIFICANT = 0.05
+
+
+def digits(metric: str) -> int:
+    """Decimals worth showing: percent with one, shares with three."""
+    return 1 if METRICS[metric].unit == "percent" else 3
+
+
+def summarise(result: dict, table: pandas.DataFrame, passes: dict, *, asked, seed: int, confidence=0.95, **_) -> dict:
+    """A scored run as plain JSON: per metric what it is, per method the means with intervals, and the protocol.
+
+    `result` from `scores.evaluate`, `table` from `scores.score_table`, `passes` from the maps' record,
+    `asked` the metrics that were to be scored: those without a score on any image are named in the protocol.
+    """
+    scored = [name for name in asked if name in table]
+    left_out = [name for name in asked if name not in table]
+    curves = {
+        name: f"Removed pixels: {about['baseline']}; {about['points']} points, end points included."
+        for name, about in result["protocol"]["curves"].items()
+    }
+    metrics = {
+        name: {
+            "label": METRICS[name].heading(result["protocol"]["options"].get(name)),
+            "arrow": {True: "↑", False: "↓", None: ""}[METRICS[name].higher_is_better],
+            "unit": METRICS[name].unit,
+            "n": int(table[f"{name}_n"].iloc[0]),
+        }
+        for name in scored
+    }
+    methods = {
+        method: {
+            name: {
+                part: round(float(row[name + end]), 5)
+                for part, end in (("mean", ""), ("low", "_low"), ("high", "_high"))
+            }
+            for name in scored
+        }
+        | {"passes": passes[method], "failures": int(row["failures"])}
+        for method, row in table.iterrows()
+    }
+    used = sorted({about["n"] for about in metrics.values()})
+    scored_on = f"{used[0]} to {used[-1]}" if used[0] < used[-1] else f"all {used[0]}"
+    protocol = (
+        f"{len(result['indices'])} held-out images ({scored_on} scored by each metric), seed {seed}, "
+        f"{confidence:.0%} bootstrap intervals; the explained class is the predicted one, "
+        f"right on {np.mean(result['targets'] == result['labels']):.0%} of the images; {result['protocol']['score']}."
+    )
+    if left_out:
+        protocol += f" Left out, for no image has a score: {', '.join(left_out)}."
+    return {"metrics": metrics, "methods": methods, "curves": curves, "protocol": protocol}
+
+
+def standings(frame, table, metrics, *, seed) -> dict:
+    """metric -> method -> "best", "second", "level" (not significantly worse than the best) or "".
+
+    Significance: paired tests against the best, p < 0.05 after Holm's correction for the number of methods. Metrics
+    without a better direction are left out. `frame`, `table` as in `against_controls`.
+    """
+    found = {}
+    for name in metrics:
+        better = METRICS[name].higher_is_better
+        if better is None or len(table) < 2:
+            continue
+        order = table[name].sort_values(ascending=not better, kind="stable").index
+        tests = compare_methods(frame, name, reference=order[0], seed=seed)
+        found[name] = {
+            method: "level" if tests.get("p_holm", tests["p"])[method] >= SIGNIFICANT else "" for method in order[1:]
+        }
+        found[name] |= {order[0]: "best", order[1]: "second"}
+    return found
+
+
+def best(summary: dict, metric: str) -> str | None:
+    """The method with the best mean of `metric`; None where neither direction is better."""
+    if METRICS[metric].higher_is_better is None:
+        return None
+    sign = -1 if METRICS[metric].higher_is_better else 1
+    return min(summary["methods"], key=lambda method: sign * summary["methods"][method][metric]["mean"])
+
+
+def _heads(summary: dict) -> dict:
+    """Metric -> the head of its column."""
+    return {name: f"{about['label']} {about['arrow']}".strip() for name, about in summary["metrics"].items()}
+
+
+def _texts(row: dict, name: str) -> dict:
+    """Mean, low and high of one score as text."""
+    return {part: f"{row[name][part]:.{digits(name)}f}" for part in ("mean", "low", "high")}
+
+
+def html(summary: dict, standing: dict | None = None) -> str:
+    """The summary as an HTML table that a page can sort; names appear as text whatever they contain.
+
+    With `standing` from `standings`: best bold, second underlined, ≈: not significantly worse than the best.
+    """
+    standing = standing or {name: {best(summary, name): "best"} for name in summary["metrics"]}
+    layouts = {"best": "<b>{}</b>", "second": "<u>{}</u>", "level": "{} ≈"}
+    lines = ['<table class="sortable"><thead><tr><th data-first="ascending">method</th>']
+    for head in (*_heads(summary).values(), "passes", "failures"):
+        first = "descending" if "↑" in head else "ascending"
+        lines.append(f'<th data-first="{first}">{escape(head)}</th>')
+    lines.append("</tr></thead><tbody>")
+    for method, row in summary["methods"].items():
+        lines.append(f'<tr><th data-value="{escape(method)}">{escape(method)}</th>')
+        for name in summary["metrics"]:
+            texts = _texts(row, name)
+            mean = layouts.get(standing.get(name, {}).get(method, ""), "{}").format(texts["mean"])
+            interval = f"<br><small>{texts['low']} – {texts['high']}</small>"
+            lines.append(f'<td data-value="{row[name]["mean"]}">{mean}{interval}</td>')
+        lines += [f'<td data-value="{row[name]}">{row[name]:g}</td>' for name in ("passes", "failures")]
+        lines.append("</tr>")
+    return "".join([*lines, "</tbody></table>"])
+
+
+def measured(summary: dict, size, *, curves: dict, options: dict) -> str:
+    """What each scored metric measured on images of `size` (H, W), with these options of the run, as an HTML list."""
+    terms = []
+    for name, about in summary["metrics"].items():
+        told = METRICS[name].protocol(size, curve=curves.get(METRICS[name].curve), options=options.get(name))
+        terms.append(f"<dt>{escape(about['label'])}</dt><dd>{escape(told)}</dd>")
+    return f"<dl>{''.join(terms)}</dl>"
+
+
+def markdown(summary: dict) -> str:
+    """The summary as a Markdown table with the protocol under it; the best of a column is bold."""
+    heads, winners = _heads(summary), {name: best(summary, name) for name in summary["metrics"]}
+    rows = [["method", *heads.values(), "passes", "failures"], ["---", *["---:"] * (len(heads) + 2)]]
+    for method, row in summary["methods"].items():
+        cells = []
+        for name, winner in winners.items():
+            layout = "**{mean}** [{low}, {high}]" if method == winner else "{mean} [{low}, {high}]"
+            cells.append(layout.format(**_texts(row, name)))
+        rows.append([f"`{method}`", *cells, f"{row['passes']:.2f}", str(row["failures"])])
+    return "\n".join([*("| " + " | ".join(row) + " |" for row in rows), "", summary["protocol"]])
+
+
+def against_controls(frame, table, metrics, *, controls, seed) -> pandas.DataFrame:
+    """Rows methods; a column per metric and its best control: paired difference, Holm-corrected p, ✓: intervals apart.
+
+    `frame` from `scores.score_frame`, `table` from `scores.score_table`. Empty where no control was scored.
+    """
+    columns = {}
+    controls = [name for name in controls if name in table.index]
+    for name in metrics if controls else ():
+        better = METRICS[name].higher_is_better
+        if better is None:
+            continue
+        rival = table.loc[controls, name].idxmax() if better else table.loc[controls, name].idxmin()
+        compared = compare_methods(frame, name, reference=rival, seed=seed)
+        lowest, highest = (f"{name}_low", f"{name}_high") if better else (f"{name}_high", f"{name}_low")
+        cells = {}
+        for method in table.index.drop(controls):
+            apart = (1 if better else -1) * (table.loc[method, lowest] - table.loc[rival, highest]) > 0
+            difference, p = f"{compared.loc[method, 'difference']:+.{digits(name)}f}", compared.loc[method, "p_holm"]
+            cells[method] = f"{difference} (p {p:.4f}){' ✓' if apart else ''}"
+        columns[f"{METRICS[name].heading()}, {rival}"] = cells
+    return pandas.DataFrame(columns)

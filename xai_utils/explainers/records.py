@@ -1,0 +1,174 @@
+"""What is known of a method beside its function: its names, its options, the trained network that it brings."""
+
+import inspect
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+import torch
+
+WHOLE, NUMBER, FLAG, WORD, LAYER, LAYERS = "whole number", "number", "flag", "word", "layer", "layers"
+
+
+@dataclass(frozen=True)
+class Option:
+    """A keyword of a method that a person may set.
+
+    `kind`: WHOLE and NUMBER from `low` to `high` (None: open), FLAG, WORD (one of `choices`), LAYER (the name of one of
+    the model's, or None) or LAYERS (several). `other`: types that the function takes besides, from code (a tensor for
+    a named baseline). `offered`: the range of a slider; `word`: what a person reads, "" for the name in words;
+    `multiplies`: the passes of a map grow with it; `optional`: None is allowed.
+    """
+
+    name: str
+    kind: str = WHOLE
+    low: float | None = None
+    high: float | None = None
+    choices: tuple = ()
+    other: tuple = ()
+    offered: tuple[float, float] | None = None
+    word: str = ""
+    multiplies: bool = False
+    optional: bool = False
+
+    @property
+    def is_offered(self) -> bool:
+        """Whether a page lets a person set it."""
+        return self.offered is not None or self.kind in (FLAG, LAYER) or (self.kind == WORD and not self.optional)
+
+    @property
+    def allowed(self) -> str:
+        """What may be given, in words."""
+        if self.kind in (WHOLE, NUMBER):
+            least = "" if self.low is None else f", {self.low:g} or more"
+            return f"a {self.kind}" + (least if self.high is None else f", {self.low:g} to {self.high:g}")
+        return {
+            FLAG: "true or false",
+            WORD: f"one of {', '.join(map(str, self.choices))}",
+            LAYER: "the name of a layer",
+            LAYERS: "two names of layers or more",
+        }[self.kind]
+
+    def check(self, method: str, value):
+        """ValueError naming the option, the value and what is allowed."""
+        if (value is None and (self.optional or self.kind in (LAYER, LAYERS))) or isinstance(value, self.other):
+            return
+        fits = {
+            WHOLE: isinstance(value, int) and not isinstance(value, bool),
+            NUMBER: isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value),
+            FLAG: isinstance(value, bool),
+            WORD: isinstance(value, str) and value in self.choices,
+            LAYER: isinstance(value, str),
+            LAYERS: isinstance(value, list | tuple) and all(isinstance(name, str) for name in value),
+        }[self.kind]
+        if fits and self.kind in (WHOLE, NUMBER):
+            fits = (self.low is None or value >= self.low) and (self.high is None or value <= self.high)
+        if not fits:
+            raise ValueError(f"{method}: {self.name} is {value!r}; give {self.allowed}")
+
+
+@dataclass(frozen=True)
+class Part:
+    """A trained network that a method needs beside the model.
+
+    `option`: the method's keyword that takes the network or its folder; `network`: its class; `kind`: of its files
+    (networks/stored.py); `load(folder, device=)`; `stage`: what trains it. `require(network, model, source)` is a
+    ValueError where it belongs to another model.
+    """
+
+    option: str
+    network: type
+    kind: str
+    load: Callable
+    stage: str
+    require: Callable
+    prepared: Callable = lambda network: network  # what is done once after opening: an inference copy
+    layers: Callable = lambda network: ()  # names of layers of the model that it reads
+    adopt: Callable = lambda network, model: None  # make it accept another model, whatever it was trained for
+    word: str = ""  # what tells several of them apart for a person, "" where a method has one
+    label: Callable = lambda network, folder: folder.name  # this one's value of it
+    settings: Callable = lambda network: ()  # options that are attributes of the network
+
+    def of(self, given, model, device):
+        """The network that is given, or lies in the folder that is given, opened once; of this model."""
+        network, source = given, f"the given {self.kind.replace('_', ' ')}"
+        if not isinstance(given, self.network):
+            facts, source = Path(given) / f"{self.kind}.json", given
+            written = facts.stat().st_mtime_ns if facts.is_file() else None
+            network = _opened(self, str(given), written, str(device))
+        self.require(network, model, source)
+        return network
+
+
+@lru_cache(maxsize=16)
+def _opened(part, folder, written, device):
+    with torch.inference_mode(False):  # a cached network must serve every caller
+        return part.prepared(part.load(folder, device=device))
+
+
+@dataclass(frozen=True)
+class Explainer:
+    """One method: `function(model, images, target, **options) -> maps`, and what others must know of it.
+
+    `label`, `paper` and `equation` are for readers. Keywords of the function are its `options`, the option of its
+    `part`, and `generator` (it draws) and `chunk` (memory), which every method has alike. It is called as its function.
+    """
+
+    function: Callable
+    label: str
+    paper: str
+    equation: str = ""
+    options: tuple[Option, ...] = ()
+    part: Part | None = None
+    variant_of: str | None = None  # a method that is this one with another part
+    may_not_apply: bool = False  # it raises NotApplicable for some kinds of network
+    together: Callable | None = None  # (model, images, target, methods=names, **options): several in one pass
+
+    def __call__(self, model, images, target=None, **options):
+        return self.function(model, images, target, **options)
+
+    @cached_property
+    def keywords(self) -> dict:
+        """The function's keywords: name -> default."""
+        parameters = inspect.signature(self.function).parameters.values()
+        return {each.name: each.default for each in parameters if each.kind is each.KEYWORD_ONLY}
+
+    @property
+    def draws(self) -> str | None:
+        """By which keyword the method takes its random numbers: "generator", "seed", or None: it draws nothing."""
+        return next((name for name in ("generator", "seed") if name in self.keywords), None)
+
+    def check(self, method: str, options: dict):
+        """ValueError for an option that `method`, this one, does not have, or a value that it does not take."""
+        for name, value in options.items():
+            if name not in self.keywords:
+                known = ", ".join(self.keywords) or "none"
+                raise ValueError(f"{method} has no option {name!r}; its options: {known}")
+            if (option := self.option(name)) is not None:
+                option.check(method, value)
+
+    def option(self, name: str) -> Option | None:
+        """The record of one option; None for the part and what every method has alike."""
+        known = (*self.options, CHUNK)
+        return next((option for option in known if option.name == name), None)
+
+    def seeded(self, options: dict, seed: int, device="cpu") -> dict:
+        """`options` and, where the method takes a generator, one that begins at `seed`."""
+        fresh = {"generator": torch.Generator(device).manual_seed(seed)} if self.draws == "generator" else {}
+        return options | fresh
+
+    def layers(self, options: dict) -> list[str]:
+        """The layers that the method reads by name, given these options."""
+        names = [options["layer"]] if options.get("layer") else []
+        names += options.get("layers") or []
+        if self.part is not None:
+            given = options.get(self.part.option, self.keywords[self.part.option])
+            if given is not None:
+                network = given if isinstance(given, self.part.network) else self.part.load(given)
+                names += self.part.layers(network)
+        return names
+
+
+CHUNK = Option("chunk", low=1)

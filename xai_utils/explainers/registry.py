@@ -1,0 +1,245 @@
+"""All methods by name. To add one: write its function, and a record here.
+
+`Explainer` says what a record holds; a test over all records keeps them in step with the functions.
+"""
+
+import torch
+
+from xai_utils.explainers import (
+    attention_gate,
+    cam,
+    controls,
+    gradients,
+    lovi,
+    mask_predictor,
+    masking,
+    optimisation,
+    smoe,
+    surrogate,
+)
+from xai_utils.explainers.activation_statistics import STATISTICS
+from xai_utils.explainers.records import FLAG, LAYER, LAYERS, NUMBER, WORD, Explainer, Option
+from xai_utils.images import BASELINES
+from xai_utils.networks import checked_target
+from xai_utils.networks.attention_gate import GATE_INPUTS
+
+AT_LAYER = Option("layer", LAYER)
+SAMPLES = Option("samples", low=1, offered=(1, 2000), multiplies=True)
+STEPS = Option("steps", low=2, offered=(2, 500), multiplies=True)
+NOISE = Option("noise_fraction", NUMBER, low=0, offered=(0.0, 1.0))
+SEED = Option("seed", low=0, high=2**31 - 1, offered=(0, 2**31 - 1))
+OVER = Option("over", WORD, choices=tuple(gradients.ATTRIBUTIONS))
+BASELINE = Option("baseline", WORD, choices=tuple(BASELINES), other=(torch.Tensor,))
+SCALES = (
+    Option("statistic", WORD, choices=tuple(STATISTICS)),
+    Option("weights", WORD, choices=tuple(lovi.LAYER_WEIGHTS), other=(list, tuple, torch.Tensor)),
+    Option("normalisation", WORD, choices=tuple(smoe.NORMALISATIONS)),
+    Option("layers", LAYERS),
+)
+WITH_CAM = (Option("cam", WORD, choices=tuple(cam.CHANNEL_WEIGHTS)), AT_LAYER, *SCALES)
+SMOOTHED = (OVER, SAMPLES, NOISE, STEPS)
+
+AKD, DGLE = "Lee & Kim 2021 (AKD)", "DGLE"
+FASTCAM, AMG = "Mundhenk et al. 2019 (FastCAM)", "An & Joe 2022 (AMG)"
+
+EXPLAINERS = {
+    "akd": Explainer(surrogate.akd, "AKD", AKD, "§3.2", part=surrogate.PART),
+    "akd_unoptimised": Explainer(
+        surrogate.akd_unoptimised, "AKD, untuned λ", AKD, "§4.3", part=surrogate.PART, variant_of="akd"
+    ),
+    "dgle_bf": Explainer(mask_predictor.dgle_bf, "DGLE, BF", DGLE, "eq. 5", part=mask_predictor.PART),
+    "dgle_cf": Explainer(mask_predictor.dgle_cf, "DGLE, CF", DGLE, "eq. 6", part=mask_predictor.PART),
+    "mgnet": Explainer(mask_predictor.mgnet, "MGnet", "Dabkowski & Gal 2017", part=mask_predictor.PART),
+    "amg": Explainer(
+        attention_gate.amg,
+        "AMG",
+        AMG,
+        "eq. 2-7",
+        options=(
+            Option("gate_input", WORD, choices=GATE_INPUTS, optional=True),
+            Option("composition", WORD, choices=attention_gate.COMPOSITIONS),
+        ),
+        part=attention_gate.PART,
+    ),
+    "rise": Explainer(
+        masking.rise,
+        "RISE",
+        "Petsiuk et al. 2018",
+        "eq. 6",
+        options=(
+            Option("masks", low=1, offered=(1, 20000), multiplies=True),
+            Option("cells", low=1, offered=(2, 16)),
+            Option("probability", NUMBER, low=0, high=1, offered=(0.05, 0.95)),
+            SEED,
+        ),
+    ),
+    "lime": Explainer(masking.lime, "LIME", "Ribeiro et al. 2016", "eq. 2", options=(SAMPLES, SEED)),
+    "meaningful_perturbation": Explainer(
+        optimisation.meaningful_perturbation,
+        "Meaningful perturbation",
+        "Fong & Vedaldi 2017",
+        "eq. 6",
+        options=(
+            Option("iterations", low=1, offered=(1, 2000), multiplies=True),
+            Option("learning_rate", NUMBER, low=0),
+            Option("area_weight", NUMBER, low=0),
+            Option("smoothness_weight", NUMBER, low=0),
+            Option("hidden", WORD, choices=tuple(BASELINES), other=(torch.Tensor,)),
+            SEED,
+        ),
+    ),
+    "grad_cam": Explainer(
+        cam.grad_cam, "Grad-CAM", "Selvaraju et al. 2017", "eq. 1-2", options=(AT_LAYER,), together=cam.cam_maps
+    ),
+    "grad_cam_plus_plus": Explainer(
+        cam.grad_cam_plus_plus,
+        "Grad-CAM++",
+        "Chattopadhay et al. 2018",
+        "eq. 5, 7, 19",
+        options=(AT_LAYER,),
+        together=cam.cam_maps,
+    ),
+    "xgrad_cam": Explainer(
+        cam.xgrad_cam, "XGrad-CAM", "Fu et al. 2020", "eq. 9", options=(AT_LAYER,), together=cam.cam_maps
+    ),
+    "smooth_grad_cam_plus_plus": Explainer(
+        cam.smooth_grad_cam_plus_plus,
+        "Smooth Grad-CAM++",
+        "Omeiza et al. 2019",
+        options=(AT_LAYER, SAMPLES, NOISE, Option("average_cams", FLAG)),
+    ),
+    "smoe": Explainer(smoe.smoe, "SMOE Scale", FASTCAM, "eq. 1-3", options=SCALES),
+    "fastcam": Explainer(smoe.fastcam, "FastCAM", FASTCAM, "§3.4", options=WITH_CAM),
+    "non_class": Explainer(smoe.non_class, "FastCAM, not the class", FASTCAM, "§3.4", options=WITH_CAM),
+    "gradient": Explainer(gradients.gradient, "Gradient", "Simonyan et al. 2014", "§3"),
+    "guided_backprop": Explainer(
+        gradients.guided_backprop, "Guided backprop", "Springenberg et al. 2015", "§3.4", may_not_apply=True
+    ),
+    "integrated_gradients": Explainer(
+        gradients.integrated_gradients,
+        "Integrated Gradients",
+        "Sundararajan et al. 2017",
+        "eq. 1, 3",
+        options=(STEPS, BASELINE),
+    ),
+    "smooth_grad": Explainer(gradients.smooth_grad, "SmoothGrad", "Smilkov et al. 2017", "§3", options=SMOOTHED),
+    "smooth_grad_squared": Explainer(
+        gradients.smooth_grad_squared, "SmoothGrad²", "Hooker et al. 2019", "§4.2", options=SMOOTHED
+    ),
+    "random": Explainer(controls.random, "Random", "control"),
+    "sobel_edges": Explainer(controls.sobel_edges, "Sobel edges", "control"),
+    "centred_gaussian": Explainer(controls.centred_gaussian, "Centred Gaussian", "control"),
+}
+
+CONTROLS = tuple(controls.CONTROLS)
+
+
+def explainer(method: str) -> Explainer:
+    """The record of `method`; ValueError listing the names."""
+    if method not in EXPLAINERS:
+        raise ValueError(f"method {method!r} is unknown; choose one of {', '.join(EXPLAINERS)}")
+    return EXPLAINERS[method]
+
+
+def check_options(method, options):
+    """ValueError for an unknown method, an option that it does not have, or a value that the option does not take."""
+    explainer(method).check(method, options)
+
+
+def method_of(row, options):
+    """What a row of a table asks for: the name of a method and its options, from the row's name and options.
+
+    The row is called as its method, unless the options name another: smoe_equal {"method": "smoe", "weights": "equal"}.
+    """
+    options = dict(options)
+    return options.pop("method", row), options
+
+
+def rows_of(methods, rows):
+    """The rows of a table: row -> options. A row is a method, or one of `rows` that names its method (`method_of`).
+
+    `methods`: the names of rows, or "all": every method, each followed by the rows that name it. `rows`: row ->
+    options, or False, which leaves one out of "all". ValueError for a name that is neither, and for both at once.
+    """
+    options = {row: dict(given or {}) for row, given in rows.items() if given is not False}
+    known = {name: [name] for name in EXPLAINERS}
+    for row, given in options.items():
+        method, _ = method_of(row, given)
+        explainer(method)
+        known[method] += [] if row in EXPLAINERS else [row]
+    known = [row for group in known.values() for row in group]
+    if methods == "all":
+        return {row: options.get(row, {}) for row in known if rows.get(row) is not False}
+    for row in methods:
+        if row not in known:
+            explainer(row)
+        if rows.get(row) is False:
+            raise ValueError(f"{row} is asked for and left out (false) at once; take one of the two away")
+    return {row: options.get(row, {}) for row in methods}
+
+
+def named_layers(methods):
+    """The layers that the rows of `methods` (row -> options) read by name: `inference_copy` must keep them unfolded."""
+    asked = [method_of(row, given) for row, given in methods.items()]
+    return list(dict.fromkeys(name for method, options in asked for name in explainer(method).layers(options)))
+
+
+def _checked_images(images):
+    wanted = "give images (N, 3, H, W), float, in [0, 1], not normalised: the target normalises"
+    if not isinstance(images, torch.Tensor) or images.ndim != 4 or images.shape[1] != 3 or not len(images):
+        shape = tuple(images.shape) if isinstance(images, torch.Tensor) else type(images).__name__
+        raise ValueError(f"images are {shape}; {wanted}")
+    if not images.is_floating_point():
+        raise ValueError(f"images are {images.dtype}; {wanted} (uint8 pixels: divide by 255)")
+    low, high = images.aminmax()
+    if not (low >= 0 and high <= 1):  # "not": NaN is refused too
+        raise ValueError(f"images reach from {float(low):.4g} to {float(high):.4g}; {wanted}")
+    return images
+
+
+def _checked_maps(method, maps):
+    broken = (~maps.isfinite()).flatten(1).any(1)
+    if broken.any():
+        listed = ", ".join(map(str, broken.nonzero().flatten().tolist()[:10]))
+        raise ValueError(f"{method} gives infinite or undefined values for image {listed} of the batch")
+    return maps
+
+
+def explain(model, images, target=None, *, method="grad_cam", **options):
+    """The maps (N, H, W) of one method of `EXPLAINERS`, with that method's options.
+
+    ValueError for an unknown method or option, images that are not pixels in [0, 1], a target that is not a class,
+    and maps that are not finite.
+    """
+    return explain_many(model, images, target, {method: options})[method]
+
+
+def explain_many(model, images, target=None, methods=("grad_cam",)):
+    """The maps of several rows: a dict row -> maps (N, H, W), as `explain` gives them one by one.
+
+    `methods`: a dict row -> options (see `method_of`), or names. Methods that can be made together, with the same
+    options, share one pass: the plain class activation maps of one layer.
+    """
+    methods = dict(methods) if isinstance(methods, dict) else {name: {} for name in methods}
+    asked = {row: method_of(row, options) for row, options in methods.items()}
+    for method, options in asked.values():
+        check_options(method, options)
+    _checked_images(images)
+    if target is not None:  # a model without named classes is checked by the methods, against its logits
+        target = checked_target(target, images, len(getattr(model, "classes", ())))
+    maps = {}
+    for row, (method, options) in asked.items():
+        if row in maps:
+            continue
+        together = EXPLAINERS[method].together
+        if together is None:
+            maps[row] = EXPLAINERS[method](model, images, target, **options)
+            continue
+        shared = {
+            other: name
+            for other, (name, own) in asked.items()
+            if EXPLAINERS[name].together is together and own == options
+        }
+        found = together(model, images, target, methods=list(dict.fromkeys(shared.values())), **options)
+        maps |= {other: found[name] for other, name in shared.items()}
+    return {row: _checked_maps(row, maps[row]) for row in methods}

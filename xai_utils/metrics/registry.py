@@ -1,0 +1,183 @@
+"""All metrics by name. To add one: write its function, and a record here."""
+
+import inspect
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+from xai_utils.metrics.complexity import mean_intensity
+from xai_utils.metrics.confidence import average_drop, percent_increase, percentage_in
+from xai_utils.metrics.localisation import box_average_precision, pointing_game
+from xai_utils.metrics.part_truth import part_truth, part_truth_top
+from xai_utils.metrics.perturbation import (
+    CURVES,
+    area_under_curve,
+    deletion,
+    faithfulness,
+    faithfulness_score,
+    insertion,
+)
+
+GIVEN = ("masks", "part_masks", "chunk")  # keywords that whoever scores gives: no part of what is measured
+
+
+class Metric(NamedTuple):
+    """One column of a table of methods."""
+
+    label: str  # "{percent:g}" in it is the option of that name: `heading` fills it in
+    higher_is_better: bool | None  # None: neither
+    needs: str  # "model" (forward passes), "masks" (annotated objects), "part_masks" (drawn ones) or "maps" (no more)
+    unit: str
+    measures: str  # in words, without the settings
+    function: Callable
+    curve: str | None = None  # the curve of `perturbation.CURVES` that it is a number of
+    curve_score: Callable | None = None  # that curve (N, points) -> (N,), so that metrics can share curves
+    by_category: bool = False  # the paper averages over categories first
+
+    @property
+    def options(self) -> dict:
+        """What can be set of the metric: keyword -> default. Those of its curve belong to the curve."""
+        parameters = inspect.signature(self.function).parameters.values()
+        keywords = {each.name: each.default for each in parameters if each.kind is each.KEYWORD_ONLY}
+        of_curve = inspect.signature(CURVES[self.curve]).parameters if self.curve else ()
+        return {name: default for name, default in keywords.items() if name not in (*GIVEN, *of_curve)}
+
+    def heading(self, options=None) -> str:
+        """The label, with these options of the metric."""
+        return self.label.format(**self.options | (options or {}))
+
+    def protocol(self, size, *, curve=None, options=None) -> str:
+        """What is measured on images of `size` (H, W) with these options of the curve and of the metric, in words."""
+        said = [self.measures]
+        if self.curve:
+            made, pixels = CURVES[self.curve](size, **(curve or {})), size[0] * size[1]
+            said.append(f"baseline {made.baseline}")
+            said.append(f"{len(made.counts)} points, {made.counts[1]} of {pixels} pixels a step")
+        for name, value in (self.options | (options or {})).items():
+            if value is not None:
+                said.append(f"{name.replace('_', ' ')} {value if isinstance(value, str) else format(value, 'g')}")
+        return "; ".join(said)
+
+
+METRICS = {
+    "insertion": Metric(
+        label="Insertion",
+        higher_is_better=True,
+        needs="model",
+        unit="area, 0 to 1",
+        measures="probability while the most salient pixels return to the baseline",
+        function=insertion,
+        curve="insertion",
+        curve_score=area_under_curve,
+    ),
+    "deletion": Metric(
+        label="Deletion",
+        higher_is_better=False,
+        needs="model",
+        unit="area, 0 to 1",
+        measures="probability while the most salient pixels become the baseline",
+        function=deletion,
+        curve="deletion",
+        curve_score=area_under_curve,
+    ),
+    "faithfulness": Metric(
+        label="Faithfulness M_F",
+        higher_is_better=True,
+        needs="model",
+        unit="percent",
+        measures="mean probability with the most salient pixels on the baseline, over the whole gap",
+        function=faithfulness,
+        curve="faithfulness",
+        curve_score=faithfulness_score,
+    ),
+    "faithfulness_offset": Metric(
+        label="M_F, offset",
+        higher_is_better=True,
+        needs="model",
+        unit="percent",
+        measures="as M_F, with the probability of the baseline taken off above the bar as well",
+        function=partial(faithfulness, variant="offset"),
+        curve="faithfulness",
+        curve_score=partial(faithfulness_score, variant="offset"),
+    ),
+    "average_drop": Metric(
+        label="Average drop",
+        higher_is_better=False,
+        needs="model",
+        unit="percent",
+        measures="how much of its probability the class loses when the image fades by the map",
+        function=average_drop,
+    ),
+    "percent_increase": Metric(
+        label="Increase",
+        higher_is_better=True,
+        needs="model",
+        unit="percent",
+        measures="share of images whose class gains probability when the image fades by the map",
+        function=percent_increase,
+    ),
+    "percentage_in": Metric(
+        label="Percentage in, {percent:g} %",
+        higher_is_better=True,
+        needs="model",
+        unit="0 to 1",
+        measures="what the network says of the most salient pixels alone",
+        function=percentage_in,
+    ),
+    "box_average_precision": Metric(
+        label="Explainability M_I",
+        higher_is_better=True,
+        needs="masks",
+        unit="percent",
+        measures="average precision of the pixel ranking against the boxes of the object",
+        function=box_average_precision,
+    ),
+    "pointing_game": Metric(
+        label="Pointing game",
+        higher_is_better=True,
+        needs="masks",
+        unit="share of hits",
+        measures="first maximum of the map inside a box of the object; a constant map misses",
+        function=pointing_game,
+        by_category=True,
+    ),
+    "part_truth": Metric(
+        label="Part truth",
+        higher_is_better=True,
+        needs="part_masks",
+        unit="0 to 1",
+        measures="share of the map's mass, above its minimum, on the parts that decide",
+        function=part_truth,
+    ),
+    "part_truth_top": Metric(
+        label="Part truth, top",
+        higher_is_better=True,
+        needs="part_masks",
+        unit="0 to 1",
+        measures="as part truth, of as many of the map's top pixels as those parts have",
+        function=part_truth_top,
+    ),
+    "mean_intensity": Metric(
+        label="Mean intensity",
+        higher_is_better=None,
+        needs="maps",
+        unit="0 to 1",
+        measures="mean of the map stretched to [0, 1]",
+        function=mean_intensity,
+    ),
+}
+
+
+def metric(name):
+    """The `Metric` called `name`; ValueError listing the names."""
+    if name not in METRICS:
+        raise ValueError(f"metric {name!r} is unknown; choose among {', '.join(METRICS)}")
+    return METRICS[name]
+
+
+def metrics_of(names) -> list[str]:
+    """The metrics that are asked for: `names`, or "all"; ValueError for an unknown one."""
+    names = list(METRICS) if names == "all" else list(names)
+    for name in names:
+        metric(name)
+    return names

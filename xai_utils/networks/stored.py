@@ -1,0 +1,117 @@
+"""Networks on disk: a folder with `<kind>.safetensors` (weights) and `<kind>.json` (what they are, their SHA-256)."""
+
+import json
+import pickle
+from pathlib import Path
+
+import safetensors.torch
+import torch
+import torchvision
+from safetensors import SafetensorError
+
+from xai_utils.files import sha256, write_atomically
+
+PICKLED = {".pth", ".pt", ".bin", ".ckpt"}
+SUFFIXES = {".safetensors"} | PICKLED  # of files of weights
+
+
+def _files(folder, kind):
+    return Path(folder) / f"{kind}.json", Path(folder) / f"{kind}.safetensors"
+
+
+def write(module, folder, kind, facts, *, made_with=None):
+    """Write the weights of `module` into `folder` (made if missing), then the `facts` (a dict) with their SHA-256.
+
+    `made_with`: a JSON-able dict of what made the weights (parameters, data hash), kept in the facts for readers.
+    """
+    facts_file, weights = _files(folder, kind)
+    weights.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in module.state_dict().items()}
+    write_atomically(weights, lambda path: safetensors.torch.save_file(tensors, path))
+    versions = {"torch": torch.__version__, "torchvision": torchvision.__version__}
+    facts = facts | {"made_with": made_with or {}, "versions": versions, "sha256": sha256(weights)}
+    write_atomically(facts_file, lambda path: path.write_text(json.dumps(facts, indent=1) + "\n"))
+
+
+def facts(folder, kind, names):
+    """The facts that `write` left, a dict with at least `names`.
+
+    FileNotFoundError where a file is missing; ValueError, naming the file, where it is corrupt.
+    """
+    noun = kind.replace("_", " ")
+    for file in _files(folder, kind):
+        if not file.is_file():
+            raise FileNotFoundError(f"{folder} holds no {noun}: {file.name} is missing; train and save one first")
+    file = _files(folder, kind)[0]
+    try:
+        found = json.loads(file.read_text())
+        return {name: found[name] for name in (*names, "sha256")} | found
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} is corrupt ({type(error).__name__}: {error}); save the {noun} again") from error
+
+
+def read_into(module, folder, kind, facts):
+    """`module` in eval mode with the weights of `folder`, whose `facts` were read.
+
+    ValueError, naming the file, where they are corrupt or do not fit.
+    """
+    facts_file, weights = _files(folder, kind)
+    if sha256(weights) != facts["sha256"]:
+        raise ValueError(
+            f"{weights} is corrupt or belongs to another {facts_file.name} (SHA-256 differs); save it again"
+        )
+    return fill(module, read_tensors(weights), weights).eval()
+
+
+def read_tensors(path):
+    """The tensors of a file of weights, by name: .safetensors, or a state dict saved by torch (PICKLED).
+
+    Pickles are opened with `weights_only`, which runs no code; a state dict under `state_dict` or `model` is taken out,
+    and the prefix of distributed training, `module.`, taken off. FileNotFoundError, or ValueError where it is none.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; give a .safetensors file of weights, or a state dict in .pth")
+    if path.suffix in PICKLED:
+        return _unpickled(path)
+    try:
+        return safetensors.torch.load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a readable safetensors file ({error}); fetch or save it again") from error
+
+
+def _unpickled(path):
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError) as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(
+            f"{path} is damaged, or holds more than weights, which could run code ({first}); where you trust it, save "
+            "its tensors alone: torch.save(model.state_dict(), path)"
+        ) from error
+    for name in ("state_dict", "model"):
+        if isinstance(found, dict) and isinstance(found.get(name), dict):
+            found = found[name]
+    if not isinstance(found, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in found.values()):
+        raise ValueError(
+            f"{path} holds no state dict (names of tensors); save one: torch.save(model.state_dict(), path)"
+        )
+    return {name.removeprefix("module."): tensor for name, tensor in found.items()}
+
+
+def fill(network, tensors, source):
+    """Load `tensors` into `network`; ValueError with the first key that does not fit. Half precision is widened."""
+    own = network.state_dict()
+    differing = [key for key in own if key in tensors and own[key].shape != tensors[key].shape]
+    problems = {
+        "missing": next((key for key in own if key not in tensors), None),
+        "unexpected": next((key for key in tensors if key not in own), None),
+        "of another shape": next(
+            (f"{key} {tuple(tensors[key].shape)} instead of {tuple(own[key].shape)}" for key in differing), None
+        ),
+    }
+    if any(problems.values()):
+        listed = "; ".join(f"{word}: {key}" for word, key in problems.items() if key)
+        raise ValueError(f"{source} does not hold weights of {type(network).__name__} ({listed})")
+    network.load_state_dict({key: tensor.to(own[key].dtype) for key, tensor in tensors.items()})
+    return network

@@ -1,0 +1,1 @@
+"""Each paper's tables, figures and claims, held against a run of our own."""

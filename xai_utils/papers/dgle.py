@@ -1,0 +1,143 @@
+"""DGLE's tables and the numbers behind its figures: this run's beside the printed ones."""
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas
+import torch
+from scipy import stats
+
+from xai_utils.explainers.controls import CONTROLS
+from xai_utils.explainers.mask_predictor import predicted_maps
+from xai_utils.metrics import METRICS
+from xai_utils.metrics.localisation import box_average_precision, break_zero_ties
+from xai_utils.metrics.statistics import summary
+from xai_utils.networks.mask_predictor import controller_density, controller_moments, customized_controller_inverse
+from xai_utils.papers.dgle_fine_tuning import tuned_scores
+
+METHODS = {  # of Tables 1 to 3: ours -> printed
+    "dgle_bf": "Ours(BF)",
+    "dgle_cf": "Ours(CF)",
+    "mgnet": "MGnet",
+    "meaningful_perturbation": "MPert",
+    "grad_cam": "Grad CAM",
+    "grad_cam_plus_plus": "Grad CAM++",
+    "gradient": "V-Grad",
+    "smooth_grad": "SM-Grad",
+    "integrated_gradients": "IT-Grad",
+}
+COLUMNS = {"faithfulness": "table1_M_F", "box_average_precision": "table2_M_I", "pointing_game": "table3_M_PG"}
+BATCH = 64  # images whose maps are held at once
+EXPONENTS = (0.5, 1.0, 1.5, 2.5, 4.0)
+PANELS = {  # of Figure 2: title -> {line: (η, h)}; the paper does not give its h
+    "(a) h = 1": {f"η = {eta:g}": (eta, 1.0) for eta in (0.5, 1.0, 1.5, 2.0, 2.5)},
+    "(b) η = 0.5": {f"h = {exponent:g}": (0.5, exponent) for exponent in EXPONENTS},
+    "(c) η = 2.5": {f"h = {exponent:g}": (2.5, exponent) for exponent in EXPONENTS},
+    "(d) η = 1.5": {f"h = {exponent:g}": (1.5, exponent) for exponent in EXPONENTS},
+}
+
+
+def beside_print(results: dict, by_category: dict, published) -> pandas.DataFrame:
+    """Tables 1 to 3 in one: M_F, M_I and the pointing game of this run with intervals, beside the printed numbers.
+
+    `results`: the content of metrics.json; `by_category`: method -> the pointing game's mean over classes, the paper's.
+    """
+    paper = pandas.read_csv(Path(published) / "dgle_tables_1_2_3.csv").set_index("method")
+    rows = {}
+    for ours, printed in METHODS.items():
+        if ours not in results["methods"]:
+            continue
+        for metric, column in COLUMNS.items():
+            if (about := results["methods"][ours].get(metric)) is None:
+                continue
+            factor = 100 if metric == "pointing_game" else 1
+            mean = by_category[ours] if metric == "pointing_game" else about["mean"]
+            text = f"{factor * mean:.1f} [{factor * about['low']:.1f}, {factor * about['high']:.1f}]"
+            rows.setdefault(ours, {})[METRICS[metric].heading(), "this run"] = text
+            rows[ours][METRICS[metric].heading(), "paper"] = f"{paper.loc[printed, column]:.2f}"
+    return pandas.DataFrame.from_dict(rows, orient="index").fillna("")
+
+
+def densities(points=400) -> dict:
+    """Figure 2: title -> {line: (scores, density)}, computed from eq. 7; NaN above 6, where the ends run away."""
+    at = torch.linspace(0, 1, points + 2, dtype=torch.float64)[1:-1]
+
+    def line(eta, exponent):
+        density = controller_density(at, eta=eta, exponent=exponent)
+        return at.numpy(), density.where(density <= 6, torch.nan).numpy()
+
+    return {title: {name: line(*pair) for name, pair in lines.items()} for title, lines in PANELS.items()}
+
+
+def skewed(points=400) -> dict:
+    """Figure 1(a): line -> (scores, density) of a symmetric and a right-skewed distribution of equal mean and variance.
+
+    In the skewed one few pixels stand out from many unimportant ones.
+    """
+    at, moments = torch.linspace(0, 1, points + 2, dtype=torch.float64)[1:-1], controller_moments()
+    normal = stats.norm.pdf(at.numpy(), moments["mean"], moments["std"])
+    return {
+        "normal, skewness 0": (at.numpy(), normal),
+        f"CF, skewness {moments['skewness']:.2f}": (at.numpy(), controller_density(at).numpy()),
+    }
+
+
+def distribution(maps, *, eta, exponent) -> dict:
+    """What a trained CF predictor's scores (N, h, w) are like, as means over the images, beside what eq. 7 promises.
+
+    skewness, share above 1/2, and the Kolmogorov-Smirnov distance between an image's scores and the density. Instance
+    normalisation fixes mean and variance of z, not its shape: only a normal z has distance 0.
+    """
+    flat = torch.as_tensor(np.asarray(maps)).double().flatten(1).clamp(1e-12, 1 - 1e-12)
+    z = customized_controller_inverse(flat, eta=eta, exponent=exponent).numpy()
+    promised = controller_moments(eta=eta, exponent=exponent)
+    found = {
+        "mean": flat.mean().item(),
+        "std": flat.std(1).mean().item(),
+        "skewness": float(np.mean(stats.skew(flat.numpy(), axis=1))),
+        "median": flat.median(1).values.mean().item(),
+        "above_half": (flat > 0.5).double().mean().item(),
+        "kolmogorov_smirnov": float(np.mean([stats.kstest(values, "norm").statistic for values in z])),
+    }
+    return {name: {"this run": value, "eq. 7": promised.get(name, 0.0)} for name, value in found.items()}
+
+
+def localisation(target, split, indices, predictors, *, seed, **intervals) -> pandas.DataFrame:
+    """M_I of the images `indices` of `split` that have a box: predictors and controls -> mean, low, high, n, failures.
+
+    `predictors`: name -> the trained MaskPredictor of `target`, asked for the class that the target predicts. low and
+    high: the bootstrap interval over images, by the confidence and resamples of `intervals`. Ties at zero are broken as
+    in the stage evaluate. No row without any box.
+    """
+    boxed = [index for index in indices if len(split.boxes[index])]
+    methods = {name: partial(predicted_maps, predictor=predictor) for name, predictor in predictors.items()}
+    methods |= CONTROLS | {"random": partial(CONTROLS["random"], generator=torch.Generator().manual_seed(seed))}
+    parts = {name: [] for name in methods}
+    for start in range(0, len(boxed), BATCH):
+        rows = torch.tensor(boxed[start : start + BATCH])
+        images, masks = split.tensor(rows).to(next(target.parameters()).device), split.box_masks(rows)
+        for name, explain in methods.items():
+            maps = explain(target, images, None)
+            parts[name].append(box_average_precision(target, images, None, break_zero_ties(maps), masks=masks))
+    found = {name: summary(torch.cat(scores), seed, **intervals) for name, scores in parts.items() if scores}
+    return pandas.DataFrame.from_dict(found, orient="index")
+
+
+def histogram(maps, bins=40):
+    """Bin centres and density of all scores in [0, 1] of maps (N, h, w): a line to lay over eq. 7's."""
+    counts, edges = np.histogram(np.asarray(maps), bins=bins, range=(0, 1), density=True)
+    return (edges[1:] + edges[:-1]) / 2, counts
+
+
+def tuning_lines(ranked, probabilities) -> dict:
+    """Figure 3: name -> (share of pixels, height) of scores before and after fine-tuning, over their largest values.
+
+    `ranked` (n,): scores, falling; `probabilities` (n,): of the class with the first 1 … n pixels shown.
+    """
+    ranks = np.arange(1, len(ranked) + 1) / len(ranked)
+    tuned = tuned_scores(torch.as_tensor(ranked), torch.as_tensor(probabilities))
+    lines = {"score": np.asarray(ranked, dtype=float), "fine-tuned score": tuned.numpy()}
+    return {name: (ranks, line / max(line.max(), 1e-12)) for name, line in lines.items()} | {
+        "probability": (ranks, np.asarray(probabilities, dtype=float))
+    }

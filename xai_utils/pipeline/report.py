@@ -1,0 +1,150 @@
+"""From an executed notebook to a page: normalised, rendered, indexed. No network, no time stamps.
+
+The only script is our own, which sorts tables; the policy of each page allows it by its hash and no other.
+"""
+
+import base64
+import hashlib
+import re
+from pathlib import Path
+
+import nbformat
+
+TEMPLATES = Path(__file__).parent / "report_template"
+RESULTS_START, RESULTS_END = "<!-- results: `make readme` writes this -->", "<!-- end of results -->"
+
+
+def normalise(notebook, *, root: Path):
+    """The same run gives the same bytes: no run ids, times, versions, addresses in memory, paths of this machine."""
+    notebook.metadata = {
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+    }
+    for number, cell in enumerate(notebook.cells):
+        cell["id"] = f"cell-{number}"
+        cell.metadata = {key: cell.metadata[key] for key in ("tags",) if key in cell.metadata}
+        if cell.cell_type == "code":
+            cell.execution_count = None
+            # stderr carries warnings with paths and progress bars with rates; it was shown live in the terminal
+            cell.outputs = [_normalise_output(o, root) for o in cell.outputs if o.get("name") != "stderr"]
+    return notebook
+
+
+def _normalise_output(output, root: Path):
+    if "execution_count" in output:
+        output["execution_count"] = None
+
+    def clean(text):
+        text = text if isinstance(text, str) else "".join(text)
+        return re.sub(r" at 0x[0-9a-f]+", "", text.replace(f"{root}/", "").replace(str(root), "."))
+
+    if "text" in output:
+        output["text"] = clean(output["text"])
+    if "traceback" in output:
+        output["traceback"] = [clean(line) for line in output["traceback"]]
+    for kind in ("text/plain", "text/html"):
+        if kind in output.get("data", {}):
+            output["data"][kind] = clean(output["data"][kind])
+    return output
+
+
+def strip(notebook):
+    """The source as it is committed and depended on: no outputs, counts or run metadata."""
+    notebook = normalise(notebook, root=Path("/nonexistent"))
+    notebook.cells = [cell for cell in notebook.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
+    for number, cell in enumerate(notebook.cells):
+        cell["id"] = f"cell-{number}"
+        if cell.cell_type == "code":
+            cell.outputs = []
+    return notebook
+
+
+def parameters_cell(notebook):
+    """The cell that papermill puts a run's parameters behind; None where no cell has the tag."""
+    return next((cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])), None)
+
+
+def title(notebook) -> str:
+    """The text of the notebook's first heading."""
+    return notebook.cells[0].source.splitlines()[0].lstrip("# ").strip()
+
+
+def first_paragraph(notebook) -> str:
+    """The first paragraph under the heading."""
+    return notebook.cells[0].source.split("\n\n")[1].replace("\n", " ").strip()
+
+
+def sorting_script() -> str:
+    """The script that lets readers sort the tables of the class sortable."""
+    return (TEMPLATES / "sortable.js").read_text(encoding="utf-8")
+
+
+def script_hash(script: str) -> str:
+    """What a page's policy calls `script` by."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+def _dress() -> dict:
+    """What the templates of all pages share: the style, the script, and what its policy calls it."""
+    script = sorting_script()
+    return {"style": (TEMPLATES / "style.css").read_text(), "script": script, "script_hash": script_hash(script)}
+
+
+def render(notebook, page: Path, pages: list[tuple[str, str]]):
+    """Write `page`, HTML that needs no more than the folder of its name; `pages`: (file, title) of all reports."""
+    from nbconvert import HTMLExporter
+    from traitlets.config import Config
+
+    config = Config()
+    config.HTMLExporter.preprocessors = ["nbconvert.preprocessors.TagRemovePreprocessor"]
+    config.TagRemovePreprocessor.enabled = True
+    config.TagRemovePreprocessor.remove_cell_tags = {"parameters", "remove-cell"}
+    exporter = HTMLExporter(
+        config=config, template_name=TEMPLATES.name, extra_template_basedirs=[str(TEMPLATES.parent)]
+    )
+    links = [{"file": f, "title": t, "current": f == page.name} for f, t in pages]
+    resources = {"page_title": title(notebook), "pages": links} | _dress()
+    body, _ = exporter.from_notebook_node(notebook, resources)
+    _replace(page, _linked(body, page.with_suffix("")))
+
+
+def _linked(body: str, folder: Path) -> str:
+    """The page with those pictures that its stage has saved, too, taken from the stage's `folder`: none twice."""
+    saved = {file.read_bytes(): file.name for file in sorted(folder.glob("*.*"))}
+
+    def link(embedded):
+        name = saved.get(base64.b64decode(embedded[1]))
+        return f'src="{folder.name}/{name}"' if name else embedded[0]
+
+    return re.sub(r'src="data:image/(?:png|jpeg);base64,([A-Za-z0-9+/=\s]+)"', link, body)
+
+
+def write_index(folder: Path, notebooks: dict[str, Path], picture: Path, table: str, protocol: str):
+    """The front page: the result picture (below `folder`), the result table (HTML), a card for each report."""
+    from jinja2 import Environment
+
+    sources = {stage: nbformat.read(path, as_version=4) for stage, path in notebooks.items()}
+    template = Environment(autoescape=True).from_string((TEMPLATES / "front.html.j2").read_text())
+    cards = [
+        {"file": f"{stage}.html", "title": title(nb), "summary": first_paragraph(nb)} for stage, nb in sources.items()
+    ]
+    page = template.render(
+        cards=cards, picture=picture.relative_to(folder).as_posix(), table=table, protocol=protocol, **_dress()
+    )
+    _replace(folder / "index.html", page)
+
+
+def update_readme(readme: Path, results: str):
+    """Replace what stands between the two markers in `readme` by `results` (Markdown)."""
+    text = readme.read_text()
+    pattern = re.compile(re.escape(RESULTS_START) + ".*?" + re.escape(RESULTS_END), re.DOTALL)
+    if not pattern.search(text):
+        raise ValueError(f"{readme} lacks the markers '{RESULTS_START}' and '{RESULTS_END}'")
+    _replace(readme, pattern.sub(lambda _: f"{RESULTS_START}\n{results}\n{RESULTS_END}", text))
+
+
+def _replace(path: Path, text: str):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)

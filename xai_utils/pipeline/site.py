@@ -1,0 +1,287 @@
+"""The published site, made of what the pipeline produced; nothing is run again.
+
+    python -m xai_utils.pipeline.site build
+
+`build` makes site/ (pages that open from disk and need no network), `check` tells whether the reports are those that
+dvc.lock records, `publish REMOTE [BRANCH]` does both and pushes site/ to a branch of its own.
+"""
+
+import argparse
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import tomllib
+from pathlib import Path
+
+import nbformat
+from jinja2 import Environment, FileSystemLoader
+
+from xai_utils.pipeline import parameters, report
+from xai_utils.pipeline import stage as pipeline
+
+TEMPLATES = Path(__file__).parent / "site_template"
+SITE = Path("site")
+PICTURE = "figures/methods.jpg"
+NUMBERS = {".json", ".tsv", ".csv"}
+
+
+class SiteError(ValueError):
+    """The site cannot be made or published from what is there."""
+
+
+def build(root: Path, target: Path):
+    """Make the site in the folder `target` from the project in `root`; only a whole site replaces an earlier one."""
+    reports, sources = root / pipeline.REPORTS, pipeline.notebooks(root / "notebooks")
+    notebooks = {stage: pipeline.stripped(path) for stage, path in sources.items()}
+    made = {stage: f"{stage}.html" for stage in notebooks if (reports / f"{stage}.html").is_file()}
+    titles = {file: report.title(notebooks[stage]) for stage, file in made.items()}
+    page = _renderer({"index.html": "Results"} | titles)
+    with tempfile.TemporaryDirectory(prefix=".site-", dir=target.parent) as scratch:
+        folder = Path(scratch) / "site"
+        shutil.copytree(reports, folder, ignore=shutil.ignore_patterns("*.html", ".*"))
+        numbers = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.suffix in NUMBERS]
+        (folder / "notebooks").mkdir()
+        for stage, path in sources.items():
+            nbformat.write(notebooks[stage], folder / "notebooks" / path.name)
+        for file in made.values():
+            text = page("page.html.j2", file, title=titles[file], content=report_content(reports / file))
+            (folder / file).write_text(text, encoding="utf-8", newline="\n")
+        cards = [
+            {
+                "file": made.get(stage),
+                "title": report.title(notebook),
+                "summary": report.first_paragraph(notebook),
+                "notebook": f"notebooks/{sources[stage].name}",
+            }
+            for stage, notebook in notebooks.items()
+        ]
+        values = _results(reports) | _circumstances(root, made) | {"cards": cards, "numbers": sorted(numbers)}
+        text = page("index.html.j2", "index.html", title="Saliency maps: results", **values)
+        (folder / "index.html").write_text(text, encoding="utf-8", newline="\n")
+        (folder / ".nojekyll").touch()  # GitHub Pages serves a branch as it is only with this
+        if target.exists():
+            target.rename(Path(scratch) / "earlier")
+        folder.rename(target)
+
+
+def _renderer(titles: dict[str, str]):
+    """A function that renders a template to the page of a file; `titles` are those of all files in the head line."""
+    environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True)
+    script = report.sorting_script() + (TEMPLATES / "site.js").read_text(encoding="utf-8")
+    shared = {
+        "style": "".join(path.read_text("utf-8") for path in (report.TEMPLATES / "style.css", TEMPLATES / "site.css")),
+        "script": script,
+        # no other script runs, wherever in a page it stands
+        "script_hash": report.script_hash(script),
+        "pages": [{"file": file, "title": title} for file, title in titles.items()],
+    }
+    return lambda template, file, **values: environment.get_template(template).render(file=file, **shared, **values)
+
+
+def _results(reports: Path) -> dict:
+    """What the front page shows of reports/metrics.json and its picture."""
+    for path in (reports / "metrics.json", reports / PICTURE):
+        if not path.is_file():
+            raise SiteError(f"{path} is missing; the pipeline makes it: make repro")
+    summary = json.loads((reports / "metrics.json").read_text(encoding="utf-8"))
+    columns = score_columns(summary)
+    rows = [
+        {"method": method, "cells": [column["cells"][place] for column in columns]}
+        for place, method in enumerate(summary["methods"])
+    ]
+    return {"picture": PICTURE, "protocol": summary["protocol"], "columns": columns, "rows": rows}
+
+
+def _circumstances(root: Path, made) -> dict:
+    """What the front page shows of the run's settings: parameters of the stages that were `made`, scale, versions."""
+    lock, scales = parameters.read(root / "dvc.lock"), parameters.read(root / "params.yaml")["scales"]
+    received = {stage: recorded_parameters(lock, stage, scales) for stage in made if stage in lock["stages"]}
+    return {"parameters": received, "scale": recorded_scale(lock), "versions": pinned_versions(root)}
+
+
+def report_content(page: Path) -> str:
+    """What a report says, without the head, the style and the navigation that it was rendered with."""
+    found = re.search(r"<main[^>]*>(.*)</main>", page.read_text(encoding="utf-8"), re.DOTALL)
+    if not found:
+        raise SiteError(f"{page} has no <main> and is no report of the pipeline; restore it with: git checkout {page}")
+    return found[1]
+
+
+def score_columns(summary: dict) -> list[dict]:
+    """A column per metric of metrics.json, then one per plain number that methods have there (passes, failures).
+
+    Each with the order that puts the best first, and a cell per method: value (None where it has no score), text,
+    interval, and whether it is the best of the column.
+    """
+    metrics, methods = summary["metrics"], summary["methods"]
+    numbers = [key for row in methods.values() for key, value in row.items() if type(value) in (int, float)]
+    counts = [key for key in dict.fromkeys(numbers) if key not in metrics]
+    columns = []
+    for key in (*metrics, *counts):
+        about = metrics.get(key, {"label": key.replace("_", " "), "arrow": "", "unit": ""})
+        cells = [_cell(row.get(key), 1 if about["unit"] == "percent" else 3) for row in methods.values()]
+        values = [cell["value"] for cell in cells if cell["value"] is not None]
+        if about["arrow"] and values:
+            best = max(values) if about["arrow"] == "↑" else min(values)
+            next(cell for cell in cells if cell["value"] == best)["best"] = True
+        label = "\N{NO-BREAK SPACE}".join(filter(None, (about["label"], about["arrow"])))
+        first = "descending" if about["arrow"] == "↑" else "ascending"
+        columns.append({"label": label, "unit": about["unit"], "first": first, "cells": cells})
+    return columns
+
+
+def _cell(score, digits: int) -> dict:
+    """One score as it is shown: a mean with its interval, a share of passes, or a count."""
+    value = score["mean"] if isinstance(score, dict) else score
+    if value is None or not math.isfinite(value):
+        return {"value": None, "text": "–", "interval": ""}
+    if isinstance(score, dict):
+        interval = f"{score['low']:.{digits}f} – {score['high']:.{digits}f}"
+        return {"value": value, "text": f"{value:.{digits}f}", "interval": interval}
+    return {"value": value, "text": str(value) if isinstance(value, int) else f"{value:.2f}", "interval": ""}
+
+
+def recorded_parameters(lock: dict, stage: str, scales: list[str]) -> dict[str, str]:
+    """What `stage` received when it last ran, one line per parameter, at whatever depth: name.name -> value."""
+    recorded = dict(lock["stages"][stage]["params"]["params.yaml"])
+    if "scale" not in recorded:
+        raise SiteError(f"dvc.lock has no scale for {stage}: an earlier version made these reports; run make repro")
+    scale = recorded.pop("scale")
+    received = parameters.at_scale(recorded | recorded.pop(stage), scale, scales, stage)
+
+    def lines(values, prefix=""):
+        for name, value in values.items():
+            if isinstance(value, dict) and value:
+                yield from lines(value, f"{prefix}{name}.")
+            else:
+                yield prefix + name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+    return dict(lines(received))
+
+
+def recorded_scale(lock: dict) -> str:
+    """The scale of the run, "" where no stage has run."""
+    found = (about["params"]["params.yaml"]["scale"] for about in lock["stages"].values() if "params" in about)
+    return next(found, "")
+
+
+def pinned_versions(root: Path) -> dict[str, str]:
+    """The version that requirements.lock pins of each library that the pipeline asks for in pyproject.toml."""
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    asked = [*project["dependencies"], *project["optional-dependencies"]["pipeline"]]
+    pins = re.findall(r"(?m)^([\w.-]+)==([^\s;]+)", (root / "requirements.lock").read_text(encoding="utf-8"))
+    names = [re.match(r"[\w.-]+", line)[0] for line in asked]
+    return {name: version for name in names for pinned, version in pins if pinned == name}
+
+
+def outdated(root: Path) -> list[str]:
+    """Why the reports are not those of one whole run, as far as dvc.lock knows; by content, nothing is run.
+
+    Each report must be the file whose hash is recorded, and no stage may have read what another has made anew since.
+    """
+    lock, stages = parameters.read(root / "dvc.lock")["stages"], parameters.read(root / "dvc.yaml")["stages"]
+    problems = [f"stage {stage} has not run: dvc.lock does not know it" for stage in stages if stage not in lock]
+    ran = {stage: lock[stage] for stage in stages if stage in lock}
+    made = {entry["path"]: (stage, entry["md5"]) for stage, about in ran.items() for entry in about["outs"]}
+    for path, (stage, recorded) in made.items():
+        if path.startswith(f"{pipeline.REPORTS}/") and content_hash(root / path) != recorded:
+            there = "is missing" if content_hash(root / path) is None else "is not what dvc.lock records"
+            problems.append(f"{path} {there}; stage {stage} makes it")
+    for stage, about in ran.items():
+        for entry in about.get("deps", []):
+            maker, recorded = made.get(entry["path"], (None, entry["md5"]))
+            if entry["md5"] != recorded:
+                problems.append(f"stage {stage} is older than {entry['path']}, which {maker} has made anew since")
+    return problems
+
+
+def content_hash(path: Path) -> str | None:
+    """The MD5 of a file, or of a folder's files, as dvc.lock writes them; None where there is neither."""
+    if path.is_file():
+        return hashlib.md5(path.read_bytes()).hexdigest()
+    if not path.is_dir():
+        return None
+    files = {file.relative_to(path).as_posix(): file for file in path.rglob("*") if file.is_file()}
+    entries = [{"md5": content_hash(files[name]), "relpath": name} for name in sorted(files)]
+    return hashlib.md5(json.dumps(entries).encode()).hexdigest() + ".dir"
+
+
+def check(root: Path):
+    """Raise `SiteError`, with all reasons, where the reports are not those of one whole run."""
+    if problems := outdated(root):
+        raise SiteError("\n".join([*problems, "these reports are not those of one whole run; mend with: make repro"]))
+
+
+def publish(root: Path, target: Path, remote: str, branch: str) -> str:
+    """Make the site in `target` and push it as the next commit of `branch` of `remote`; what was done, in words.
+
+    Neither the working tree nor the index is touched: the files go into an index of their own and become a commit
+    whose parent is the branch as the remote has it. A branch that holds something else than a site is left alone.
+    """
+    if not remote:
+        raise SiteError("name the git remote to publish to: make publish REMOTE=origin")
+    check(root)
+    name = f"refs/heads/{branch}"
+    _git(root, "check-ref-format", name)
+    parent = _git(root, "ls-remote", "--", remote, name).split("\t")[0]
+    if parent:
+        _git(root, "fetch", "--quiet", "--no-tags", "--no-write-fetch-head", "--", remote, name)
+        if not _git(root, "ls-tree", "--name-only", parent, "index.html"):
+            raise SiteError(f"branch '{branch}' of {remote} holds something else than a site; choose another BRANCH")
+    build(root, target)
+    with tempfile.TemporaryDirectory() as scratch:
+        own_index = {"GIT_INDEX_FILE": f"{scratch}/index"}
+        as_it_is = ["-c", "core.autocrlf=false", "--work-tree", str(target.resolve())]
+        _git(root, *as_it_is, "add", "--all", "--force", "--", str(target.resolve()), environment=own_index)
+        tree = _git(root, "write-tree", environment=own_index)
+    if parent and tree == _git(root, "rev-parse", f"{parent}^{{tree}}"):
+        return f"branch '{branch}' of {remote} holds this site already"
+    message = f"The site of {_git(root, 'rev-parse', '--short', 'HEAD')}"
+    commit = _git(root, "commit-tree", tree, *(("-p", parent) if parent else ()), "-m", message)
+    _git(root, "push", "--quiet", "--", remote, f"{commit}:{name}")
+    return f"published as {commit[:10]} on branch '{branch}' of {remote}"
+
+
+def _git(root: Path, *arguments: str, environment=None) -> str:
+    """The output of a git command."""
+    environment = os.environ | (environment or {})
+    done = subprocess.run(["git", *arguments], cwd=root, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        said = done.stderr.strip() or f"exit status {done.returncode}"
+        raise SiteError(f"git {' '.join(arguments)} failed: {said}")
+    return done.stdout.strip()
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="python -m xai_utils.pipeline.site", description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("build", help=f"make {SITE}/ from the reports of the last run")
+    commands.add_parser("check", help="whether the reports are those that dvc.lock records")
+    publishing = commands.add_parser("publish", help=f"check, build, and push {SITE}/ to a branch of a git remote")
+    publishing.add_argument("remote", help="a remote's name, address or folder")
+    publishing.add_argument("branch", nargs="?", default="gh-pages")
+    chosen = parser.parse_args()
+    root = Path()
+    try:
+        pipeline.enter_project()
+        if chosen.command == "build":
+            build(root, root / SITE)
+            for problem in outdated(root):
+                print(problem, file=sys.stderr)
+            print(f"open {SITE}/index.html")
+        elif chosen.command == "check":
+            check(root)
+        else:
+            print(publish(root, root / SITE, chosen.remote, chosen.branch))
+    except (OSError, ValueError) as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,289 @@
+"""Run one notebook as one stage:  python -m xai_utils.pipeline STAGE
+
+Parameters are checked first; the notebook's prints appear live; the executed copy is normalised and rendered to
+reports/STAGE.html. A stage that fails keeps its executed notebook in .runs/ and removes what it had half written.
+"""
+
+import argparse
+import ast
+import ctypes
+import json
+import os
+import re
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+# jsonschema imports it only to check IRIs, and it builds a grammar for 4 s in every process
+sys.modules.setdefault("rfc3987_syntax", None)
+
+import nbformat  # noqa: E402
+
+from xai_utils.pipeline import parameters, report  # noqa: E402
+
+ROOT = Path(__file__).resolve().parents[2]
+HEADLINE = ("insertion", "deletion", "faithfulness_offset", "average_drop", "box_average_precision", "part_truth")
+STRIPPED, RUNS, FAILED, REPORTS = Path("build/notebooks"), Path("build/runs"), Path(".runs"), Path("reports")
+
+
+def enter_project():
+    """Make the project's root the working folder, whichever folder a notebook was opened from."""
+    here = Path.cwd()
+    root = next((folder for folder in (here, *here.parents, ROOT) if (folder / "params.yaml").is_file()), None)
+    if root is None:
+        raise FileNotFoundError(f"{here} is in no project: no params.yaml here or above; begin from a clone of it")
+    os.chdir(root)
+
+
+def progress(text: str):
+    """Show `text` live in the terminal and not in the report, which must not tell a resumed run from a whole one."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def notebooks(folder=Path("notebooks")) -> dict[str, Path]:
+    """Stage -> its notebook NN_STAGE.ipynb, in the order of the numbers."""
+    found = {path.stem.split("_", 1)[1]: path for path in sorted(folder.glob("[0-9][0-9]_*.ipynb"))}
+    return {stage: found[stage] for stage in found if stage in parameters.STAGES}
+
+
+def stripped(path: Path):
+    """The notebook without outputs: what runs, and what stages depend on."""
+    try:
+        return report.strip(nbformat.read(path, as_version=4))
+    except Exception as error:
+        raise ValueError(f"{path} is no notebook ({error}); restore it with: git checkout {path}") from None
+
+
+def depended_on(path: Path):
+    """The notebook as a stage depends on it: without outputs, and of its parameters the names, not the values."""
+    notebook = stripped(path)
+    if (cell := report.parameters_cell(notebook)) is not None:
+        cell.source = "\n".join(_declared(cell))
+    return notebook
+
+
+def _declared(cell) -> list[str]:
+    """The names of the parameters that a parameters cell assigns, sorted."""
+    return sorted(node.targets[0].id for node in ast.parse(cell.source).body)
+
+
+def strip_all(source=Path("notebooks"), target=STRIPPED):
+    """Copies that stages depend on, so that looking at a notebook, or trying other values in it, reruns nothing."""
+    copies = {path.name: depended_on(path) for path in sorted(source.glob("*.ipynb"))}
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
+    for name, notebook in copies.items():
+        nbformat.write(notebook, target / name)
+
+
+def check() -> int:
+    """Whether all stages could begin: parameters, notebooks, data set. Minutes of training must not end in a typo."""
+    problems, lock = [], Path("dvc.lock")
+    recorded = parameters.read(lock)["stages"] if lock.is_file() else {}
+    for stage in parameters.STAGES:
+        try:
+            given = parameters.resolve(values := parameters.read(), stage)
+            _check_parameters_cell(_notebook_of(stage), given)
+            before = recorded.get(stage, {}).get("params", {}).get("params.yaml", {"": None})
+            if any(values.get(key, ...) != value for key, value in before.items()):  # what has run knew all names
+                problems += _unknown_names(stage, given)
+            source = Path(given.get("dataset", "."))
+            if not source.is_dir():
+                from xai_utils.datasets.published import advice  # imports torch: only where it has something to say
+
+                there = sorted(path.name for path in source.parent.glob("*/")) if source.parent.is_dir() else []
+                problems.append(
+                    f"params.yaml: dataset = '{source}' is no folder; "
+                    f"{source.parent}/ holds {', '.join(there) or 'no folder'}{advice(source)}"
+                )
+        except (OSError, ValueError) as error:
+            problems.append(str(error))
+    print("\n".join(dict.fromkeys(problems)), end="\n" if problems else "", file=sys.stderr)
+    return bool(problems)
+
+
+def _unknown_names(stage: str, given: dict) -> list[str]:
+    """Methods, options and metrics that nobody knows, or values that they do not take: a line each."""
+    if stage not in ("explain", "evaluate", "remove_and_retrain"):
+        return []
+    from xai_utils.explainers import check_options, method_of, rows_of  # torch: after what needs no seconds to check
+    from xai_utils.metrics import metrics_of
+
+    try:
+        if stage == "evaluate":
+            metrics_of(given["metrics"])
+            return []
+        rows = rows_of(given["methods"], given["rows"]) if stage == "explain" else given["rows"]
+    except ValueError as error:
+        return [f"params.yaml: {stage}: {error}"]
+    problems = []
+    for row, options in rows.items():
+        try:
+            check_options(*method_of(row, options))
+        except ValueError as error:
+            problems.append(f"params.yaml: {stage}.rows.{row}: {error}")
+    return problems
+
+
+def run(stage: str) -> int:
+    """Run `stage` on the parameters of params.yaml; the exit status."""
+    try:
+        given = parameters.resolve(parameters.read(), stage)
+        source = _notebook_of(stage)
+        _check_parameters_cell(source, given)
+    except (OSError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    _die_with_parent()
+    sys.stdout.reconfigure(line_buffering=True)  # live, also through a pipe
+    executed = FAILED / f"{stage}.ipynb"
+    for path in (FAILED, RUNS, REPORTS):
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            (path / ".writable").touch()
+            (path / ".writable").unlink()
+        except OSError as error:
+            print(f"cannot write into {path}/: {error.strerror}; the checkout must be writable", file=sys.stderr)
+            return 1
+    failure = _execute(source, executed, given)
+    if failure is not None:
+        _remove_outputs(stage)
+        print(f"\nstage {stage} failed{failure}\nits notebook as far as it ran: {executed}", file=sys.stderr)
+        return 1
+    result = report.normalise(nbformat.read(executed, as_version=4), root=Path.cwd())
+    pages = [("index.html", "all reports")]
+    pages += [(f"{name}.html", report.title(stripped(path))) for name, path in notebooks().items()]
+    report.render(result, REPORTS / f"{stage}.html", pages)
+    nbformat.write(result, RUNS / f"{stage}.ipynb")
+    executed.unlink()
+    return 0
+
+
+def _notebook_of(stage: str) -> Path:
+    try:
+        return notebooks()[stage]
+    except KeyError:
+        raise FileNotFoundError(f"notebooks/ holds no NN_{stage}.ipynb; restore it with git checkout") from None
+
+
+def _check_parameters_cell(source: Path, given: dict):
+    """papermill only warns of a parameter that the notebook does not have; a typo must not run with a default."""
+    cell = report.parameters_cell(stripped(source))
+    if cell is None:
+        raise parameters.ParameterError(f"{source.name}: no cell has the tag 'parameters'")
+    declared = set(_declared(cell))
+    if declared != set(given):
+        raise parameters.ParameterError(
+            f"{source.name}: its parameters cell must name exactly what params.yaml gives; "
+            f"missing: {', '.join(sorted(set(given) - declared)) or 'none'}; "
+            f"too many: {', '.join(sorted(declared - set(given))) or 'none'}"
+        )
+
+
+def _execute(source: Path, executed: Path, given: dict) -> str | None:
+    """None, or what went wrong and where."""
+    import papermill
+    from jupyter_client.kernelspec import KernelSpec
+    from jupyter_client.manager import AsyncKernelManager
+
+    class ThisPython(AsyncKernelManager):
+        """The interpreter that runs this module runs the notebook, whatever kernels are installed."""
+
+        def __init__(self, **options):
+            super().__init__(**options | {"transport": "ipc"})  # no port, and no warning about TCP
+
+        @property
+        def kernel_spec(self):
+            argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+            return KernelSpec(argv=argv, display_name="Python 3", language="python")
+
+    os.environ["PYTHONPATH"] = str(ROOT)  # this checkout's package, not an installed one
+    for what in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"):  # bytes; glibc keeps what a step of a training
+        os.environ.setdefault(what, str(2**30))  # has freed for the next, which need not ask for new pages
+    try:
+        papermill.execute_notebook(
+            stripped(source),
+            str(executed),
+            given,
+            kernel_name="python3",
+            language="python",
+            progress_bar=False,
+            record_timing=False,
+            coalesce_streams=True,
+            stdout_file=sys.stdout,
+            stderr_file=sys.stderr,
+            kernel_manager_class=ThisPython,
+        )
+    except papermill.PapermillExecutionError as error:
+        plain = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback))  # without the colours
+        lines = [line for line in plain.splitlines() if line.strip()]
+        first = error.source.strip().splitlines()[0] if error.source.strip() else ""
+        return f" in cell {error.cell_index} ({first} …):\n" + "\n".join(lines[-12:])
+    except KeyboardInterrupt:
+        return ": interrupted"
+    except Exception as error:  # a kernel that was killed, a full disk: the same words and the same tidying
+        return f": {type(error).__name__}: {error}"
+    return None
+
+
+def _remove_outputs(stage: str):
+    """What a failed stage had written so far is no result."""
+    outputs = parameters.read("dvc.yaml")["stages"][stage]
+    for kind in ("outs", "metrics", "plots"):
+        for entry in outputs.get(kind, []):
+            path = Path(entry if isinstance(entry, str) else next(iter(entry)))
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def _die_with_parent():
+    """When dvc is killed, its stage must not go on writing beside the next run."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
+def write_derived():
+    """Write anew what follows from elsewhere: parameters cells from params.yaml, code dependencies into dvc.yaml."""
+    from xai_utils.pipeline import cells, dependencies
+
+    for stage, path in notebooks().items():
+        cells.write(path, stage)
+    text = Path("dvc.yaml").read_text(encoding="utf-8")
+    Path("dvc.yaml").write_text(dependencies.written(text, notebooks()), encoding="utf-8")
+
+
+def headline(summary: dict) -> str:
+    """The table of README.md: the HEADLINE metrics of reports/metrics.json, as Markdown."""
+    from xai_utils.evaluation import tables
+
+    shown = {name: about for name, about in summary["metrics"].items() if name in HEADLINE}
+    return tables.markdown(summary | {"metrics": shown})
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="python -m xai_utils.pipeline", description=__doc__.splitlines()[0])
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("stage", nargs="?", help=", ".join(parameters.STAGES))
+    what.add_argument("--check", action="store_true", help="check the parameters of all stages and run nothing")
+    what.add_argument("--write", action="store_true", help="write parameters cells and code dependencies anew")
+    what.add_argument("--strip", action="store_true", help=f"copy notebooks without outputs to {STRIPPED}")
+    what.add_argument("--readme", action="store_true", help="put the last result table into README.md")
+    chosen = parser.parse_args()
+    try:
+        enter_project()
+    except FileNotFoundError as error:
+        sys.exit(str(error))
+    if chosen.check:
+        sys.exit(check())
+    elif chosen.write:
+        write_derived()
+    elif chosen.strip:
+        strip_all()
+    elif chosen.readme:
+        report.update_readme(Path("README.md"), headline(json.loads((REPORTS / "metrics.json").read_text())))
+    else:
+        sys.exit(run(chosen.stage))

@@ -1,0 +1,176 @@
+"""Remove and retrain (ROAR), keep and retrain (KAR): what networks learn of what a map leaves them (FastCAM §4).
+
+Two levels. *Layer*: the explained network keeps few positions of one layer; what lies behind it is fine-tuned.
+*Image*: a network learns from scratch on images that keep or lack their most salient pixels, and is tested on such.
+
+`retrain` takes settings (plain values, JSON):
+    data, target          folders of the prepared data and of the target
+    network               "target", or an architecture that is first trained itself and then explained
+    image_size            images are resized to it; None: as they are prepared
+    train_images, held_out_images   as many of each class as possible; None: all
+    explained_epochs      of the explained network where `network` is an architecture
+    repetitions, seed     repetition r trains with seed + r
+    percentages           of the pixels, image level
+    rows                  image level: name -> {"method": a name of EXPLAINERS, its options}
+    statistics            layer level: names of STATISTICS
+    fill                  colour of removed pixels: "mean" (of the training images' channels) or "black"
+    keep_share, least_share, scale_kept     see `layer_masked_model`; KAR keeps the one, ROAR the other
+    image, layer          epochs, batch_size, learning_rate, schedule, milestones, momentum, weight_decay,
+                          smallest_crop of the trainings of each level
+
+Each gives records, one per training: level, mode ("keep", "remove", "none"), row, percent or layer (the other is None),
+repetition, and hits, 0 or 1 for each held-out image. Every result is a file below `.checkpoints/remove_and_retrain`
+whose name stands for all that it depends on: what is there is not done again, and a killed training goes on from its
+checkpoint.
+"""
+
+import json
+from concurrent.futures import as_completed
+from dataclasses import asdict, replace
+from functools import partial
+
+import numpy as np
+
+from xai_utils import explainers
+from xai_utils.explainers.activation_statistics import STATISTICS
+from xai_utils.files import files_fingerprint
+from xai_utils.networks import ARCHITECTURES, scale_layers, stored, targets
+from xai_utils.retraining.inputs import FOLDER, images_of
+from xai_utils.retraining.jobs import key_of, work
+from xai_utils.retraining.masks import thresholds
+from xai_utils.training import distributed
+from xai_utils.training.distributed import Compute
+
+
+def retrain(settings, modes=("none", "keep", "remove"), *, compute=None, log=None):
+    """The records of several modes: "keep" is KAR, "remove" is ROAR, both with random masks; "none" is without masks.
+
+    Without masks: networks from scratch (image level, one per repetition), and the explained network as it is (layer).
+    `log(text)` gets a line per training that was done.
+    """
+    compute = (compute or Compute()).resolved()
+    _check(settings)
+    workers = compute.processes * (compute.threads if compute.device == "cpu" else 1)
+    with distributed.pool(workers, compute.device) as pool:
+        make = partial(_made, pool=pool, compute=replace(compute, threads=1, processes=1), log=log)
+        conditions = [condition for mode in modes for condition in _conditions(settings, mode, make)]
+        results = make([(_named(record), kind, chosen) for record, kind, chosen in conditions])
+    return [record | result for (record, _, _), result in zip(conditions, results, strict=True)]
+
+
+def _check(settings):
+    """Refuse, before any work, what only the last training would stumble over."""
+    for name, row in settings["rows"].items():
+        try:
+            explainers.check_options(row["method"], {key: value for key, value in row.items() if key != "method"})
+        except ValueError as error:
+            raise ValueError(f"row {name!r}: {error}") from None
+    networks = ["target", *ARCHITECTURES]
+    for what, values, allowed in (
+        ("statistic", settings["statistics"], list(STATISTICS)),
+        ("network", [settings["network"]], networks),
+        ("fill", [settings["fill"]], ["mean", "black"]),
+    ):
+        if unknown := [value for value in values if value not in allowed]:
+            raise ValueError(f"{what} {unknown[0]!r} is unknown; choose among {', '.join(allowed)}")
+
+
+def _named(record):
+    where = record["layer"] or (f"{record['percent']} %" if record["percent"] else record["level"])
+    return f"{record['mode']} {where} {record['row']}"
+
+
+def _made(jobs, *, pool, compute, log):
+    """What each job (name, kind, its settings) results in, a dict; workers do the jobs whose file is missing.
+
+    A file's name stands for all that the result depends on; the number of workers is not among it.
+    """
+    paths, futures = [], {}
+    for name, kind, chosen in jobs:
+        paths.append(path := FOLDER / kind / f"{key_of(kind, chosen, asdict(compute))}.json")
+        if not path.exists() and path not in [other for _, other in futures.values()]:
+            futures[pool.submit(work, path, kind, chosen, compute)] = name, path
+    try:
+        for number, future in enumerate(as_completed(futures), start=1):
+            name, path = futures[future]
+            try:
+                future.result()
+            except Exception as error:
+                error.add_note(f"Raised by: {name}")
+                raise
+            if log:
+                hits = _read(path).get("hits")
+                log(f"{number} of {len(futures)}: {name}" + (f" {np.mean(hits):.3f}" if hits else ""))
+    except BaseException:
+        pool.shutdown(cancel_futures=True)
+        raise
+    return [_read(path) for path in paths]
+
+
+def _read(path):
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(result, dict):
+            raise ValueError("no result in it")
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); delete it and run again") from error
+    return result
+
+
+UNMASKED = {"levels": None, "place": None, "keep": None}
+
+
+def _conditions(settings, mode, make):
+    """(record, kind, settings of the training) of all that is trained in a mode."""
+    data = {name: settings[name] for name in ("data", "image_size", "train_images", "held_out_images", "fill")}
+    data |= {"subset_seed": settings["seed"], "data_hash": files_fingerprint(settings["data"])}
+    folder = settings["target"]
+    if settings["network"] != "target":
+        chosen = data | settings["image"] | UNMASKED | {"architecture": settings["network"], "seed": settings["seed"]}
+        chosen["epochs"] = settings["explained_epochs"]
+        [result] = make([(f"{settings['network']}, to be explained", "explained", chosen)])
+        folder = result["folder"]
+    facts = stored.facts(folder, targets.KIND, ("architecture",))
+    explained = data | {"explained": folder, "sha256": facts["sha256"]}
+    layers = _layer_conditions(settings, mode, explained)
+    scratch = data | settings["image"] | {"architecture": facts["architecture"]}
+    return layers + _image_conditions(settings, mode, explained, scratch, make)
+
+
+def _layer_conditions(settings, mode, explained):
+    made = {"level": "layer", "mode": mode, "percent": None}
+    if mode == "none":
+        return [(made | {"row": "none", "layer": None, "repetition": 0}, "plain", explained)]
+    masked = {"least": mode == "remove", "scale": settings["scale_kept"]}
+    masked["share"] = settings["least_share"] if mode == "remove" else settings["keep_share"]
+    found, probe = [], images_of(explained, "train")[0]([0])
+    for layer in scale_layers(targets.load(explained["explained"]), probe):
+        for row in ("random", *settings["statistics"]):
+            chosen = explained | settings["layer"] | masked | {"layer": layer}
+            chosen["statistic"] = None if row == "random" else row
+            for repetition in range(settings["repetitions"]):
+                record = made | {"row": row, "layer": layer, "repetition": repetition}
+                found.append((record, "layer", chosen | {"seed": settings["seed"] + repetition}))
+    return found
+
+
+def _image_conditions(settings, mode, explained, scratch, make):
+    made, shares = {"level": "image", "mode": mode, "layer": None}, thresholds(settings["percentages"])
+    if mode == "none":
+        jobs = [(made | {"row": "none", "percent": None}, scratch | UNMASKED)]
+    else:
+        rows, jobs = {"random": {"method": "random"}} | settings["rows"], []
+        drawn = explained | {"percentages": shares, "seed": settings["seed"]}
+        levels = make([(f"maps of {name}", "levels", drawn | {"row": row}) for name, row in rows.items()])
+        for percent in settings["percentages"]:
+            for row, content in zip(rows, levels, strict=True):
+                keep, top = mode == "keep", percent
+                if row == "random" and not keep:  # to lose p % at random is to keep 100 - p %: one training, not two
+                    keep, top = True, 100 - percent
+                chosen = scratch | content | {"place": shares.index(top), "keep": keep}
+                jobs.append((made | {"row": row, "percent": percent}, chosen))
+    return [
+        (record | {"repetition": repetition}, "image", chosen | {"seed": settings["seed"] + repetition})
+        for record, chosen in jobs
+        for repetition in range(settings["repetitions"])
+    ]

@@ -1,0 +1,42 @@
+"""What the worker processes of ROAR and KAR do: explain images, train one network, test it.
+
+A job gets its settings (JSON), the path of its result and the `Compute` of one training, and returns the result (JSON).
+Its settings are those of `experiment` that matter to it, with data_hash (of the data's files), subset_seed and
+    levels, place, keep             image level: where the maps lie (None: no mask), and as in `masked_images`
+    explained, sha256               layer level and maps: folder of the explained network, and its weights' hash
+    layer, statistic, share, least, scale     layer level: as in `layer_masked_model`
+"""
+
+import json
+from pathlib import Path
+
+from xai_utils import sources
+from xai_utils.explainers import registry
+from xai_utils.explainers.registry import explainer
+from xai_utils.files import fingerprint, write_atomically
+from xai_utils.retraining import levels, trainings
+
+KINDS = {  # what is made -> function(settings, path, compute)
+    "explained": trainings.explained_network,
+    "plain": trainings.unchanged,
+    "image": trainings.retrained_on_images,
+    "layer": trainings.retrained_behind_layer,
+    "levels": levels.explained_levels,
+}
+
+
+def work(path, kind, chosen, compute):
+    """Do a job of `KINDS` and leave its result at `path`, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    result = KINDS[kind](chosen, path, compute)
+    write_atomically(path, lambda partial: partial.write_text(json.dumps(result), encoding="utf-8"))
+
+
+def key_of(kind, chosen, compute):
+    """The name that stands for all that a job's result depends on; maps depend on their own method alone."""
+    if kind != "levels":
+        code = sources.fingerprint_of(KINDS[kind])
+    else:
+        method = explainer(chosen["row"]["method"]).function
+        code = sources.fingerprint_of(KINDS[kind], method, stop=(Path(registry.__file__),))
+    return fingerprint([chosen, code, compute])

@@ -1,0 +1,159 @@
+"""The target: what it starts from, its fine-tuning as a `loop.Task` made from plain settings, and its predictions."""
+
+import re
+from pathlib import Path
+
+import torch
+from torch.nn import functional
+
+from xai_utils import datasets
+from xai_utils.files import files_fingerprint
+from xai_utils.networks import ARCHITECTURES, inference_copy, targets
+from xai_utils.networks.architectures import why_unknown
+from xai_utils.training import distributed, loop
+from xai_utils.training.recipes import (
+    CHECKPOINTS,
+    VALIDATION_BATCH,
+    augmented,
+    classification_loss,
+    learning_rate_factor,
+    sgd,
+)
+
+SYNSET = re.compile(r"n\d{8}")  # ImageNet's names of classes, whose order is that of the weights trained on it
+WEIGHTS_FOLDER = Path("data/weights")
+
+
+def starting_target(name: str, classes, *, seed: int, new_head: bool = True) -> targets.Target:
+    """The target before training: what params.yaml calls `target`.
+
+    An architecture (random weights), `architecture:weights` (the name of torchvision's, such as IMAGENET1K_V2, or a
+    file in data/weights), or the checkpoint data/weights/`name`. What lacks one of `classes` gets a new last layer for
+    them (ValueError, if not `new_head`); what knows them all keeps its own. A file of as many classes, and ImageNet's
+    weights beside all 1000 synsets, know them in the order of their names.
+    """
+    checkpoints = sorted(path.parent.name for path in WEIGHTS_FOLDER.glob("*/target.json"))
+    architecture, _, weights = name.partition(":")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if name in checkpoints:
+            target = targets.load(WEIGHTS_FOLDER / name)
+        elif name in ARCHITECTURES:
+            return targets.build(name, classes)
+        elif weights and architecture in ARCHITECTURES:
+            file = targets.is_file_of_weights(weights)
+            target = targets.build(architecture, None, pretrained_from=WEIGHTS_FOLDER / weights if file else weights)
+            if len(classes) == len(target.classes) and (file or all(SYNSET.fullmatch(each) for each in classes)):
+                target = targets.renamed(target, classes)
+        else:
+            raise ValueError(
+                f"no target '{name}'{why_unknown(architecture)}; checkpoints in {WEIGHTS_FOLDER}: "
+                f"{', '.join(checkpoints) or 'none'}; or an architecture, or architecture:weights; architectures: "
+                f"{', '.join(ARCHITECTURES)}"
+            )
+        if set(classes) <= set(target.classes):
+            return target
+        if not new_head:
+            indices_by_name(classes, target.classes)  # says which it does not know
+        return targets.replace_head(target, classes)
+
+
+def indices_by_name(classes, target_classes) -> torch.Tensor:
+    """For each class of the data, its index among the target's classes (matched by name)."""
+    missing = [name for name in classes if name not in target_classes]
+    if missing:
+        raise ValueError(
+            f"the target does not know {len(missing)} of the data's {len(classes)} classes, e.g. '{missing[0]}'; "
+            "train it on them (finetune_target.epochs > 0) or name the class folders as the checkpoint does"
+        )
+    place = {name: index for index, name in enumerate(target_classes)}
+    return torch.tensor([place[name] for name in classes])
+
+
+def _logits(model, split):
+    """The model's logits for every image of `split`, on the CPU; the processes share the work."""
+    device = next(model.parameters()).device
+    return distributed.map_in_order(
+        lambda indices: model(split.tensor(indices).to(device)).float().cpu(), len(split), batch_size=VALIDATION_BATCH
+    )
+
+
+def held_out_logits(target, split, *, compute: distributed.Compute) -> torch.Tensor:
+    """The logits (N, K) of `target` for the images of `split`, on the CPU, by one process."""
+    compute = compute.resolved()
+    torch.set_num_threads(compute.threads)
+    if not len(split):
+        return torch.zeros(0, len(target.classes))
+    model = inference_copy(target.to(compute.device), split.tensor([0]).to(compute.device))
+    with torch.inference_mode():
+        return _logits(model, split)
+
+
+def predictions(target, split, *, compute: distributed.Compute) -> torch.Tensor:
+    """The class (N,) that `target` predicts for each image of `split`, by one process."""
+    return held_out_logits(target, split, compute=compute).argmax(1)
+
+
+def target_task(settings: dict) -> loop.Task:
+    """Cross-entropy on the labels (AKD §4: the target T is fine-tuned on the fine-grained classes).
+
+    `settings`: data (folder of prepared data), target, seed, epochs, batch_size, learning_rate, schedule, halve_every,
+    momentum, weight_decay, smallest_crop.
+    """
+    data = datasets.load(settings["data"])
+    target = starting_target(settings["target"], data.classes, seed=settings["seed"])
+    target.to(memory_format=torch.channels_last)  # convolutions run 1.5 times as fast, on CPUs too
+    place = indices_by_name(data.classes, target.classes)
+    train_labels = place[torch.as_tensor(data.train.labels)]
+    validation_labels = place[torch.as_tensor(data.validation.labels)]
+
+    def batch(indices, generator):
+        images = data.train.tensor(indices)
+        return augmented(images, generator, smallest_crop=settings["smallest_crop"]), train_labels[indices]
+
+    def validate(model):
+        logits = _logits(model, data.validation)
+        hits = (logits.argmax(1) == validation_labels).double()
+        return {
+            "validation_loss": functional.cross_entropy(logits.double(), validation_labels).item(),
+            "validation_accuracy": hits.mean().item(),
+        }
+
+    return loop.Task(
+        model=target,
+        examples=len(train_labels),
+        batch=batch,
+        loss=classification_loss,
+        validate=validate if len(data.validation) else None,
+        optimizer=sgd(settings),
+        schedule=learning_rate_factor(settings),
+        epochs=settings["epochs"],
+        batch_size=settings["batch_size"],
+    )
+
+
+def fit_target(settings: dict, *, compute, checkpoint_steps=None, log=None) -> tuple[targets.Target, list[dict]]:
+    """The trained target in eval mode, and the history of its training; 0 epochs take it as it comes."""
+    data = datasets.load(settings["data"])
+    trains = settings["epochs"] > 0
+    target = starting_target(settings["target"], data.classes, seed=settings["seed"], new_head=trains)
+    if settings["epochs"] == 0:
+        return target.eval(), []
+    if not len(data.train):
+        raise ValueError(f"{settings['data']} has no training image; set finetune_target.epochs to 0")
+    fitted = loop.fit(
+        target_task,
+        settings,
+        compute=compute,
+        checkpoints=CHECKPOINTS / "finetune_target",
+        data_hash=files_fingerprint(settings["data"], weights_of(settings["target"])),
+        checkpoint_steps=checkpoint_steps,
+        log=log,
+    )
+    target.load_state_dict(fitted.weights)
+    return target.eval(), fitted.history
+
+
+def weights_of(name: str) -> Path:
+    """Where the weights of `starting_target`'s `name` lie, if they lie in data/weights: a folder or a file."""
+    return WEIGHTS_FOLDER / name.rpartition(":")[2]
