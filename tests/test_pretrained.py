@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 import torch
-from scratch import project, run
+from scratch import execute, project
 
 from xai_utils import networks
 
@@ -44,7 +44,9 @@ def test_a_pretrained_network_explains_real_images(real, tmp_path):
         },
     )
     networks.save(target.eval(), folder / "data" / "weights" / "mobilenet")
-    run(folder, "prepare_data", "finetune_target", "explain", "evaluate")
+    (folder / "reports").mkdir()
+    for stage in ("prepare_data", "finetune_target", "explain", "evaluate"):
+        execute(folder, stage)
     assert json.loads((folder / "reports" / "finetune_target.json").read_text())["top1"] >= 0.7
     summary = json.loads((folder / "reports" / "metrics.json").read_text())
     assert list(summary["metrics"]) == ["insertion", "deletion"]  # there are no boxes

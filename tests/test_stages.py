@@ -94,16 +94,6 @@ def test_scores_are_complete_and_within_range(finished):
     assert all(row["frames per second"] > 0 for row in speed["methods"].values())
 
 
-def test_a_second_run_gives_the_same_bytes(finished):
-    """Explaining and scoring again changes no file of maps, scores or reports; nor does the number of processes."""
-    watched = ["reports/explain.html", "reports/evaluate.html", "reports/metrics.json", "build/maps/random.npy"]
-    watched += ["reports/scores/random.csv", "reports/scores/protocol.json", "build/curves/random.insertion.npy"]
-    before = {name: (finished / name).read_bytes() for name in watched}
-    run(finished, "explain", "evaluate")
-    for name in watched:
-        assert (finished / name).read_bytes() == before[name], name
-
-
 def test_a_wrong_method_stops_the_stage_before_work(finished):
     """The error names the methods that exist; the earlier maps are gone, as DVC would have removed them."""
     folder = finished.parent / "wrong"
