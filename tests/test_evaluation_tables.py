@@ -65,8 +65,11 @@ def test_the_list_of_what_columns_measure_follows_the_run(scored):
     """16 pixels of 64 a step are 4 steps and 5 points; settings are the run's, those of an image of 8 pixels."""
     _, _, summary = scored
     curves = {"insertion": {"baseline": "blur", "pixels_per_step": 224 * 224 // 4}, "deletion": {"baseline": "black"}}
-    text = tables.measured(summary, (8, 8), curves=curves, options={"pointing_game": {"tolerance": 7}})
-    assert text.count("<dt>") == len(METRICS)
+    settings = {"curves": curves, "options": {"pointing_game": {"tolerance": 7}}, "part_threshold": 0.3}
+    summary = summary | {"metrics": summary["metrics"] | {"part_truth": {"label": "Part truth"}}}
+    text = tables.measured(summary, (8, 8), settings)
+    assert text.count("<dt>") == len(METRICS) + 1
+    assert "on the parts that decide; threshold 0.3</dd>" in text
     assert "return to the baseline; baseline blur; 5 points, 16 of 64 pixels a step</dd>" in text
     assert "become the baseline; baseline black; " in text
     assert "a constant map misses; tolerance 7</dd>" in text

@@ -131,6 +131,7 @@ def score_maps(settings, log=None):
             name: {"baseline": protocol.baseline, "points": len(protocol.counts), "pixels_per_step": protocol.counts[1]}
             for name, protocol in protocols.items()
         },
+        "part_threshold": None if parts is None else settings["part_threshold"],
     }
     place = {name: index for index, name in enumerate(target.classes)}  # the data may know fewer classes
     labels = np.array([place[split.classes[label]] for label in split.labels[indices]])

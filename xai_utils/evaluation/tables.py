@@ -122,11 +122,14 @@ def html(summary: dict, standing: dict | None = None) -> str:
     return "".join([*lines, "</tbody></table>"])
 
 
-def measured(summary: dict, size, *, curves: dict, options: dict) -> str:
-    """What each scored metric measured on images of `size` (H, W), with these options of the run, as an HTML list."""
+def measured(summary: dict, size, settings: dict) -> str:
+    """What each scored metric measured on images of `size` (H, W), with the `settings` of `scores.evaluate`: HTML."""
     terms = []
     for name, about in summary["metrics"].items():
-        told = METRICS[name].protocol(size, curve=curves.get(METRICS[name].curve), options=options.get(name))
+        curve, options = settings["curves"].get(METRICS[name].curve), settings["options"].get(name, {})
+        if METRICS[name].needs == "part_masks":  # what decides is found once for all metrics
+            options = options | {"threshold": settings["part_threshold"]}
+        told = METRICS[name].protocol(size, curve=curve, options=options)
         terms.append(f"<dt>{escape(about['label'])}</dt><dd>{escape(told)}</dd>")
     return f"<dl>{''.join(terms)}</dl>"
 

@@ -100,7 +100,7 @@ def _untrained(architecture, source, seed):
 
 def _parts(root, target, device, notices):
     """The trained networks that methods bring: method -> label -> network, of those that are there and fit."""
-    found, probe = {}, torch.zeros(1, device=device)
+    found = {}
     for method, record in EXPLAINERS.items():
         if record.part is None or record.variant_of is not None:
             continue
@@ -109,7 +109,7 @@ def _parts(root, target, device, notices):
         if part.word:  # a person may choose among all of the kind
             folders = sorted(facts.parent for facts in folder.parent.glob(f"*/{part.kind}.json"))
         for place in folders:
-            network = _read(lambda part=part, place=place: part.of(place, target, probe.device), notices)
+            network = _read(lambda part=part, place=place: part.of(place, target, device), notices)
             if network is not None:
                 found.setdefault(method, {})[part.label(network, place)] = network
     return found
