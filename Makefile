@@ -16,8 +16,8 @@ test: setup data ## run the tests
 bench: setup ## measure our maps beside other libraries', one benchmark after the other
 	for name in cams fastcam gradients surrogate mask_predictor rise curves memory; do python benchmarks/$$name.py --json benchmarks/$$name.json || exit 1; done
 
-lab: setup data ## open the notebooks
-	jupyter lab notebooks
+lab: setup data ## open the project in JupyterLab: notebooks, parameters, reports
+	jupyter lab --FileContentsManager.pre_save_hook=xai_utils.pipeline.by_hand.keep_source
 
 inspect: setup data ## look at single images: a page that only this machine can open (voila.json)
 	voila notebooks/inspect.ipynb

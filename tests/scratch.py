@@ -9,7 +9,7 @@ from conftest import ROOT
 from ruamel.yaml import YAML
 
 from xai_utils.pipeline import parameters
-from xai_utils.pipeline.stage import notebooks, stripped
+from xai_utils.pipeline.stage import STAGE, notebooks, stripped
 
 
 def project(folder, **changes):
@@ -56,10 +56,12 @@ def execute(folder, stage):
     space = dict(parameters.resolve(parameters.read(folder / "params.yaml"), stage))
     here = os.getcwd()
     os.chdir(folder)
+    os.environ[STAGE] = stage  # as the pipeline runs it
     try:
         for cell in stripped(path).cells:
             if cell.cell_type == "code" and "parameters" not in cell.metadata.get("tags", []):
                 exec(compile(cell.source, f"{path.name}, {cell.id}", "exec"), space)
     finally:
         os.chdir(here)
+        del os.environ[STAGE]
     return space

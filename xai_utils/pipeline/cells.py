@@ -3,6 +3,7 @@
 In the pipeline params.yaml decides, whatever a cell says: papermill puts its values behind the cell.
 """
 
+import ast
 import re
 import textwrap
 from pathlib import Path
@@ -28,10 +29,16 @@ def write(notebook: Path, stage: str, params: Path = Path("params.yaml")):
 def source(stage: str, params: Path = Path("params.yaml")) -> str:
     """The parameters cell of `stage`: one assignment per parameter, as the formatter would lay it out."""
     reasons, lines = _reasons(params.read_text(encoding="utf-8")), [HEAD]
-    for name, value in parameters.resolve(parameters.read(params), stage).items():
+    for name, value in parameters.resolve(parameters.read(params), stage, written=True).items():
         place = (stage, name) if (stage, name) in reasons else (name,)
         lines += _assignment(name, value, place, reasons)
     return "\n".join(lines)
+
+
+def names(source: str) -> list[str]:
+    """The parameters that a parameters cell assigns, sorted."""
+    targets = [target for node in ast.parse(source).body if isinstance(node, ast.Assign) for target in node.targets]
+    return sorted({target.id for target in targets if isinstance(target, ast.Name)})
 
 
 def _assignment(name, value, place, reasons) -> list[str]:

@@ -29,8 +29,11 @@ def read(path="params.yaml") -> dict:
     return values
 
 
-def resolve(values: dict, stage: str) -> dict:
-    """What the notebook of `stage` receives: its section and its shared keys, with the values of the chosen scale."""
+def resolve(values: dict, stage: str, *, written: bool = False) -> dict:
+    """What the notebook of `stage` receives: its section and its shared keys, with the values of the chosen scale.
+
+    `written`: as a person writes them, "all" for all images.
+    """
     if stage not in STAGES:
         raise ParameterError(f"no stage '{stage}'; there are {', '.join(STAGES)}")
     known = (*SHARED, "scale", "scales", *STAGES)
@@ -51,10 +54,20 @@ def resolve(values: dict, stage: str) -> dict:
     given = {key: values[key] for key in SHARED if key in model.model_fields and key in values}
     given = {key: at_scale(value, scale, scales, key) for key, value in given.items()}
     given |= {key: at_scale(value, scale, scales, f"{stage}.{key}") for key, value in section.items()}
+    return checked(given, stage, written=written)
+
+
+def checked(given: dict, stage: str, *, source="params.yaml", written=False) -> dict:
+    """`given`, all parameters of `stage`, as its notebook receives them; ParameterError with a line for each problem.
+
+    The lines begin with `source`.
+    """
+    model = STAGES[stage]
     try:
-        return model(**given).model_dump()
+        return model(**given).model_dump(mode="json" if written else "python")
     except ValidationError as error:
-        raise ParameterError("\n".join(_line(problem, stage, model) for problem in error.errors())) from None
+        lines = (f"{source}: {_line(problem, stage, model)}" for problem in error.errors())
+        raise ParameterError("\n".join(lines)) from None
 
 
 def at_scale(value, scale: str, scales: list[str], where: str):
@@ -77,15 +90,15 @@ def _line(problem: dict, stage: str, model: type[Stage]) -> str:
     path = [str(part) for part in problem["loc"]]
     name = ".".join(path if path and path[0] in SHARED else [stage, *path])
     if problem["type"] == "missing":
-        return f"params.yaml: {name} is missing; a value is needed there"
+        return f"{name} is missing; a value is needed there"
     if problem["type"] == "extra_forbidden":
         for part in path[:-1]:
             model = model.model_fields[part].annotation
         fields = [key for key in model.model_fields if key not in SHARED]
-        return f"params.yaml: unknown key '{name}'; allowed are {', '.join(fields)}"
+        return f"unknown key '{name}'; allowed are {', '.join(fields)}"
     if problem["type"] == "value_error":
-        return f"params.yaml: {name}: {problem['ctx']['error']}"
+        return f"{name}: {problem['ctx']['error']}"
     if problem["input"] is None:
-        return f"params.yaml: {name} is empty; a value is needed there"
+        return f"{name} is empty; a value is needed there"
     expected = problem["msg"].removeprefix("Input ").removeprefix("String ")
-    return f"params.yaml: {name} = {problem['input']!r} is not allowed; it {expected}"
+    return f"{name} = {problem['input']!r} is not allowed; it {expected}"

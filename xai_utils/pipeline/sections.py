@@ -2,7 +2,16 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 Share = Annotated[float, Field(gt=0, le=1)]
 Baseline = Literal["rise_blur", "rise_blur_gauss", "blur", "mean", "black"]
@@ -33,7 +42,12 @@ def _kept(rows):
 
 Names = Annotated[Any, BeforeValidator(_names)]
 RowOptions = Annotated[Any, BeforeValidator(_options)]
-Count = Annotated[PositiveInt | None, BeforeValidator(_count)]  # of images; "all" is None for the notebooks
+# of images: "all" where a person reads and writes it, None for the code
+Count = Annotated[
+    PositiveInt | None,
+    BeforeValidator(_count),
+    PlainSerializer(lambda value: "all" if value is None else value, when_used="json"),
+]
 
 
 class Section(BaseModel):

@@ -5,7 +5,6 @@ reports/STAGE.html. A stage that fails keeps its executed notebook in .runs/ and
 """
 
 import argparse
-import ast
 import ctypes
 import json
 import os
@@ -20,10 +19,11 @@ sys.modules.setdefault("rfc3987_syntax", None)
 
 import nbformat  # noqa: E402
 
-from xai_utils.pipeline import parameters, report  # noqa: E402
+from xai_utils.pipeline import cells, parameters, report  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 HEADLINE = ("insertion", "deletion", "faithfulness_offset", "average_drop", "box_average_precision", "part_truth")
+STAGE = "XAI_STAGE"  # in the environment of a notebook that the pipeline runs: its stage
 STRIPPED, RUNS, FAILED, REPORTS = Path("build/notebooks"), Path("build/runs"), Path(".runs"), Path("reports")
 
 
@@ -34,6 +34,26 @@ def enter_project():
     if root is None:
         raise FileNotFoundError(f"{here} is in no project: no params.yaml here or above; begin from a clone of it")
     os.chdir(root)
+
+
+def begin(stage: str, names: dict):
+    """Let the notebook of `stage` begin in the project's root; where a person runs it, in a place of its own.
+
+    `names`: its `globals()`, where the parameters cell has run: by hand they are checked as params.yaml's are.
+    """
+    enter_project()
+    if STAGE not in os.environ:
+        from xai_utils.pipeline import by_hand
+
+        by_hand.begin(stage, names)
+
+
+def end():
+    """What a notebook does last: where a person ran it, it says where the results are."""
+    if STAGE not in os.environ:
+        from xai_utils.pipeline import by_hand
+
+        by_hand.end()
 
 
 def progress(text: str):
@@ -59,13 +79,8 @@ def depended_on(path: Path):
     """The notebook as a stage depends on it: without outputs, and of its parameters the names, not the values."""
     notebook = stripped(path)
     if (cell := report.parameters_cell(notebook)) is not None:
-        cell.source = "\n".join(_declared(cell))
+        cell.source = "\n".join(cells.names(cell.source))
     return notebook
-
-
-def _declared(cell) -> list[str]:
-    """The names of the parameters that a parameters cell assigns, sorted."""
-    return sorted(node.targets[0].id for node in ast.parse(cell.source).body)
 
 
 def strip_all(source=Path("notebooks"), target=STRIPPED):
@@ -146,7 +161,7 @@ def run(stage: str) -> int:
         except OSError as error:
             print(f"cannot write into {path}/: {error.strerror}; the checkout must be writable", file=sys.stderr)
             return 1
-    failure = _execute(source, executed, given)
+    failure = _execute(stage, source, executed, given)
     if failure is not None:
         _remove_outputs(stage)
         print(f"\nstage {stage} failed{failure}\nits notebook as far as it ran: {executed}", file=sys.stderr)
@@ -172,7 +187,7 @@ def _check_parameters_cell(source: Path, given: dict):
     cell = report.parameters_cell(stripped(source))
     if cell is None:
         raise parameters.ParameterError(f"{source.name}: no cell has the tag 'parameters'")
-    declared = set(_declared(cell))
+    declared = set(cells.names(cell.source))
     if declared != set(given):
         raise parameters.ParameterError(
             f"{source.name}: its parameters cell must name exactly what params.yaml gives; "
@@ -181,7 +196,7 @@ def _check_parameters_cell(source: Path, given: dict):
         )
 
 
-def _execute(source: Path, executed: Path, given: dict) -> str | None:
+def _execute(stage: str, source: Path, executed: Path, given: dict) -> str | None:
     """None, or what went wrong and where."""
     import papermill
     from jupyter_client.kernelspec import KernelSpec
@@ -198,6 +213,7 @@ def _execute(source: Path, executed: Path, given: dict) -> str | None:
             argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
             return KernelSpec(argv=argv, display_name="Python 3", language="python")
 
+    os.environ[STAGE] = stage
     os.environ["PYTHONPATH"] = str(ROOT)  # this checkout's package, not an installed one
     for what in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"):  # bytes; glibc keeps what a step of a training
         os.environ.setdefault(what, str(2**30))  # has freed for the next, which need not ask for new pages
@@ -248,7 +264,7 @@ def _die_with_parent():
 
 def write_derived():
     """Write anew what follows from elsewhere: parameters cells from params.yaml, code dependencies into dvc.yaml."""
-    from xai_utils.pipeline import cells, dependencies
+    from xai_utils.pipeline import dependencies
 
     for stage, path in notebooks().items():
         cells.write(path, stage)
