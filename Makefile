@@ -19,8 +19,8 @@ bench: setup ## measure our maps beside other libraries', one benchmark after th
 lab: setup data ## open the project in JupyterLab: notebooks, parameters, reports
 	jupyter lab --FileContentsManager.pre_save_hook=xai_utils.pipeline.by_hand.keep_source
 
-inspect: setup data ## look at single images: a page that only this machine can open (voila.json)
-	voila notebooks/inspect.ipynb
+inspect: setup data ## look at single images: a page for you alone; of your own folders: make inspect FOLDERS="/photos /data"
+	python -m xai_utils.widgets.server $(FOLDERS) $(HOSTS:%=--host=%)
 
 notebooks: setup ## after a change of params.yaml: the parameters cells; after new imports: what dvc.yaml depends on
 	python -m xai_utils.pipeline --write

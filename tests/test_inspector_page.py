@@ -1,15 +1,17 @@
-"""The inspector as a page of its own: served as `make inspect` serves it, used in a real browser."""
+"""The inspector as a page of its own: served as `make inspect` serves it, used in a browser, asked by others."""
 
+import http.client
 import io
 import os
+import re
 import shlex
 import signal
 import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -19,6 +21,9 @@ from PIL import Image
 
 from xai_utils.explainers import EXPLAINERS
 
+NAMED = "more pictures"  # a folder beside the project, and a name of this machine, that the command line gives
+HOST = "box.example"
+BROWSER = "import pathlib, sys; pathlib.Path(__file__).with_name('opened').write_text(sys.argv[1])"
 PATIENCE = 150_000  # milliseconds: a page begins with a kernel that imports torch, on a machine that may be busy
 
 
@@ -30,36 +35,40 @@ def free_port():
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
-    """The address of the page of a small project, served by the very command of the Makefile."""
+    """The printed address of the page of a small project, served by the command of the Makefile, and its folder."""
     folder = make(tmp_path_factory.mktemp("a project") / "p")
+    (folder.parent / NAMED).mkdir()
+    noise(77, 80).save(folder.parent / NAMED / "named.png")
+    (folder.parent / "browser.py").write_text(BROWSER)
+    given = [f"FOLDERS={str(folder.parent / NAMED)!r}", f"HOSTS={HOST}"]
     asked = subprocess.run(
-        ["make", "-n", "--no-print-directory", "inspect"], cwd=ROOT, capture_output=True, text=True, check=True
+        ["make", "-n", "--no-print-directory", "inspect", *given], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    command = shlex.split(asked.stdout.strip().splitlines()[-1])
-    assert command[0] == "voila"
-    port = free_port()
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+    python, *command = shlex.split(asked.stdout.strip().splitlines()[-1])
+    assert python == "python"
+    environment = {
+        key: value
+        for key, value in os.environ.items()
+        if key not in ("PYTHONDONTWRITEBYTECODE", "JUPYTER_TOKEN", "JUPYTER_TOKEN_FILE")
+    }
+    environment |= {"PYTHONPATH": str(ROOT), "BROWSER": f"{sys.executable} '{folder.parent}/browser.py' %s"}
     log = folder / "voila.log"
     with log.open("w") as output:
         server = subprocess.Popen(
-            [sys.executable, "-m", *command, "--no-browser", f"--port={port}"],
+            [sys.executable, *command, f"--port={free_port()}"],
             cwd=folder,
-            env=environment | {"PYTHONPATH": str(ROOT)},
+            env=environment,
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
     try:
         deadline = time.monotonic() + PATIENCE / 1000
-        while True:
-            try:  # a static file, for the page itself would start a kernel
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/voila/static/voila.js", timeout=5).close()
-                break
-            except OSError:
-                assert server.poll() is None, log.read_text()
-                assert time.monotonic() < deadline, log.read_text()
-                time.sleep(0.2)
-        yield f"http://127.0.0.1:{port}/", folder
+        while not (printed := re.search(r"http://127.0.0.1:\d+/\?token=\w{32,}$", log.read_text(), re.MULTILINE)):
+            assert server.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.2)
+        yield printed[0], folder
     finally:
         os.killpg(server.pid, signal.SIGTERM)
         server.wait(30)
@@ -84,13 +93,14 @@ def changed(page, locator, act):
 def test_the_page_answers_in_a_browser(served, browser, tmp_path):
     """Load, change a method, move a slider, click, upload, refuse, save: pictures change, text stays text, no request
     leaves this machine."""
-    address, folder = served
+    printed, folder = served
+    address = printed.split("?")[0]
     page = browser.new_page(viewport={"width": 1280, "height": 1500}, accept_downloads=True)
     dialogs, elsewhere = [], []
     page.on("dialog", lambda dialog: (dialogs.append(dialog.message), dialog.dismiss()))
     page.on("requestfinished", lambda request: None if request.url.startswith((address, "data:", "blob:"))
             else elsewhere.append(request.url))  # fmt: skip
-    page.goto(address, timeout=PATIENCE)
+    page.goto(printed, timeout=PATIENCE)
     column = page.locator(".xai-column").nth(1)
     overlay = column.locator(".shot img").first
     overlay.wait_for(timeout=PATIENCE)
@@ -127,11 +137,20 @@ def test_the_page_answers_in_a_browser(served, browser, tmp_path):
     page.locator(".xai-error", has_text="<b>bad<b>.png: not a readable image").wait_for(timeout=PATIENCE)
     assert card.get_attribute("src") == shown
 
+    page.get_by_role("button", name="file", exact=True).click()
+    box = page.get_by_placeholder("path of an image")
+    for path, caption in ((folder.parent / NAMED / "named.png", "named.png"), ("images/plain/1.png", "1.png")):
+        box.fill(str(path))
+        box.press("Enter")
+        page.locator(".xai-card figcaption", has_text=re.compile(f"^{caption}$")).wait_for(timeout=PATIENCE)
+    box.fill(str(good))
+    box.press("Enter")
+    page.locator(".xai-error", has_text=f'make inspect FOLDERS="{tmp_path}"').wait_for(timeout=PATIENCE)
     page.get_by_role("button", name="save what is shown").click()
     with page.expect_download(timeout=PATIENCE) as download:
         page.locator("a[download$='.png']").click(timeout=PATIENCE)
     with Image.open(Path(download.value.path())) as saved:
-        assert "good.png" in saved.text["settings"]
+        assert '"name": "1.png"' in saved.text["settings"]
 
     page.set_viewport_size({"width": 390, "height": 844})
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
@@ -140,11 +159,96 @@ def test_the_page_answers_in_a_browser(served, browser, tmp_path):
     assert sorted(path.name for path in folder.iterdir()) == [
         "build", "images", "notebooks", "params.yaml", "voila.json", "voila.log"
     ]  # fmt: skip
+
+    # the kernel's channels: for this page alone, which ends the kernel when it is closed
+    log = folder / "voila.log"
+    (kernel,) = re.findall(r"Kernel started: (\S+)", log.read_text())
+    cookie = {"Cookie": "; ".join(f"{each['name']}={each['value']}" for each in page.context.cookies())}
+    channels, here = (f"/api/kernels/{kernel}/channels", SOCKET), {"Origin": address.rstrip("/")}
+    assert status(served, *channels, **here) == 403
+    assert status(served, *channels, **cookie, Origin="http://elsewhere.example") == 403
+    assert status(served, *channels, **cookie, **here, Host="elsewhere.example") == 403
+    assert status(served, *channels, **cookie, **here) == 101
+    page.goto("about:blank")
+    deadline = time.monotonic() + PATIENCE / 1000
+    while f"Kernel shutdown: {kernel}" not in log.read_text():
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.1)
     page.close()
+
+
+SOCKET = {
+    "Connection": "Upgrade",
+    "Upgrade": "websocket",
+    "Sec-WebSocket-Version": "13",
+    "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+}
+KERNEL = "/api/kernels/11111111-2222-3333-4444-555555555555"
+STATIC = "/voila/static/voila.js"
+
+
+def reply(served, path, headers=None, method="GET", **more):
+    """What the server answers to one request: its status and its text."""
+    connection = http.client.HTTPConnection(urlsplit(served[0]).netloc, timeout=60)
+    connection.request(method, path, headers={**(headers or {}), **more})
+    response = connection.getresponse()
+    found = response.status, "" if response.status == 101 else response.read().decode()
+    connection.close()
+    return found
+
+
+def status(*asked, **more):
+    return reply(*asked, **more)[0]
 
 
 def test_only_this_machine_can_open_the_page(served):
     """The server listens on the loopback address itself and on no other."""
-    address, _ = served
     with pytest.raises((ConnectionRefusedError, TimeoutError)):
-        socket.create_connection(("127.0.0.2", int(address.rstrip("/").rsplit(":", 1)[1])), timeout=2)
+        socket.create_connection(("127.0.0.2", urlsplit(served[0]).port), timeout=2)
+
+
+def test_the_page_answers_under_names_of_this_machine_only(served):
+    """Whatever is asked for, a host that is neither local nor named is refused, even with the token."""
+    query = "?" + urlsplit(served[0]).query
+    for host in ("localhost", "LOCALHOST:1", "127.0.0.1:80", "[::1]:80", HOST):
+        assert status(served, STATIC, Host=host) == 200, host
+    for host in ("elsewhere.example", "localhost.elsewhere.example:80", "127.0.0.1.elsewhere.example", "192.168.1.2"):
+        for path in ("/", STATIC, "/login", "/nowhere", KERNEL):
+            code, text = reply(served, path + query, Host=host)
+            assert code == 403, (host, path)
+            assert "answers to localhost, 127.0.0.1, [::1], box.example; another name" in text
+        assert status(served, KERNEL + "/channels" + query, SOCKET, Host=host) == 403
+
+
+def test_nobody_comes_in_without_the_token(served):
+    """No page, no kernel, no channel, no picture beside the notebook; who asks is told where the token stands."""
+    address, folder = served
+    for path in ("/", "/?token=", "/?token=wrong", "/voila/render/inspect.ipynb"):
+        code, text = reply(served, path)
+        assert (code, text) == (302, ""), path
+    assert reply(served, "/login?next=%2F") == (
+        403,
+        "open the address that `make inspect` has printed: it ends in the token that opens this page\n",
+    )
+    assert status(served, "/login", method="POST") == 403
+    for method in ("GET", "DELETE"):
+        assert status(served, KERNEL, method=method) == 403
+    assert status(served, KERNEL + "/channels", SOCKET) == 403
+    assert status(served, "/voila/api/shutdown/" + KERNEL.rsplit("/", 1)[1], method="POST") == 403
+    noise(1).save(folder / "notebooks" / "beside.png")
+    assert status(served, "/voila/files/beside.png?" + urlsplit(address).query) == 403
+    (folder / "notebooks" / "beside.png").unlink()
+    for path in ("/voila/static/../../voila.json", "/voila/templates/lab/static/../../../../voila.json"):
+        assert status(served, path) in (403, 404, 500), path
+    log = (folder / "voila.log").read_text()
+    assert log.count("Kernel started") == log.count("Kernel shutdown")
+
+
+def test_the_browser_is_given_the_token_in_a_file_of_this_user(served):
+    """The arguments of a browser are everybody's to read; the file that they name leads to the printed address."""
+    printed, folder = served
+    address = (folder.parent / "opened").read_text()
+    file = Path(urlsplit(address).path)
+    assert "token" not in address
+    assert printed in file.read_text()
+    assert file.stat().st_mode & 0o077 == 0

@@ -2,8 +2,10 @@
 
 import base64
 import datetime
+import html
 import io
 import json
+import os
 import re
 import time
 
@@ -12,7 +14,8 @@ import torch
 from inspected import HOSTILE, SIZE, make, noise
 from PIL import Image
 
-from xai_utils.widgets import Inspector, open_subject
+from xai_utils import datasets
+from xai_utils.widgets import Inspector, open_subject, pictures
 
 PATIENCE = 60.0  # seconds
 LONG_AGO = datetime.datetime(2020, 1, 1)
@@ -133,6 +136,41 @@ def test_a_file_is_read_from_its_path(page, folder):
     page.file.value = "nowhere.png"
     assert "nowhere.png is no file" in page.error.value
     assert page.picture.name == "1.png"
+
+
+def test_files_outside_of_what_was_named_are_refused(page, folder, tmp_path):
+    """Neither an absolute path, nor one that climbs, nor a link leads out of the project and the folders of the command
+    line; what is no path at all is said, too, and the last image stays."""
+    picture, named = tmp_path / "elsewhere" / "x.png", tmp_path / "named"
+    for place in (picture.parent, named):
+        place.mkdir()
+        noise(5).save(place / "x.png")
+    links = folder / "images" / "out.png", folder / "images" / "out", folder / "images" / "in.png"
+    for link, target in zip(links, (picture, picture.parent, folder / "images/plain/2.png"), strict=True):
+        link.symlink_to(target)
+    page.kind.value = "file"
+    page.file.value = "images/plain/3.png"  # counts from the project, not from where the process is
+    refused = f"does not lie in {folder.resolve()}; upload it, or begin with make inspect FOLDERS="
+    climbing = os.path.relpath(picture, folder.resolve())
+    linked = "images/out.png", "images/out/x.png"
+    for given in (picture, climbing, *linked, picture.parent / "none.png", "/", "/proc/self/mem"):
+        page.file.value = str(given)
+        assert refused in html.unescape(page.error.value), given
+    for given in ("images/plain/\0.png", "a" * 300, "images", "images/plain/9.png"):
+        page.file.value = given
+        assert "xai-error" in page.error.value
+    assert page.picture.name == "3.png"
+    page.file.value = "images/in.png"
+    assert page.error.value == ""
+    assert page.picture.name == "in.png"
+    for link in links:
+        link.unlink()
+    folders = open_subject(folder, [named]).folders
+    assert pictures.within(str(named / "x.png"), folders) == (named / "x.png").resolve()
+    with pytest.raises(datasets.DataError, match=f"does not lie in {folder.resolve()} or {named.resolve()}; "):
+        pictures.within(str(picture), folders)
+    with pytest.raises(datasets.DataError, match="does not lie in a folder that may be read"):
+        pictures.within(str(picture), ())
 
 
 def test_no_text_of_the_data_becomes_html(page):

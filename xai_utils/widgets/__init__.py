@@ -1,6 +1,14 @@
 """The inspector: a page that asks a network about one image. Notebooks show `inspector()`, `make inspect` the page."""
 
-from xai_utils.widgets.opening import open_subject
-from xai_utils.widgets.page import Inspector, inspector
+import importlib
 
-__all__ = ["Inspector", "inspector", "open_subject"]
+FOLDERS = "XAI_INSPECTOR_FOLDERS"  # in the environment: what `make inspect` was given, a list in JSON
+_PLACES = {"open_subject": "opening", "Inspector": "page", "inspector": "page"}
+__all__ = ["FOLDERS", "Inspector", "inspector", "open_subject"]
+
+
+def __getattr__(name):
+    # torch takes seconds to import: only the page's kernel pays for it, not the server
+    if name in _PLACES:
+        return getattr(importlib.import_module(f"xai_utils.widgets.{_PLACES[name]}"), name)
+    raise AttributeError(f"module 'xai_utils.widgets' has no attribute '{name}'; it offers {', '.join(__all__)}")

@@ -1,6 +1,8 @@
 """What there is to inspect: networks and images that the pipeline has made so far, or what can stand in for them."""
 
 import hashlib
+import json
+import os
 from pathlib import Path
 
 import torch
@@ -10,16 +12,19 @@ from xai_utils.explainers import EXPLAINERS, rows_of
 from xai_utils.networks import targets
 from xai_utils.pipeline import parameters
 from xai_utils.training.distributed import Compute
+from xai_utils.widgets import FOLDERS
 from xai_utils.widgets.pictures import Drawn, Prepared
 from xai_utils.widgets.subject import Subject
 
 
-def open_subject(root=".") -> Subject:
+def open_subject(root=".", folders=None) -> Subject:
     """What the pipeline in the folder `root` has made; where it has trained no network yet, an untrained one.
 
-    A part that is missing or damaged becomes a notice that names the stage to run, never an error.
+    A part that is missing or damaged becomes a notice that names the stage to run, never an error. Files may be read
+    under `root` and under `folders`; None: those that `make inspect` was given.
     """
     root, notices = Path(root), []
+    folders = json.loads(os.environ.get(FOLDERS, "[]")) if folders is None else folders
     values = parameters.read(root / "params.yaml")
     prepare, explain, evaluate = (parameters.resolve(values, name) for name in ("prepare_data", "explain", "evaluate"))
     compute = Compute(**explain["compute"]).resolved()
@@ -51,6 +56,7 @@ def open_subject(root=".") -> Subject:
         },
         notices=tuple(notices),
         source=source,
+        folders=tuple(Path(folder).resolve() for folder in (root, *folders)),
         defaults=rows_of("all", explain["rows"]),
         curves={
             name: {"pixels_per_step": evaluate["pixels_per_step"], "baseline": evaluate[f"{name}_baseline"]}

@@ -7,6 +7,7 @@ known (`Answers`).
 import hashlib
 import json
 import threading
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -83,8 +84,12 @@ class Inspector(Layout):
                 else:
                     self._complain(f"{self.split.value} holds no image of {self.label.value}; choose another class")
             elif kind == "file" and self.file.value:
-                geometry = self.subject.geometry
-                self._look_at(lambda: pictures.read_picture(self.file.value, self.subject.size, geometry=geometry))
+                self._look_at(self._file)
+
+    def _file(self):
+        given, subject = self.file.value, self.subject
+        path = pictures.within(given, subject.folders)
+        return pictures.read_picture(path, subject.size, geometry=subject.geometry, name=Path(given).name)
 
     def _uploaded(self, change=None):
         with self._lock:
@@ -101,7 +106,7 @@ class Inspector(Layout):
     def _look_at(self, opener):
         try:
             picture = opener()
-        except DataError as error:
+        except (DataError, OSError) as error:  # of the file system: a name too long, a folder that is closed
             self._complain(error)
             return
         self._complain("")
@@ -332,6 +337,9 @@ class Inspector(Layout):
         self.answers.lane.close()
 
 
-def inspector(root="."):
-    """The inspector of what the pipeline in `root` has made, to be shown by a notebook."""
-    return Inspector(open_subject(root)).view
+def inspector(root=".", folders=None):
+    """The inspector of what the pipeline in `root` has made, to be shown by a notebook.
+
+    The page reads files under `root` and `folders`; None: those that `make inspect` was given.
+    """
+    return Inspector(open_subject(root, folders)).view

@@ -1,5 +1,6 @@
 """Where the one image comes from that is looked at: prepared data, drawn birds, a file, an upload."""
 
+import shlex
 import tempfile
 from pathlib import Path
 from typing import NamedTuple
@@ -70,6 +71,23 @@ class Drawn:
         bird = datasets.render(self.catalogue, label, number, size=self.size)
         pixels = torch.from_numpy(bird.image.transpose(2, 0, 1).copy()).float() / 255
         return Picture(pixels, f"{label}, drawn with seed {number}", label, bird.parts, datasets.PARTS)
+
+
+def within(given, folders) -> Path:
+    """The path that a person gives, links followed; one that is relative counts from the first of `folders`.
+
+    DataError where it leads out of all `folders`, whether or not there is a file.
+    """
+    try:
+        path = Path(*folders[:1], given).resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # too long, links in a circle, a zero byte
+        raise DataError(f"{given!r} is no path of a file: {error}") from None
+    if not any(path.is_relative_to(folder) for folder in folders):
+        raise DataError(
+            f"{given}: {path} does not lie in {' or '.join(map(str, folders)) or 'a folder that may be read'}; "
+            f'upload it, or begin with make inspect FOLDERS="{shlex.quote(str(path.parent))}"'
+        )
+    return path
 
 
 def read_picture(path, size, *, geometry="crop", name=None):

@@ -63,7 +63,8 @@ class Subject:
     """A network that infers, the explainers trained for it, and the settings of the pipeline that made them.
 
     `parts`: method -> label -> the trained network that it brings (`Part`); `missing`: method -> why it cannot answer;
-    `notices`: what a reader of the maps must know; `source`: where images come from (None: files and uploads only).
+    `notices`: what a reader of the maps must know; `source`: where images come from (None: files and uploads only);
+    `folders`: those from which files may be read, without links in their paths.
     """
 
     model: torch.nn.Module
@@ -74,6 +75,7 @@ class Subject:
     missing: dict = field(default_factory=dict)
     notices: tuple = ()
     source: object = None
+    folders: tuple = ()
     defaults: dict = field(default_factory=dict)  # method -> options, as the pipeline's scale has them
     curves: dict = field(default_factory=dict)  # curve -> options of its protocol
     seed: int = 0
