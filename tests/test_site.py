@@ -13,34 +13,11 @@ from itertools import pairwise
 import nbformat
 import pytest
 from conftest import ROOT
-from ruamel.yaml import YAML
+from reported import change, project
 
-from xai_utils.pipeline import parameters, report, site
+from xai_utils.pipeline import outputs, parameters, report, site
 
 HOSTILE = "<img src=x onerror=alert(1)>"
-PARTS = ("reports", "notebooks", "dvc.lock", "dvc.yaml", "params.yaml", "pyproject.toml", "requirements.lock")
-
-
-def project(folder):
-    """A copy of what the site is made of."""
-    folder.mkdir(parents=True)
-    for name in PARTS:
-        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
-        copy(ROOT / name, folder / name)
-    return folder
-
-
-def change(path, edit):
-    """Read the JSON or YAML file `path`, let `edit` change the value, write it."""
-    if path.suffix == ".json":
-        value = json.loads(path.read_text())
-        edit(value)
-        path.write_text(json.dumps(value))
-    else:
-        yaml = YAML()
-        value = yaml.load(path)
-        edit(value)
-        yaml.dump(value, path)
 
 
 @pytest.fixture(scope="module")
@@ -325,129 +302,11 @@ def test_the_workflow_installs_what_the_site_needs(tmp_path):
     }
 
 
-def test_a_folder_is_hashed_as_dvc_does(tmp_path):
-    """Whatever the order of names and depths, and for an empty file."""
-    for name in ("b.txt", "a/c.txt", "a-b/d", "a.txt", "a/Z", "é.csv"):
-        path = tmp_path / "folder" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("" if name == "a/Z" else name)
-    for command in (["init", "--no-scm", "-q"], ["add", "-q", "folder"]):
-        subprocess.run([sys.executable, "-m", "dvc", *command], cwd=tmp_path, check=True, timeout=120)
-    recorded = parameters.read(tmp_path / "folder.dvc")["outs"][0]["md5"]
-    assert site.content_hash(tmp_path / "folder") == recorded
-    assert site.content_hash(tmp_path / "nothing") is None
-
-
-@pytest.fixture
-def recorded(tmp_path):
-    """A project of two stages, the second reading what the first makes, as one whole run would leave it."""
-    folder = project(tmp_path / "p")
-    stages = ("evaluate", "figures")
-    outs = {
-        stage: [{"path": path, "md5": site.content_hash(folder / path)} for path in paths]
-        for stage, paths in zip(
-            stages, (("reports/metrics.json",), ("reports/figures", "reports/figures.html")), strict=True
-        )
-    }
-    (folder / "dvc.yaml").write_text(json.dumps({"stages": {stage: {"cmd": stage} for stage in stages}}))
-    received = {stage: {"params.yaml": {"scale": "default", stage: {"rows": 6}}} for stage in stages}
-    lock = {stage: {"cmd": stage, "params": received[stage], "outs": outs[stage]} for stage in stages}
-    lock["figures"]["deps"] = [{"path": "reports/metrics.json", "md5": outs["evaluate"][0]["md5"]}]
-    (folder / "dvc.lock").write_text(json.dumps({"schema": "2.0", "stages": lock}))
-    git(folder, "init", "-q", "-b", "main")
-    git(folder, "config", "user.name", "someone")
-    git(folder, "config", "user.email", "someone@example.org")
-    (folder / ".gitignore").write_text("site/\n*.json\n")
-    git(folder, "add", "-A")
-    git(folder, "commit", "-q", "-m", "a run")
-    git(folder, "init", "-q", "--bare", str(tmp_path / "remote.git"))
-    return folder
-
-
-def git(folder, *arguments):
-    return subprocess.run(["git", *arguments], cwd=folder, check=True, capture_output=True, text=True).stdout.strip()
-
-
-def test_reports_are_compared_with_the_lock_by_content(recorded):
-    """A touched file is the same file; another byte, a missing file, a newer input and an unrun stage are named."""
-    assert site.outdated(recorded) == []
-    os.utime(recorded / "reports" / "figures.html", (0, 0))
-    assert site.outdated(recorded) == []
-    with (recorded / "reports" / "figures.html").open("a") as page:
-        page.write(" ")
-    (recorded / "reports" / "metrics.json").unlink()
-    change(recorded / "dvc.yaml", lambda value: value["stages"].update(more={}))
-    change(recorded / "dvc.lock", lambda value: value["stages"]["figures"]["deps"][0].update(md5="0" * 32))
-    assert site.outdated(recorded) == [
-        "stage more has not run: dvc.lock does not know it",
-        "reports/metrics.json is missing; stage evaluate makes it",
-        "reports/figures.html is not what dvc.lock records; stage figures makes it",
-        "stage figures is older than reports/metrics.json, which evaluate has made anew since",
-    ]
-
-
-def test_the_site_is_published_beside_the_work(recorded, tmp_path):
-    """A branch that keeps its history receives exactly site/; index, branch and working tree stay as they were."""
-    remote, target = str(tmp_path / "remote.git"), recorded / "site"
-    (recorded / "staged").write_text("not committed yet")
-    git(recorded, "add", "staged")
-    (recorded / "README.md").write_text("not even staged")
-    work = ("status", "--porcelain"), ("rev-parse", "HEAD"), ("branch", "--list")
-    before = [git(recorded, *question) for question in work]
-    assert re.match(r"published as \w{10} on branch 'gh-pages' of ", site.publish(recorded, target, remote, "gh-pages"))
-    files = sorted(path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file())
-    assert {".nojekyll", "index.html", "metrics.json", "figures/methods.jpg"} <= set(files)
-    git(tmp_path, "clone", "-q", "-b", "gh-pages", remote, "seen")
-    assert sorted(git(tmp_path / "seen", "ls-files").splitlines()) == files
-    for name in files:
-        assert (tmp_path / "seen" / name).read_bytes() == (target / name).read_bytes(), name
-    assert "holds this site already" in site.publish(recorded, target, remote, "gh-pages")
-    (tmp_path / "seen" / "CNAME").write_text("example.org")  # somebody else's commit
-    git(tmp_path / "seen", "add", "-A")
-    git(tmp_path / "seen", "-c", "user.name=other", "-c", "user.email=o@example.org", "commit", "-q", "-m", "by hand")
-    git(tmp_path / "seen", "push", "-q")
-    site.publish(recorded, target, remote, "gh-pages")
-    subjects = git(tmp_path / "remote.git", "log", "--format=%s", "gh-pages").splitlines()
-    ours = f"The site of {git(recorded, 'rev-parse', '--short', 'HEAD')}"
-    assert subjects == [ours, "by hand", ours]
-    assert [git(recorded, *question) for question in work] == before
-
-
-def test_publishing_refuses_with_a_reason(recorded, tmp_path):
-    """A branch of work, a remote that is not there, reports that no longer fit: nothing is made, nothing is pushed."""
-    remote = str(tmp_path / "remote.git")
-    git(recorded, "push", "-q", remote, "main")
-    for where, branch, reason in (
-        ("", "gh-pages", "name the git remote to publish to: make publish REMOTE=origin"),
-        (remote, "main", "branch 'main' of .* holds something else than a site"),
-        (remote, "no..branch", "git check-ref-format refs/heads/no..branch failed"),
-        (str(tmp_path / "nowhere"), "gh-pages", "git ls-remote .* failed: .*nowhere"),
-    ):
-        with pytest.raises(site.SiteError, match=reason):
-            site.publish(recorded, recorded / "site", where, branch)
-    (recorded / "reports" / "figures" / "methods.jpg").write_bytes(b"another picture")
-    done = subprocess.run(
-        [sys.executable, "-m", "xai_utils.pipeline.site", "publish", remote],
-        cwd=recorded,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.splitlines() == [
-        "reports/figures is not what dvc.lock records; stage figures makes it",
-        "these reports are not those of one whole run; mend with: make repro",
-    ]
-    assert not (recorded / "site").exists()
-    assert git(tmp_path / "remote.git", "branch", "--list").split() == ["main"]
-
-
 def test_a_site_that_cannot_be_made_leaves_the_earlier_one(tmp_path):
     """A report cut short, or no results at all: the error names it, the old site stays, no scratch folder does."""
     folder = project(tmp_path / "p")
     site.build(folder, folder / "site")
-    earlier = site.content_hash(folder / "site")
+    earlier = outputs.content_hash(folder / "site")
     (folder / "reports" / "figures.html").write_text("<html><main>half")
     with pytest.raises(site.SiteError, match=r"figures.html has no <main> and is no report"):
         site.build(folder, folder / "site")
@@ -455,5 +314,5 @@ def test_a_site_that_cannot_be_made_leaves_the_earlier_one(tmp_path):
     (folder / "reports" / "metrics.json").unlink()
     with pytest.raises(site.SiteError, match=r"metrics.json is missing; the pipeline makes it: make repro"):
         site.build(folder, folder / "site")
-    assert site.content_hash(folder / "site") == earlier
+    assert outputs.content_hash(folder / "site") == earlier
     assert not list(folder.glob(".site-*"))

@@ -7,7 +7,6 @@ dvc.lock records, `publish REMOTE [BRANCH]` does both and pushes site/ to a bran
 """
 
 import argparse
-import hashlib
 import json
 import math
 import os
@@ -22,7 +21,7 @@ from pathlib import Path
 import nbformat
 from jinja2 import Environment, FileSystemLoader
 
-from xai_utils.pipeline import parameters, report
+from xai_utils.pipeline import outputs, parameters, report
 from xai_utils.pipeline import stage as pipeline
 
 TEMPLATES = Path(__file__).parent / "site_template"
@@ -35,18 +34,25 @@ class SiteError(ValueError):
     """The site cannot be made or published from what is there."""
 
 
-def build(root: Path, target: Path):
-    """Make the site in the folder `target` from the project in `root`; only a whole site replaces an earlier one."""
+def build(root: Path, target: Path, tell=lambda text: None):
+    """Make the site in the folder `target` from the project in `root`; only a whole site replaces an earlier one.
+
+    It holds what the pipeline wrote; `tell` is called with what that is, and with what else lies in reports/.
+    """
+    _refuse_links(root)
     reports, sources = root / pipeline.REPORTS, pipeline.notebooks(root / "notebooks")
-    notebooks = {stage: pipeline.stripped(path) for stage, path in sources.items()}
-    made = {stage: f"{stage}.html" for stage in notebooks if (reports / f"{stage}.html").is_file()}
+    notebooks, found = {stage: pipeline.stripped(path) for stage, path in sources.items()}, outputs.reports(root)
+    made = {stage: f"{stage}.html" for stage in notebooks if f"{stage}.html" in found.written}
     titles = {file: report.title(notebooks[stage]) for stage, file in made.items()}
     page = _renderer({"index.html": "Results"} | titles)
     with tempfile.TemporaryDirectory(prefix=".site-", dir=target.parent) as scratch:
         folder = Path(scratch) / "site"
-        shutil.copytree(reports, folder, ignore=shutil.ignore_patterns("*.html", ".*"))
-        numbers = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.suffix in NUMBERS]
-        (folder / "notebooks").mkdir()
+        (folder / "notebooks").mkdir(parents=True)
+        copied = [name for name in found.written if not name.endswith(".html")]
+        for name in copied:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(reports / name, folder / name)
+        numbers = [name for name in copied if Path(name).suffix in NUMBERS]
         for stage, path in sources.items():
             nbformat.write(notebooks[stage], folder / "notebooks" / path.name)
         for file in made.values():
@@ -61,13 +67,16 @@ def build(root: Path, target: Path):
             }
             for stage, notebook in notebooks.items()
         ]
-        values = _results(reports) | _circumstances(root, made) | {"cards": cards, "numbers": sorted(numbers)}
+        values = _results(reports) | _circumstances(root, made) | {"cards": cards, "numbers": numbers}
         text = page("index.html.j2", "index.html", title="Saliency maps: results", **values)
         (folder / "index.html").write_text(text, encoding="utf-8", newline="\n")
         (folder / ".nojekyll").touch()  # GitHub Pages serves a branch as it is only with this
         if target.exists():
             target.rename(Path(scratch) / "earlier")
         folder.rename(target)
+    tell(outputs.listing(target))
+    if others := [outputs.printable(f"{pipeline.REPORTS}/{name}") for name in found.others]:
+        tell(f"left out, for no stage wrote it: {', '.join(others)}")
 
 
 def _renderer(titles: dict[str, str]):
@@ -180,46 +189,23 @@ def pinned_versions(root: Path) -> dict[str, str]:
     return {name: version for name in names for pinned, version in pins if pinned == name}
 
 
-def outdated(root: Path) -> list[str]:
-    """Why the reports are not those of one whole run, as far as dvc.lock knows; by content, nothing is run.
-
-    Each report must be the file whose hash is recorded, and no stage may have read what another has made anew since.
-    """
-    lock, stages = parameters.read(root / "dvc.lock")["stages"], parameters.read(root / "dvc.yaml")["stages"]
-    problems = [f"stage {stage} has not run: dvc.lock does not know it" for stage in stages if stage not in lock]
-    ran = {stage: lock[stage] for stage in stages if stage in lock}
-    made = {entry["path"]: (stage, entry["md5"]) for stage, about in ran.items() for entry in about["outs"]}
-    for path, (stage, recorded) in made.items():
-        if path.startswith(f"{pipeline.REPORTS}/") and content_hash(root / path) != recorded:
-            there = "is missing" if content_hash(root / path) is None else "is not what dvc.lock records"
-            problems.append(f"{path} {there}; stage {stage} makes it")
-    for stage, about in ran.items():
-        for entry in about.get("deps", []):
-            maker, recorded = made.get(entry["path"], (None, entry["md5"]))
-            if entry["md5"] != recorded:
-                problems.append(f"stage {stage} is older than {entry['path']}, which {maker} has made anew since")
-    return problems
-
-
-def content_hash(path: Path) -> str | None:
-    """The MD5 of a file, or of a folder's files, as dvc.lock writes them; None where there is neither."""
-    if path.is_file():
-        return hashlib.md5(path.read_bytes()).hexdigest()
-    if not path.is_dir():
-        return None
-    files = {file.relative_to(path).as_posix(): file for file in path.rglob("*") if file.is_file()}
-    entries = [{"md5": content_hash(files[name]), "relpath": name} for name in sorted(files)]
-    return hashlib.md5(json.dumps(entries).encode()).hexdigest() + ".dir"
-
-
 def check(root: Path):
-    """Raise `SiteError`, with all reasons, where the reports are not those of one whole run."""
-    if problems := outdated(root):
+    """Raise `SiteError`, with all reasons, where the reports are not those of one whole run, or hold links."""
+    _refuse_links(root)
+    if problems := outputs.outdated(root):
         raise SiteError("\n".join([*problems, "these reports are not those of one whole run; mend with: make repro"]))
 
 
-def publish(root: Path, target: Path, remote: str, branch: str) -> str:
+def _refuse_links(root):
+    if found := outputs.links(root):
+        names = ", ".join(map(outputs.printable, found))
+        raise SiteError(f"the site follows no link; remove it, or put what it leads to in its place: {names}")
+
+
+def publish(root: Path, target: Path, remote: str, branch: str, tell=lambda text: None) -> str:
     """Make the site in `target` and push it as the next commit of `branch` of `remote`; what was done, in words.
+
+    Before anything is pushed, `tell` is called with what goes, as by `build`.
 
     Neither the working tree nor the index is touched: the files go into an index of their own and become a commit
     whose parent is the branch as the remote has it. A branch that holds something else than a site is left alone.
@@ -234,7 +220,7 @@ def publish(root: Path, target: Path, remote: str, branch: str) -> str:
         _git(root, "fetch", "--quiet", "--no-tags", "--no-write-fetch-head", "--", remote, name)
         if not _git(root, "ls-tree", "--name-only", parent, "index.html"):
             raise SiteError(f"branch '{branch}' of {remote} holds something else than a site; choose another BRANCH")
-    build(root, target)
+    build(root, target, tell)
     with tempfile.TemporaryDirectory() as scratch:
         own_index = {"GIT_INDEX_FILE": f"{scratch}/index"}
         as_it_is = ["-c", "core.autocrlf=false", "--work-tree", str(target.resolve())]
@@ -271,14 +257,14 @@ def main():
     try:
         pipeline.enter_project()
         if chosen.command == "build":
-            build(root, root / SITE)
-            for problem in outdated(root):
+            build(root, root / SITE, print)
+            for problem in outputs.outdated(root):
                 print(problem, file=sys.stderr)
             print(f"open {SITE}/index.html")
         elif chosen.command == "check":
             check(root)
         else:
-            print(publish(root, root / SITE, chosen.remote, chosen.branch))
+            print(publish(root, root / SITE, chosen.remote, chosen.branch, print))
     except (OSError, ValueError) as error:
         sys.exit(str(error))
 
