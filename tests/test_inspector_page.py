@@ -22,7 +22,7 @@ from PIL import Image
 from xai_utils.explainers import EXPLAINERS
 
 NAMED = "more pictures"  # a folder beside the project, and a name of this machine, that the command line gives
-HOST = "box.example"
+HOST = "Box.example:8000"
 BROWSER = "import pathlib, sys; pathlib.Path(__file__).with_name('opened').write_text(sys.argv[1])"
 PATIENCE = 150_000  # milliseconds: a page begins with a kernel that imports torch, on a machine that may be busy
 
@@ -216,7 +216,7 @@ def test_the_page_answers_under_names_of_this_machine_only(served):
         for path in ("/", STATIC, "/login", "/nowhere", KERNEL):
             code, text = reply(served, path + query, Host=host)
             assert code == 403, (host, path)
-            assert "answers to localhost, 127.0.0.1, [::1], box.example; another name" in text
+            assert "answers to localhost, 127.0.0.1, ::1, box.example; another name" in text
         assert status(served, KERNEL + "/channels" + query, SOCKET, Host=host) == 403
 
 
@@ -252,3 +252,12 @@ def test_the_browser_is_given_the_token_in_a_file_of_this_user(served):
     assert "token" not in address
     assert printed in file.read_text()
     assert file.stat().st_mode & 0o077 == 0
+
+
+def test_a_folder_that_is_not_there_is_said_at_once(monkeypatch, tmp_path):
+    """Before anything is served: the folder, and how several are written."""
+    from xai_utils.widgets import server
+
+    monkeypatch.setattr("sys.argv", ["server", str(tmp_path), f"{tmp_path}/nowhere"])
+    with pytest.raises(SystemExit, match=r'/nowhere is no folder; make inspect FOLDERS="…" takes folders of images'):
+        server.main()

@@ -22,7 +22,7 @@ from voila.app import Voila
 from xai_utils.widgets import FOLDERS
 
 NOTEBOOK = "notebooks/inspect.ipynb"
-LOCAL = ("localhost", "127.0.0.1", "[::1]")
+LOCAL = ("localhost", "127.0.0.1", "::1")
 
 
 class _Foreign(Matcher):
@@ -32,7 +32,7 @@ class _Foreign(Matcher):
         self.hosts = hosts
 
     def match(self, request):
-        return None if request.host_name in self.hosts else {}
+        return None if request.host_name.strip("[]") in self.hosts else {}
 
 
 class _Refusal(RequestHandler):
@@ -62,8 +62,7 @@ class Server(Voila):
         return super().init_settings()
 
     def init_handlers(self):
-        named = (*LOCAL, urlsplit(self.display_url).hostname, *self.hosts)
-        hosts = tuple(dict.fromkeys(f"[{name}]" if name.count(":") > 1 and name[0] != "[" else name for name in named))
+        hosts = tuple(dict.fromkeys((*LOCAL, urlsplit(self.display_url).hostname, *self.hosts)))
         foreign = f"this page answers to {', '.join(hosts)}; another name of this machine: make inspect HOSTS=name"
         unknown = "open the address that `make inspect` has printed: it ends in the token that opens this page"
         return [
@@ -95,7 +94,7 @@ def main():
         if not Path(folder).is_dir():
             sys.exit(f'{folder} is no folder; make inspect FOLDERS="…" takes folders of images, separated by blanks')
     os.environ[FOLDERS] = json.dumps([os.path.abspath(folder) for folder in chosen.folders])
-    Server.hosts = tuple(host.lower() for host in chosen.host)
+    Server.hosts = tuple(urlsplit(f"//{name}").hostname for name in chosen.host)
     Server.launch_instance([NOTEBOOK, *others])
 
 
