@@ -8,7 +8,8 @@ unexport PYTHONDONTWRITEBYTECODE # without .pyc files every process parses torch
 
 repro: setup data ## run the whole pipeline: reports/index.html
 	python -m xai_utils.pipeline --check
-	dvc repro --pull
+	dvc repro --quiet
+	python -m xai_utils.pipeline --headlines
 
 test: setup data ## run the tests
 	python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder

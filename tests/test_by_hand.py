@@ -14,10 +14,9 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from conftest import ROOT
+from conftest import ROOT, free_port
 from inspected import make
 from jupyter_server.services.contents.largefilemanager import LargeFileManager
-from test_inspector_page import free_port
 
 from xai_utils.files import files_fingerprint
 from xai_utils.pipeline import by_hand, parameters, stage
@@ -43,7 +42,8 @@ def project(tmp_path, monkeypatch):
 
 def kept(folder):
     """One hash of all that the pipeline and its user have there."""
-    return files_fingerprint(*(folder / name for name in ("build/data", "build/target", "reports", "notebooks")))
+    made = (folder / name for name in ("build/data", "build/target", "reports"))
+    return files_fingerprint(*made, *folder.glob("notebooks/*.ipynb"))
 
 
 def run(folder, **changes):

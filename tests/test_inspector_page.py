@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, free_port
 from inspected import HOSTILE, make, noise
 from PIL import Image
 
@@ -25,12 +25,6 @@ NAMED = "more pictures"  # a folder beside the project, and a name of this machi
 HOST = "Box.example:8000"
 BROWSER = "import pathlib, sys; pathlib.Path(__file__).with_name('opened').write_text(sys.argv[1])"
 PATIENCE = 150_000  # milliseconds: a page begins with a kernel that imports torch, on a machine that may be busy
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture(scope="module")

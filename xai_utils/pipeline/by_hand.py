@@ -15,7 +15,7 @@ from pathlib import Path
 import nbformat
 
 from xai_utils.files import write_atomically
-from xai_utils.pipeline import cells, parameters, report
+from xai_utils.pipeline import cells, dependencies, parameters, report
 
 PLACE = Path("build/by-hand")
 MADE = ("build/", "reports/")  # what stages write into
@@ -35,12 +35,12 @@ def begin(stage: str, names: dict) -> None:
     read = [path for path in about[stage]["deps"] if path.startswith(MADE) and not path.startswith("build/notebooks/")]
     for path in read:
         if not Path(path).exists():
-            maker = next(name for name, described in about.items() if path in _written(described))
+            maker = next(name for name, described in about.items() if path in dependencies.outputs(described))
             raise FileNotFoundError(f"{path} is missing; the stage {maker} makes it: dvc repro {maker}")
     scratch = Path.cwd() / PLACE / stage
     if stage not in _overrides:
         shutil.rmtree(scratch, ignore_errors=True)
-    for path in _written(about[stage]):
+    for path in dependencies.outputs(about[stage]):
         (scratch / path).parent.mkdir(parents=True, exist_ok=True)
     for path in [*_inputs(), *read]:
         link = scratch / path
@@ -63,12 +63,6 @@ def _advice(stage: str) -> str:
         return f"Its parameters are those of params.yaml, with which the pipeline runs it: dvc repro {stage}"
     told = " ".join(f"-S {shlex.quote(each)}" for each in _overrides[stage])
     return f"The pipeline runs with these parameters by: dvc exp run {told}"
-
-
-def _written(about: dict) -> list[str]:
-    """The paths of what a stage of dvc.yaml makes."""
-    entries = [entry for kind in ("outs", "metrics", "plots") for entry in about.get(kind, [])]
-    return [entry if isinstance(entry, str) else next(iter(entry)) for entry in entries]
 
 
 def _inputs() -> list[str]:

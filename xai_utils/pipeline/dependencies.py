@@ -1,4 +1,4 @@
-"""What each stage depends on of this package: what its notebook imports, and all that those files import.
+"""What each stage makes, and what it depends on of this package: what its notebook imports, and all that follows.
 
 The runner shows results and does not make them, so no stage depends on it.
 """
@@ -26,6 +26,12 @@ def of_notebook(notebook: Path) -> list[str]:
         if folder != sources.PACKAGE and files <= found:
             found = {path for path in found if path.parent != folder} | {folder}
     return sorted(path.relative_to(sources.PACKAGE.parent).as_posix() for path in found)
+
+
+def outputs(about: dict) -> list[str]:
+    """The paths of what a stage of dvc.yaml makes."""
+    entries = [entry for kind in ("outs", "metrics", "plots") for entry in about.get(kind, [])]
+    return [entry if isinstance(entry, str) else next(iter(entry)) for entry in entries]
 
 
 def written(text: str, notebooks: dict[str, Path]) -> str:

@@ -12,6 +12,7 @@ import re
 import shutil
 import signal
 import sys
+import time
 from pathlib import Path
 
 # jsonschema imports it only to check IRIs, and it builds a grammar for 4 s in every process
@@ -19,7 +20,7 @@ sys.modules.setdefault("rfc3987_syntax", None)
 
 import nbformat  # noqa: E402
 
-from xai_utils.pipeline import cells, parameters, report  # noqa: E402
+from xai_utils.pipeline import cells, dependencies, parameters, report, terminal  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 HEADLINE = ("insertion", "deletion", "faithfulness_offset", "average_drop", "box_average_precision", "part_truth")
@@ -161,6 +162,8 @@ def run(stage: str) -> int:
         except OSError as error:
             print(f"cannot write into {path}/: {error.strerror}; the checkout must be writable", file=sys.stderr)
             return 1
+    scale, begun = parameters.read()["scale"], time.monotonic()
+    progress(terminal.announcement(stage, scale, RUNS))
     failure = _execute(stage, source, executed, given)
     if failure is not None:
         _remove_outputs(stage)
@@ -172,6 +175,7 @@ def run(stage: str) -> int:
     report.render(result, REPORTS / f"{stage}.html", pages)
     nbformat.write(result, RUNS / f"{stage}.ipynb")
     executed.unlink()
+    terminal.record(stage, scale, time.monotonic() - begun)
     return 0
 
 
@@ -245,14 +249,11 @@ def _execute(stage: str, source: Path, executed: Path, given: dict) -> str | Non
 
 def _remove_outputs(stage: str):
     """What a failed stage had written so far is no result."""
-    outputs = parameters.read("dvc.yaml")["stages"][stage]
-    for kind in ("outs", "metrics", "plots"):
-        for entry in outputs.get(kind, []):
-            path = Path(entry if isinstance(entry, str) else next(iter(entry)))
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
+    for path in map(Path, dependencies.outputs(parameters.read("dvc.yaml")["stages"][stage])):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _die_with_parent():
@@ -264,8 +265,6 @@ def _die_with_parent():
 
 def write_derived():
     """Write anew what follows from elsewhere: parameters cells from params.yaml, code dependencies into dvc.yaml."""
-    from xai_utils.pipeline import dependencies
-
     for stage, path in notebooks().items():
         cells.write(path, stage)
     text = Path("dvc.yaml").read_text(encoding="utf-8")
@@ -287,6 +286,7 @@ def main():
     what.add_argument("--check", action="store_true", help="check the parameters of all stages and run nothing")
     what.add_argument("--write", action="store_true", help="write parameters cells and code dependencies anew")
     what.add_argument("--strip", action="store_true", help=f"copy notebooks without outputs to {STRIPPED}")
+    what.add_argument("--headlines", action="store_true", help="print the numbers of the last run that come first")
     what.add_argument("--readme", action="store_true", help="put the last result table into README.md")
     chosen = parser.parse_args()
     try:
@@ -299,6 +299,8 @@ def main():
         write_derived()
     elif chosen.strip:
         strip_all()
+    elif chosen.headlines:
+        print("\n".join(terminal.headlines(REPORTS)))
     elif chosen.readme:
         report.update_readme(Path("README.md"), headline(json.loads((REPORTS / "metrics.json").read_text())))
     else:
