@@ -122,6 +122,7 @@ def save_gate(gate, folder, *, made_with=None):
     stored.write(gate, folder, KIND, facts, made_with=made_with)
 
 
+@stored.drawing_nothing
 def load_gate(folder, *, architecture=None, classes=None, device="cpu"):
     """The gate that `save_gate` wrote into `folder`, in eval mode on `device`.
 

@@ -242,6 +242,7 @@ def save_predictor(predictor, folder, *, made_with=None):
     stored.write(predictor, folder, KIND, facts, made_with=made_with)
 
 
+@stored.drawing_nothing
 def load_predictor(folder, *, device="cpu"):
     """The predictor that `save_predictor` wrote into `folder`, in eval mode on `device`.
 

@@ -2,6 +2,8 @@
 
 import json
 import pickle
+import threading
+from functools import wraps
 from pathlib import Path
 
 import safetensors.torch
@@ -48,6 +50,20 @@ def facts(folder, kind, names):
         return {name: found[name] for name in (*names, "sha256")} | found
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{file} is corrupt ({type(error).__name__}: {error}); save the {noun} again") from error
+
+
+_OPENING = threading.Lock()  # torch's global generator is put back for one thread at a time
+
+
+def drawing_nothing(opener):
+    """The function `opener`, without what building a network draws from torch's global generator."""
+
+    @wraps(opener)
+    def opened(*given, **options):
+        with _OPENING, torch.random.fork_rng(devices=[]):
+            return opener(*given, **options)
+
+    return opened
 
 
 def read_into(module, folder, kind, facts):

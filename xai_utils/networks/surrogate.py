@@ -170,6 +170,7 @@ def save_surrogate(surrogate, folder, *, made_with=None):
     stored.write(surrogate, folder, KIND, facts, made_with=made_with)
 
 
+@stored.drawing_nothing
 def load_surrogate(folder, *, architecture=None, classes=None, device="cpu"):
     """The surrogate that `save_surrogate` wrote into `folder`, in eval mode on `device`.
 

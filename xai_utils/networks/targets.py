@@ -171,6 +171,7 @@ def save(target, folder, *, made_with=None):
     stored.write(target.network, folder, KIND, facts, made_with=made_with)
 
 
+@stored.drawing_nothing
 def load(folder, device="cpu"):
     """The target that `save` wrote into `folder`, in eval mode on `device`.
 
