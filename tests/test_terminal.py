@@ -1,6 +1,7 @@
 """What a run says: stages that are left, how long they take, and the numbers that come first."""
 
 import json
+import os
 
 import pytest
 from conftest import ROOT
@@ -40,6 +41,7 @@ def test_a_stage_says_how_long_it_takes(project):
     runs.mkdir(parents=True)
     for name in STAGES:
         (runs / f"{name}.ipynb").touch()
+        os.utime(runs / f"{name}.ipynb", (1, 1))
         terminal.record(name, "paper", 100)
     later = terminal.announcement("evaluate", "paper", runs)
     assert later == "stage 8 of 10, evaluate: about 2 min, and about 3 min for what follows"

@@ -7,7 +7,6 @@ are neither computed nor touched.
 """
 
 from contextlib import contextmanager
-from functools import partial
 
 import torch
 from captum.attr import IntegratedGradients, Saliency
@@ -18,10 +17,11 @@ from xai_utils.images import baseline as baseline_image
 from xai_utils.images import noisy_copies
 from xai_utils.networks import checked_target, class_indices, evaluating
 from xai_utils.networks.activations import rectifies
+from xai_utils.networks.layers import observed
 
 
 def _logits(model, images):
-    logits = model(images.clone())  # a model may write into its input, but not into a leaf of the graph
+    logits = model(images)
     if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
         shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
         raise ValueError(f"the model returns {shape}; wrap it so that it returns logits (N, K)")
@@ -66,47 +66,23 @@ class _Rectifications(TorchFunctionMode):
         return function(*args, **kwargs)
 
 
-class _GuidedReLU(torch.autograd.Function):
-    """relu(x) forward, g [x > 0] [g > 0] backward; image by image, so that the second condition meets a warm cache."""
-
-    @staticmethod
-    def forward(ctx, x, in_place):
-        if in_place:
-            ctx.mark_dirty(x)
-        rectified = x.relu_() if in_place else x.relu()
-        ctx.save_for_backward(rectified)
-        return rectified
-
-    @staticmethod
-    def backward(ctx, gradient):
-        (rectified,) = ctx.saved_tensors
-        guided = torch.empty_like(rectified)
-        for given, active, passed in zip(gradient, rectified, guided, strict=True):
-            torch.ops.aten.threshold_backward.grad_input(given, active, 0, grad_input=passed)
-            passed.clamp_(min=0)
-        return guided, None
-
-
 class _GuidedScore(_ClassScore):
-    """The class score, if all that it rectifies is rectified by `nn.ReLU` modules, which are guided."""
+    """The class score, if all that it rectifies is rectified by `nn.ReLU` modules, which are guided.
+
+    A gradient that loses its negative part and then meets the ReLU's own rule is g [a > 0] [g > 0].
+    """
 
     def forward(self, images):
         calls = 0
 
-        def guided(x, in_place):
+        def guide(name, relu, rectified):
             nonlocal calls
             calls += 1
-            return _GuidedReLU.apply(_differentiable(x, "a ReLU's input does"), in_place)
+            _differentiable(rectified, "a ReLU's output does").register_hook(lambda gradient: gradient.clamp(min=0))
 
-        relus = [module for module in self.model.modules() if isinstance(module, nn.ReLU)]
-        for relu in relus:
-            relu.forward = partial(guided, in_place=relu.inplace)
-        try:
-            with _Rectifications() as rectifications:
-                score = super().forward(images)
-        finally:
-            for relu in relus:
-                del relu.forward
+        relus = {name: module for name, module in self.model.named_modules() if isinstance(module, nn.ReLU)}
+        with observed(self.model, guide, modules=relus), _Rectifications() as rectifications:
+            score = super().forward(images)
         if not calls or rectifications.count > calls:
             raise NotApplicable(
                 f"guided backprop changes the gradient of nn.ReLU modules, and this model calls {calls} of them and "

@@ -34,28 +34,20 @@ def captured(model, layers, *, reduce=None):
     """
     activations, versions = {}, {}
 
-    def keeper(name):
-        def keep(_, __, output):
-            if not isinstance(output, torch.Tensor):
-                raise TypeError(f"layer {name!r} returns a {type(output).__name__}, not a tensor; choose another layer")
-            if reduce is not None:
-                activations[name] = reduce(name, output)
-                return
-            if output.is_inference():  # such tensors do not count their changes, so only a copy is safe
-                output, version = output.clone(), None
-            else:
-                version = output._version
-            activations[name], versions[name] = output, version
+    def keep(name, _, output):
+        if not isinstance(output, torch.Tensor):
+            raise TypeError(f"layer {name!r} returns a {type(output).__name__}, not a tensor; choose another layer")
+        if reduce is not None:
+            activations[name] = reduce(name, output)
+            return
+        if output.is_inference():  # such tensors do not count their changes, so only a copy is safe
+            output, version = output.clone(), None
+        else:
+            version = output._version
+        activations[name], versions[name] = output, version
 
-        return keep
-
-    modules = {name: find_layer(model, name) for name in layers}
-    handles = [module.register_forward_hook(keeper(name)) for name, module in modules.items()]
-    try:
+    with observed(model, keep, modules={name: find_layer(model, name) for name in layers}):
         yield activations
-    finally:
-        for handle in handles:
-            handle.remove()
     for name, version in versions.items():
         if version is not None and activations[name]._version != version:
             raise RuntimeError(

@@ -9,7 +9,7 @@ from torch import nn
 from xai_utils.networks import stored
 from xai_utils.networks.activations import captured
 from xai_utils.networks.attention import CBAM
-from xai_utils.networks.layers import cam_layer, evaluating, find_layer, is_map
+from xai_utils.networks.layers import cam_layer, evaluating, find_layer, is_map, observed
 from xai_utils.networks.targets import require_known
 
 GATE_INPUTS = ("activations", "weighted")
@@ -104,11 +104,8 @@ def gate_for(target, images, *, layer=None, **options):
 
 def gated_logits(model, layer, features, images):
     """The logits (N, K) of `model` if `layer` had returned `features` (N, C, h, w); differentiable in the features."""
-    handle = find_layer(model, layer).register_forward_hook(lambda *_: features.clone())  # a ReLU behind may overwrite
-    try:
-        return model(images)
-    finally:
-        handle.remove()
+    with observed(model, lambda *_: features.clone(), modules={layer: find_layer(model, layer)}):
+        return model(images)  # of a copy, for a ReLU behind the layer may overwrite it
 
 
 def save_gate(gate, folder, *, made_with=None):

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from xai_utils.networks.layers import find_layer
+from xai_utils.networks.layers import evaluating, find_layer
 
 TOLERANCE = 1e-4  # of the largest logit: rounding of a refactored product, far below any real difference
 
@@ -117,7 +117,9 @@ def inference_copy(model, images=None, *, keep=()):
         if images is None:
             parameter = next(faster.parameters(), torch.zeros(()))
             images = torch.rand(1, 3, 224, 224, generator=torch.Generator().manual_seed(0)).to(parameter)
-        pairs, expected = _foldable(faster, images, [find_layer(faster, name) for name in keep])
-        if not _same(_over_blocks(_fold(faster, pairs))(images), expected):
+        with evaluating(faster):
+            pairs, expected = _foldable(faster, images, [find_layer(faster, name) for name in keep])
+            alike = _same(_over_blocks(_fold(faster, pairs))(images), expected)
+        if not alike:
             faster = frozen_copy()
         return faster.to(memory_format=torch.channels_last)

@@ -2,11 +2,14 @@
 
 Names are those of `named_modules()`, relative to the model, or to `model.layer_root` where a wrapper has one (a
 `Target` names its network's layers: "layer4"). Hooks live only inside a call or a `with`; the user's model is left
-as it was found, also after an exception.
+as it was found, also after an exception. Threads may share a model: `evaluating` and `observed` are the only ways to
+change its mode and to hook it.
 """
 
 import difflib
+import threading
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import nn
@@ -48,17 +51,59 @@ def find_layer(model, name):
     )
 
 
+_CHANGING = threading.Lock()  # while flags or hooks change: torch numbers hooks without a lock of its own
+_EVALUATED = {}  # module that is in eval mode for an `evaluating` -> [for how many, the training flag that it had]
+
+
 @contextmanager
 def evaluating(model):
-    """The model in eval mode; afterwards each module has the training flag that it had."""
-    flags = [(module, module.training) for module in model.modules()]
+    """The model in eval mode, and no pass of it can write into the tensors that it is called with: it gets copies.
+
+    Afterwards each module has the training flag that it had; where threads share the model, after the last of them.
+    Every pass of a method or metric is made inside.
+    """
+    modules = list(model.modules())
+    with _CHANGING:
+        for module in modules:
+            _EVALUATED.setdefault(module, [0, module.training])[0] += 1
     try:
-        if any(training for _, training in flags):
+        if any(module.training for module in modules):
             model.eval()
-        yield model
+        with _hooked(_register_before, [(model, _copies)]):
+            yield model
     finally:
-        for module, training in flags:
-            module.training = training
+        with _CHANGING:
+            for module in modules:
+                _EVALUATED[module][0] -= 1
+                if not _EVALUATED[module][0]:
+                    module.training = _EVALUATED.pop(module)[1]
+
+
+def _copies(_, given):
+    return tuple(each.clone() if isinstance(each, torch.Tensor) else each for each in given)
+
+
+# before the user's own hooks, which may write as well; scripted modules refuse their method, and call the hook
+_register_before = partial(nn.Module.register_forward_pre_hook, prepend=True)
+
+
+@contextmanager
+def _hooked(register, acts):
+    """Inside the `with`, the pairs (module, hook) of `acts` are registered, for passes of this thread alone."""
+    thread = threading.get_ident()
+
+    def own(act):
+        return lambda *given: act(*given) if threading.get_ident() == thread else None
+
+    with _CHANGING:
+        handles = [register(module, own(act)) for module, act in acts]
+    try:
+        yield
+    finally:
+        thread = None  # a copy of the model that another thread made meanwhile keeps the hooks: they rest
+        with _CHANGING:
+            for handle in handles:
+                handle.remove()
 
 
 def is_map(output):
@@ -68,20 +113,17 @@ def is_map(output):
 
 @contextmanager
 def observed(model, see, *, modules=None):
-    """Inside the `with`, `see(name, module, output)` is called as each layer of a pass finishes.
+    """Inside the `with`, `see(name, module, output)` is called as each layer of a pass of this thread finishes.
 
-    `modules`: name -> module, by default all of `layer_root`'s, the root itself ("") included. Nothing is changed.
+    What it returns, unless that is None, takes the output's place. `modules`: name -> module, by default all of
+    `layer_root`'s, the root itself ("") included.
     """
     modules = dict(layer_root(model).named_modules()) if modules is None else modules
-    handles = [
-        module.register_forward_hook(lambda module, _, output, name=name: see(name, module, output))
-        for name, module in modules.items()
+    acts = [
+        (module, lambda module, _, output, name=name: see(name, module, output)) for name, module in modules.items()
     ]
-    try:
+    with _hooked(lambda module, hook: module.register_forward_hook(hook), acts):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def cam_layer(model, images):
@@ -176,11 +218,8 @@ def head_gradient(model, images, layer, target=None):
         return leaf.clone()  # a following in-place ReLU writes into the copy
 
     with evaluating(model), torch.inference_mode(False), torch.no_grad():
-        handle = module.register_forward_hook(begin_graph)
-        try:
-            logits = model(images.clone() if images.is_inference() else images)
-        finally:
-            handle.remove()
+        with observed(model, begin_graph, modules={layer: module}):
+            logits = model(images)
         if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
             shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
             raise ValueError(f"the model returns {shape}; wrap it so that it returns logits (N, K)")

@@ -4,7 +4,6 @@ Masks come from maps alone, never from a label, so that they cannot tell a netwo
 """
 
 import copy
-from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -45,22 +44,15 @@ class LayerMasked(nn.Module):
         )
         return kept_positions(saliency, kept_count(self.share, saliency[0].numel()), least=self.least)
 
-    @contextmanager
-    def _masking(self, kept):
-        def mask(_, __, output):
-            positions = kept[self.layer]  # (N, h, w), made by the hook before this one
+    def forward(self, images):
+        def mask(layer, _, output):
+            positions = kept[layer]  # (N, h, w), made by the hook before this one
             factor = positions[0].numel() / positions[0].sum() if self.scale else 1
             return output * (positions[:, None] * factor).to(output.dtype)
 
-        handle = find_layer(self.model, self.layer).register_forward_hook(mask)
-        try:
-            yield
-        finally:
-            handle.remove()
-
-    def forward(self, images):
         capture = pre_activations if self.statistic in PRE_ACTIVATION else captured
-        with capture(self.model, [self.layer], reduce=self._kept) as kept, self._masking(kept):
+        masked = {self.layer: find_layer(self.model, self.layer)}
+        with capture(self.model, [self.layer], reduce=self._kept) as kept, observed(self.model, mask, modules=masked):
             return self.model(images)
 
     def train(self, mode=True):
