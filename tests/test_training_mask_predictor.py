@@ -230,6 +230,7 @@ def predictors(folders, tmp_path_factory):
         lines = []
         made = fit_predictors(chosen, compute=Compute("cpu"), log=lines.append)
         said = len(lines)
+        assert list(dict.fromkeys(line.split(":")[0] for line in lines)) == ["filter", *CONTROLLER_OF]
         again, _ = fit_predictors(chosen, compute=Compute("cpu"), log=lines.append)
         assert len(lines) == said, "a second call trained again"
         for name, predictor in made[0].items():

@@ -314,6 +314,7 @@ def test_surrogates_of_several_weights(folders, tmp_path, monkeypatch, joint):
     assert all(torch.equal(one[name], other[name]) for name in one) != joint
     assert not any(module.training for surrogate in surrogates.values() for module in surrogate.modules())
     said = len(lines)
+    assert list(dict.fromkeys(line.split(":")[0] for line in lines)) == list(histories)
     again, _ = fit_surrogates(chosen, compute=Compute("cpu"), log=lines.append)
     assert len(lines) == said
     for name, surrogate in surrogates.items():

@@ -70,7 +70,7 @@ def fit_gate(settings: dict, *, compute, checkpoint_steps=None, log=None):
         checkpoints=CHECKPOINTS / "train_attention",
         data_hash=files_fingerprint(settings["data"], settings["target"]),
         checkpoint_steps=checkpoint_steps,
-        log=log,
+        log=loop.named(log, f"gate on {settings['layer']}"),
     )
     gate.load_state_dict(fitted.weights)
     return gate.eval(), fitted.history

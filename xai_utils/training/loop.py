@@ -11,6 +11,7 @@ statistics from each process's part of the batch (on GPUs from the whole batch),
 are other draws. `torchrun ... -m xai_utils.training REQUEST.json` trains on several machines that share a folder.
 """
 
+import functools
 import json
 import math
 import platform
@@ -122,6 +123,15 @@ def fit(
     tensors, record = storage.load(folder)
     steps_before = before["progress"]["steps_done"] if before else 0
     return Fitted(_model_state(tensors), record["progress"]["history"], key, folder, steps_before)
+
+
+def named(log: Callable[[str], object] | None, name: str) -> Callable[[str], object] | None:
+    """`log` for one of several trainings, whose lines begin with its name."""
+    return log and functools.partial(_log_named, log, name)  # a spawned process must be able to receive it
+
+
+def _log_named(log, name, text):
+    log(f"{name}: {text}")
 
 
 def write_curves(history: Sequence[Mapping], path: Path) -> None:

@@ -174,7 +174,7 @@ def fit_predictors(settings: dict, *, compute, checkpoint_steps=None, log=None):
         raise ValueError(f"predictor {unknown[0]!r} is unknown; choose among {', '.join(CONTROLLER_OF)}")
     common = {name: settings[name] for name in ("data", "target", "seed", "upsampler", "eta", "exponent")}
 
-    def fit(make_task, chosen, *folders):
+    def fit(name, make_task, chosen, *folders):
         return loop.fit(
             make_task,
             chosen,
@@ -182,11 +182,11 @@ def fit_predictors(settings: dict, *, compute, checkpoint_steps=None, log=None):
             checkpoints=CHECKPOINTS / "train_mask_predictor",
             data_hash=files_fingerprint(settings["data"], settings["target"], *folders),
             checkpoint_steps=checkpoint_steps,
-            log=log,
+            log=loop.named(log, name),
         )
 
     filter_settings = common | settings["filter"] | {"filter_loss": settings["filter_loss"]}
-    fitted = fit(filter_task, filter_settings)
+    fitted = fit("filter", filter_task, filter_settings)
     histories, predictors = {"filter": fitted.history}, {}
     start = starting_predictor(common, controller="customized")
     start.filter.load_state_dict(fitted.weights)
@@ -195,7 +195,7 @@ def fit_predictors(settings: dict, *, compute, checkpoint_steps=None, log=None):
     for name in settings["predictors"]:
         chosen = common | settings["generator"] | {"predictor": folder.as_posix(), "controller": CONTROLLER_OF[name]}
         chosen |= {"mgnet": settings["mgnet"]} if name == "mgnet" else {}
-        fitted = fit(mask_task, chosen, folder)
+        fitted = fit(name, mask_task, chosen, folder)
         predictors[name] = starting_predictor(common, controller=CONTROLLER_OF[name])
         predictors[name].load_state_dict(fitted.weights)
         predictors[name].eval()

@@ -156,7 +156,7 @@ def fit_surrogates(settings: dict, *, compute, checkpoint_steps=None, log=None):
     student_settings |= _only(settings, "trunk", "alpha", "temperature", *OPTIONS)
     trunk = [weights_of(settings["trunk"])] if settings["trunk"] else []
 
-    def fit(make_task, chosen, *folders):
+    def fit(name, make_task, chosen, *folders):
         fitted = loop.fit(
             make_task,
             chosen,
@@ -164,7 +164,7 @@ def fit_surrogates(settings: dict, *, compute, checkpoint_steps=None, log=None):
             checkpoints=CHECKPOINTS / "distill_surrogate",
             data_hash=files_fingerprint(settings["data"], settings["target"], *trunk, *folders),
             checkpoint_steps=checkpoint_steps,
-            log=log,
+            log=loop.named(log, name),
         )
         learned = starting_surrogate(student_settings)
         learned.load_state_dict(fitted.weights)
@@ -172,17 +172,18 @@ def fit_surrogates(settings: dict, *, compute, checkpoint_steps=None, log=None):
 
     weights = settings["l1_weights"]
     if settings["joint"]:
-        results = {name: fit(joint_task, student_settings | {"l1_weight": weight}) for name, weight in weights.items()}
-        return {name: pair[0] for name, pair in results.items()}, {
-            name: pair[1].history for name, pair in results.items()
-        }
-    student, fitted = fit(student_task, student_settings)
+        surrogates, histories = {}, {}
+        for name, weight in weights.items():
+            surrogates[name], fitted = fit(name, joint_task, student_settings | {"l1_weight": weight})
+            histories[name] = fitted.history
+        return surrogates, histories
+    student, fitted = fit("student", student_task, student_settings)
     surrogates, histories = {}, {"student": fitted.history}
     folder = fitted.folder.with_name(f"{fitted.key}.student")
     save_surrogate(student, folder, made_with=student_settings)
     for name, weight in weights.items():
         chosen = common | settings["explanation"] | {"surrogate": folder.as_posix(), "l1_weight": weight}
-        surrogates[name], fitted = fit(explanation_task, chosen, folder)
+        surrogates[name], fitted = fit(name, explanation_task, chosen, folder)
         histories[name] = fitted.history
     return surrogates, histories
 

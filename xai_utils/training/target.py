@@ -148,7 +148,7 @@ def fit_target(settings: dict, *, compute, checkpoint_steps=None, log=None) -> t
         checkpoints=CHECKPOINTS / "finetune_target",
         data_hash=files_fingerprint(settings["data"], weights_of(settings["target"])),
         checkpoint_steps=checkpoint_steps,
-        log=log,
+        log=loop.named(log, settings["target"]),
     )
     target.load_state_dict(fitted.weights)
     return target.eval(), fitted.history
