@@ -4,7 +4,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONPATH := $(CURDIR)
 unexport PYTHONDONTWRITEBYTECODE # without .pyc files every process parses torch anew: 10 s instead of 4
 
-.PHONY: repro test bench lab inspect notebooks site publish lint lock readme setup clean
+.PHONY: repro test bench lab inspect notebooks site publish lint lock readme setup data clean
 
 repro: setup data ## run the whole pipeline: reports/index.html
 	python -m xai_utils.pipeline --check
@@ -51,8 +51,10 @@ setup: .venv/complete
 	.venv/bin/uv pip install -q --python .venv/bin/python -r requirements.lock
 	touch $@
 
-data: data.dvc | setup
-	dvc pull -q data.dvc && touch data
+data: data/raw ## what data.dvc names, and the links to it
+data/raw: data.dvc | setup
+	dvc pull -q data.dvc && touch data/raw
+	@git checkout -q -- $$(git ls-files --deleted data)
 
 clean: ## forget everything derived (not the environment, not the data)
 	rm -rf build site .runs .checkpoints

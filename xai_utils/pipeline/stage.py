@@ -20,7 +20,7 @@ sys.modules.setdefault("rfc3987_syntax", None)
 
 import nbformat  # noqa: E402
 
-from xai_utils.pipeline import cells, dependencies, parameters, report, terminal  # noqa: E402
+from xai_utils.pipeline import cells, dependencies, parameters, raw_data, report, terminal  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 HEADLINE = ("insertion", "deletion", "faithfulness_offset", "average_drop", "box_average_precision", "part_truth")
@@ -105,6 +105,7 @@ def check() -> int:
             if any(values.get(key, ...) != value for key, value in before.items()):  # what has run knew all names
                 problems += _unknown_names(stage, given)
             source = Path(given.get("dataset", "."))
+            problems += raw_data.problems(source) if stage == "prepare_data" else []
             if not source.is_dir():
                 from xai_utils.datasets.published import advice  # imports torch: only where it has something to say
 
@@ -148,6 +149,9 @@ def run(stage: str) -> int:
         given = parameters.resolve(parameters.read(), stage)
         source = _notebook_of(stage)
         _check_parameters_cell(source, given)
+        # whichever of the raw inputs changed, a run begins with this stage
+        if stage == "prepare_data" and (problems := raw_data.problems(given["dataset"])):
+            raise ValueError("\n".join(problems))
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1
@@ -298,6 +302,7 @@ def main():
     elif chosen.write:
         write_derived()
     elif chosen.strip:
+        raw_data.pull()
         strip_all()
     elif chosen.headlines:
         print("\n".join(terminal.headlines(REPORTS)))
