@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from xai_utils import datasets
-from xai_utils.datasets import DataError, on_disk
+from xai_utils.datasets import DataError, folders, on_disk
 
 
 def save(path, pixels=None, *, size=(8, 6), mode="RGB", **options):
@@ -28,7 +28,7 @@ def listed(root, **options):
 
 def test_layouts(tmp_path):
     """train/ with val/ or test/, val/ alone, train/ alone, class folders directly: each gives the splits it says."""
-    for held_out in on_disk.HELD_OUT:
+    for held_out in folders.HELD_OUT:
         root = tmp_path / held_out
         folder_of(root / "train", images=3)
         folder_of(root / held_out, images=2)
@@ -57,6 +57,85 @@ def test_hidden_files_and_notes_are_left_out_and_nested_images_are_found(tmp_pat
     found = listed(root)
     assert found.classes == ("a", "b")
     assert "a/deeper/x.JPEG" in dict(found.train + found.validation)
+
+
+def test_splits_are_known_in_any_spelling_and_nothing_is_ignored_silently(tmp_path):
+    """Training/ and Val/ are train/ and val/; what lies beside them is left out by name."""
+    folder_of(tmp_path / "set" / "Training", images=3)
+    folder_of(tmp_path / "set" / "Val", images=2)
+    folder_of(tmp_path / "set" / "TEST", images=1)
+    save(tmp_path / "set" / "x.png")
+    (tmp_path / "set" / "Annotations").mkdir()
+    (tmp_path / "set" / "labels.csv").write_text("file,class\n")
+    found = listed(tmp_path / "set")
+    assert [file for file, _ in found.train[:2]] == ["Training/a/0.png", "Training/a/1.png"]
+    assert [file for file, _ in found.validation[:2]] == ["Val/a/0.png", "Val/a/1.png"]
+    assert found.left_out == {
+        "an image beside the folders of classes": ["x.png"],
+        "a folder beside the splits": ["Annotations"],
+        "a split that is not used, for Val is held out": ["TEST"],
+        "a table that is not read, for the folders of the splits name the classes": ["labels.csv"],
+    }
+    for other, message in (("train", "Training and train mean the same"), ("val", "Val and val mean the same")):
+        (tmp_path / "set" / other).mkdir()
+        with pytest.raises(DataError, match=message):
+            listed(tmp_path / "set")
+        (tmp_path / "set" / other).rmdir()
+
+
+def test_a_class_may_be_called_as_a_split(tmp_path):
+    """Beside other classes a folder of images is a class; one of folders could be both, which is asked."""
+    root = folder_of(tmp_path / "set", classes=("bus", "train", "Test", "val"))
+    assert listed(root).classes == ("Test", "bus", "train", "val")
+    root = folder_of(tmp_path / "deep", classes=("bus", "train/steam"))
+    with pytest.raises(DataError, match=r"is train a split or a class\? Move bus/ away or .* rename it"):
+        listed(root)
+    root = folder_of(tmp_path / "table", classes=("train",))
+    (root / "labels.csv").write_text("file,class\n" + "".join(f"train/{i}.png,{i % 2}\n" for i in range(4)))
+    assert listed(root).classes == ("0", "1")
+
+
+def test_links_are_followed_and_lead_nowhere_twice(tmp_path):
+    """Linked images, folders and classes count; loops and second ways to a folder are left out, two classes refused."""
+    root = folder_of(tmp_path / "set")
+    folder_of(tmp_path / "elsewhere", classes=("more", "c"), images=2)
+    plain = listed(root)
+    (root / "a" / "more").symlink_to("../../elsewhere/more")
+    (root / "a" / "0_loop").symlink_to("../a")
+    (root / "a" / "self").symlink_to("more")
+    (root / "a" / "4.png").symlink_to("../../elsewhere/c/0.png")
+    (root / "c").symlink_to("../elsewhere/c")
+    with pytest.raises(DataError, match=r"a/4\.png and c/0\.png are the same image; an image has one class"):
+        listed(root)
+    (root / "a" / "4.png").unlink()
+    found = listed(root)
+    names = {file for file, _ in found.train + found.validation}
+    assert names - {file for file, _ in plain.train + plain.validation} == {
+        "a/more/0.png", "a/more/1.png", "c/0.png", "c/1.png"}  # fmt: skip
+    assert found.left_out == {"a link to a folder that is read already": ["a/0_loop", "a/self"]}
+
+
+def test_what_is_left_out_is_counted_in_the_description(tmp_path):
+    """Hidden files, notes, thumbnails' folders, images of no class, rows of unused images: a count and a name each."""
+    root = folder_of(tmp_path / "set" / "train").parent
+    save(root / "train" / "@eaDir" / "x.png")
+    save(root / "train" / "a" / "@eaDir" / "x.png")
+    save(root / "train" / "a" / ".thumbnails" / "x.png")
+    save(root / "__MACOSX" / "x.png")
+    save(root / "other" / "deep" / "x.png")
+    save(root / "train" / "y.png")
+    (root / "train" / "a" / "notes.txt").touch()
+    (root / "boxes.csv").write_text("file,x0,y0,x1,y1\n./train//a/0.png,0,0,4,4\nother/deep/x.png,0,0,4,4\n")
+    description = datasets.prepare(root, tmp_path / "out", image_size=8)
+    assert description["left_out"] == {
+        "a folder beside the splits": {"count": 1, "first": "other"},
+        "a row of boxes.csv for an image that is not used": {"count": 1, "first": "other/deep/x.png"},
+        "an image beside the folders of classes": {"count": 1, "first": "train/y.png"},
+        "hidden": {"count": 1, "first": "train/a/.thumbnails"},
+        "made by a system, not by you": {"count": 3, "first": "__MACOSX"},
+        "no image but a note": {"count": 1, "first": "train/a/notes.txt"},
+    }
+    assert description["annotated_classes"] == ["a"]
 
 
 def test_bad_folders_are_refused_by_name(tmp_path):
@@ -99,6 +178,7 @@ def test_a_table_names_the_classes_of_one_folder(tmp_path):
     assert sorted(found.train + found.validation) == [
         ("3.png", 1), ("4.png", 0), ("images/1.png", 1), ("images/2.png", 0)]  # fmt: skip
     assert [label for _, label in found.validation] == [0, 1]
+    assert found.left_out == {"an image that labels.csv does not name": ["images/unlisted.png"]}
     (root / "labels.csv").write_text("synset,file\nn2,1.png\nn1,2.png\n")
     assert listed(root).train == []
     assert listed(root).validation == [("images/2.png", 0), ("images/1.png", 1)]
@@ -112,6 +192,11 @@ def test_a_table_names_the_classes_of_one_folder(tmp_path):
         ("file,class\n9.png,a\n", r"line 2: unknown file '9\.png'"),
         ("file,class\n1.png,\n", r"line 2: 1\.png has no class"),
         ("file,class\n1.png,a\n2.png,b\n1.png,b\n", r"line 4: 1\.png stands there for the second time"),
+        ("file,class\n1.png,a\n2.png,b\n.//1.png,b\n", r"line 4: \./+1\.png stands there for the second time \(line 2"),
+        ("file,class\n1.png,a\nlink.png,b\n", r"line 3: link\.png stands there for the second time"),
+        ("file,class\n../outside.png,a\n", r"line 2: '\.\./outside\.png' leads out of"),
+        ("file,class\n/etc/1.png,a\n", r"line 2: '/etc/1\.png' leads out of .*; give a path relative to it"),
+        ("file,class\nlabels.csv,a\n", r"line 2: unknown file 'labels\.csv'; files are images"),
         ("file,class\n", "lists no image"),
         ("file,class\n1.png,a\n2.png,a\n", "has one class only, 'a'"),
     ],
@@ -120,6 +205,8 @@ def test_a_wrong_table_is_refused(tmp_path, text, message):
     """Every mistake in labels.csv is named with its line."""
     for name in ("1.png", "2.png"):
         save(tmp_path / "set" / name)
+    save(tmp_path / "outside.png")
+    (tmp_path / "set" / "link.png").symlink_to("1.png")
     (tmp_path / "set" / "labels.csv").write_text(text)
     with pytest.raises(DataError, match=message):
         listed(tmp_path / "set")
@@ -205,13 +292,21 @@ def test_bad_images_are_refused_by_name(tmp_path, monkeypatch):
         ("file,x0,y0,x1,y1\na/0.png,0,0,9,6\n", "of a/0.png lies outside its image of 8 x 6 pixels"),
         ("file,x0,y0,x1,y1\na/0.png,0,0,8,7\n", "of a/0.png lies outside its image of 8 x 6 pixels"),
         ("file,x0,y0,x1,y1\na/0.png,-1,0,8,6\n", "of a/0.png lies outside"),
+        ("file,x0,y0,x1,y1\na/0.png,0,0,.5,1\nb/0.png,.1,.2,.3,.4\n", "all boxes lie within 0 and 1, as if .* shares"),
+        ("file,x0,y0,x1,y1\na/0.png,0,0,8,6\na//0.png,0.0,0,8,6\n", "line 3: the box of line 2 of a/0.png once more"),
+        ("file,x0,y0,x1,y1\n../set/a/0.png,0,0,8,6\n", r"line 2: '\.\./set/a/0\.png' leads out of"),
+        (
+            "file,x0,y0,x1,y1\n{set}/a/0.png,0,0,8,6\n",
+            "line 2: '/.*/set/a/0.png' leads out of .*; give a path relative",
+        ),
+        ("file,x0,y0,x1,y1\na,0,0,8,6\n", "line 2: unknown file 'a'; files are images"),
         (b"file,x0,y0,x1,y1\n\xff,0,0,8,6\n", "not a readable UTF-8 CSV file"),
     ],
 )
 def test_a_wrong_boxes_file_is_refused_and_nothing_stays_behind(tmp_path, text, message):
     """Every mistake in boxes.csv is named; the target folder and its surroundings stay as they were."""
     root = folder_of(tmp_path / "set")
-    (root / "boxes.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
+    (root / "boxes.csv").write_bytes(text if isinstance(text, bytes) else text.replace("{set}", str(root)).encode())
     with pytest.raises(DataError, match=message):
         datasets.prepare(root, tmp_path / "out", image_size=8)
     assert [path.name for path in tmp_path.iterdir()] == ["set"]

@@ -54,3 +54,18 @@ def files_fingerprint(*places) -> str:
     for file in sorted(files):
         digest.update(f"{file.name} {sha256(file)}\n".encode())
     return digest.hexdigest()
+
+
+def inside(folder: Path, name: str | Path) -> Path:
+    """`folder` / `name` without detours and links below `folder`: one path for all spellings of one place.
+
+    ValueError for a `name` that is absolute or leaves the folder, by `..` or by a link; it need not exist.
+    """
+    plain = os.path.normpath(name)
+    home = Path(folder).resolve()
+    place = (home / plain).resolve()
+    if os.path.isabs(name) or plain.split(os.sep)[0] == os.pardir or not place.is_relative_to(home):
+        raise ValueError(
+            f"{str(name)!r} leads out of {folder}; give a path relative to it, without leading '..' or links elsewhere"
+        )
+    return Path(folder) / place.relative_to(home)

@@ -1,21 +1,22 @@
 """Image folders on disk: which images there are, their boxes, and their pixels as plain RGB.
 
 Layouts understood, one folder per class in each:
-    train/ and validation/ (or val/, or test/: the first of these that exists is held out)
-    val/ alone (or validation/, test/): everything is held out, nothing is trained on
-    train/ alone, or class folders directly: a seeded share of each class is held out
-or, without class folders, a table:
+    train/ and validation/ (or val/, valid/, test/, testing/: the first of these that exists is held out)
+    val/ alone (or another of these): everything is held out, nothing is trained on
+    train/ (or training/) alone, or class folders directly: a seeded share of each class is held out
+or, without these, a table:
     labels.csv (file and class; `synset` and `label` mean class too), files relative to the root or to images/:
     a seeded share of each class is held out; everything, where no class has two images
 
-Images may lie deeper inside their class folder. Hidden files and notes (NOT_IMAGES) are not looked at; any other file
-must be an image. `boxes.csv` (file,x0,y0,x1,y1) at the root is optional.
+The names of splits are known in any case: Val/ is val/. Images may lie deeper inside their class folder, also behind
+links. What is not looked at is in `Listing.left_out` (folders.py); any other file must be an image.
+`boxes.csv` (file,x0,y0,x1,y1) at the root is optional.
 """
 
 import struct
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -23,11 +24,9 @@ from PIL import Image, ImageOps
 
 from xai_utils.datasets.csv_files import LABELS, read_labels
 from xai_utils.datasets.errors import CorruptImage, DataError, MissingData
+from xai_utils.datasets.folders import LeftOut, classes_in, listed, splits
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
-NOT_IMAGES = {".txt", ".md", ".csv", ".json", ".xml", ".yaml", ".yml", ".html", ".ini", ".db", ".mat"}
-HELD_OUT = ("validation", "val", "test")
 
 
 def no_boxes(file, size):
@@ -42,6 +41,7 @@ class Listing:
     `boxes(file, (width, height))`: (k, 4) floats x0, y0, x1, y1, half-open, in pixels of the upright image, inside it.
     `parts(file)`: a PIL image of the image's size whose pixels are 0 or the position in `part_names` + 1.
     `banner`: rows of text at the bottom of every image, which are cut off.
+    `left_out`: what else lies in the folder and is not looked at, by reason.
     """
 
     root: Path
@@ -53,6 +53,7 @@ class Listing:
     parts: Callable | None = None
     part_names: tuple[str, ...] = ()
     banner: int = 0
+    left_out: LeftOut = field(default_factory=LeftOut)
 
 
 def find_images(root, *, validation_fraction, seed):
@@ -67,13 +68,19 @@ def find_images(root, *, validation_fraction, seed):
     if not root.is_dir() or not any(root.iterdir()):
         beside = sorted(entry.name for entry in root.parent.iterdir()) if root.parent.is_dir() else []
         what = "is empty" if root.is_dir() else "is a file, not a folder" if root.exists() else "does not exist"
-        raise MissingData(f"{root} {what}; {_listed('beside it lie', beside)}: give the folder that holds the classes")
-    if (root / LABELS).is_file() and not any((root / name).is_dir() for name in ("train", *HELD_OUT)):
-        classes = read_labels(root)
+        raise MissingData(f"{root} {what}; {listed('beside it lie', beside)}: give the folder that holds the classes")
+    left_out, table = LeftOut(), (root / LABELS).is_file()
+    train_folder, held_out = splits(root, left_out, table=table)
+    if table and (train_folder or held_out):
+        left_out.note("a table that is not read, for the folders of the splits name the classes", LABELS)
+    if table and not (train_folder or held_out):
+        classes = read_labels(root, left_out)
         single = all(len(files) == 1 for files in classes.values())
         train, validation = ({}, classes) if single else _split(classes, validation_fraction, seed)
+    elif held_out:
+        train, validation = _both(root, train_folder, held_out, left_out)
     else:
-        train, validation = _from_folders(root, validation_fraction, seed)
+        train, validation = _split(classes_in(root, train_folder or root, left_out), validation_fraction, seed)
     classes = tuple(sorted(validation))
     if len(classes) < 2:
         raise DataError(
@@ -84,20 +91,21 @@ def find_images(root, *, validation_fraction, seed):
         [(file, label) for label, name in enumerate(classes) for file in split.get(name, ())]
         for split in (train, validation)
     ]
-    return Listing(root, classes, *labelled)
+    return Listing(root, classes, *labelled, left_out=left_out)
 
 
-def _from_folders(root, validation_fraction, seed):
-    held_out = next((name for name in HELD_OUT if (root / name).is_dir()), None)
-    has_train = (root / "train").is_dir()
-    if held_out:
-        validation = class_folders(root, root / held_out)
-        train = class_folders(root, root / "train") if has_train else {}
-        for name in sorted(set(train) ^ set(validation)) if has_train else ():
-            present, absent = ("train", held_out) if name in train else (held_out, "train")
-            raise DataError(f"{root}: class {name!r} is in {present}/ but not in {absent}/; both need the same classes")
-        return train, validation
-    return _split(class_folders(root, root / "train" if has_train else root), validation_fraction, seed)
+def _both(root, train_folder, held_out, left_out):
+    """The classes of the two folders of splits, the same in both; no training where there is no folder for it."""
+    validation = classes_in(root, held_out, left_out)
+    if train_folder is None:
+        return {}, validation
+    train = classes_in(root, train_folder, left_out)
+    for name in sorted(set(train) ^ set(validation)):
+        present, absent = (train_folder, held_out) if name in train else (held_out, train_folder)
+        raise DataError(
+            f"{root}: class {name!r} is in {present.name}/ but not in {absent.name}/; both need the same classes"
+        )
+    return train, validation
 
 
 def _split(classes, validation_fraction, seed):
@@ -147,36 +155,6 @@ def _to_rgb(image):
     return image.convert("RGB")
 
 
-def class_folders(root, folder):
-    """Class name -> sorted files relative to `root`, for the class folders of `folder`."""
-    names = sorted(entry.name for entry in folder.iterdir())
-    classes = {}
-    for name in names:
-        if (folder / name).is_dir() and not name.startswith("."):
-            _check_name(folder / name)
-            classes[name] = _images(root, folder / name)
-    if not classes:
-        raise DataError(f"{folder} has no class folders; {_listed('it holds', names)}: put images into folder/class/")
-    return classes
-
-
-def _images(root, folder):
-    files = []
-    for path in sorted(folder.rglob("*")):
-        relative = path.relative_to(root)
-        if path.is_dir() or any(piece.startswith(".") for piece in path.relative_to(folder).parts):
-            continue
-        if path.suffix.lower() in SUFFIXES:
-            _check_name(path)
-            files.append(relative.as_posix())
-        elif path.suffix.lower() not in NOT_IMAGES:
-            allowed = " ".join(sorted(SUFFIXES))
-            raise DataError(f"{path} is not an image of a known kind ({allowed}); convert it or move it away")
-    if not files:
-        raise DataError(f"class {folder.name!r} ({folder}) holds no image; add images or remove the folder")
-    return files
-
-
 def _held_out(name, files, fraction, generator):
     if not 0 < fraction < 1:
         raise DataError(f"validation_fraction is {fraction}; it must lie between 0 and 1, both excluded")
@@ -184,15 +162,3 @@ def _held_out(name, files, fraction, generator):
         raise DataError(f"class {name!r} has one image only and cannot be split; add images or a validation/ folder")
     count = min(max(round(fraction * len(files)), 1), len(files) - 1)
     return {files[index] for index in generator.permutation(len(files))[:count]}
-
-
-def _check_name(path):
-    try:
-        str(path).encode()
-    except UnicodeEncodeError:
-        raise DataError(f"{str(path)!r}: the name is not UTF-8; rename it") from None
-
-
-def _listed(lead, names):
-    shown = ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
-    return f"{lead} {shown}" if names else f"{lead} nothing"

@@ -41,7 +41,8 @@ def prepare(
     holds nothing out. `inclusive_boxes`: its boxes.csv names the last pixels inside (Tiny ImageNet, Pascal VOC)
     instead of half-open boxes (None: see `csv_files.read_boxes`). `annotation_level` and `drop_blacklisted`: see
     `published.find`. Images that cannot be decoded are all named in one error, or with `skip_corrupt` left out and
-    listed in the description as `skipped` (file -> why).
+    listed in the description as `skipped` (file -> why). What else lies in the source is counted there as `left_out`
+    (reason -> count and first name); drawn birds have no such entry.
 
     geometry "crop": shorter side to round(image_size * 256 / 224), then the middle; "squash": both sides to
     image_size, proportions lost. Bilinear, antialiased. Boxes follow, clipped; a box left without area is dropped.
@@ -176,6 +177,7 @@ def _write_images(found, folder, size, geometry, numbers, seed, skip_corrupt):
         "annotated_classes": [found.classes[label] for label in sorted(annotated)],
         "counts": counts,
         "skipped": corrupt,
+        "left_out": found.left_out.summary(),
     }
 
 

@@ -102,7 +102,8 @@ def find(root, *, validation_fraction, seed, inclusive_boxes=None, annotation_le
             found = on_disk.find_images(root, validation_fraction=validation_fraction, seed=seed)
         except DataError as error:
             raise type(error)(f"{error}{advice(root)}") from None
-        boxes = csv_files.read_boxes(root, dict(found.train + found.validation), inclusive=inclusive_boxes)
+        files = dict(found.train + found.validation)
+        boxes = csv_files.read_boxes(root, files, found.left_out, inclusive=inclusive_boxes)
         return replace(found, boxes=csv_files.checked(boxes))
     layout = LAYOUTS[kind]
     require_no_options(root, {name: options[name] for name in options if name not in layout.options}, layout.title)

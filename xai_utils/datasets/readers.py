@@ -14,6 +14,7 @@ from scipy.io import loadmat
 
 from xai_utils.datasets import on_disk
 from xai_utils.datasets.errors import DataError, MissingData
+from xai_utils.datasets.folders import LeftOut, classes_in
 from xai_utils.datasets.on_disk import Listing
 
 ANNOTATION_LEVELS = {"variant": "variants", "family": "families", "manufacturer": "manufacturers"}
@@ -77,9 +78,10 @@ def read_imagenet(root, *, drop_blacklisted=False):
     """
     images = root / "Data/CLS-LOC" if (root / "Data/CLS-LOC").is_dir() else root
     notes = root / "Annotations/CLS-LOC" if (root / "Annotations/CLS-LOC").is_dir() else root / "Annotations"
-    train = on_disk.class_folders(root, images / "train") if (images / "train").is_dir() else {}
+    left_out = LeftOut()
+    train = classes_in(root, images / "train", left_out) if (images / "train").is_dir() else {}
     if any(path.is_dir() for path in _there(images / "val").iterdir()):
-        validation = on_disk.class_folders(root, images / "val")
+        validation = classes_in(root, images / "val", left_out)
         labelled = [(file, name) for name, files in validation.items() for file in files]
     else:
         files = [path.relative_to(root).as_posix() for path in sorted((images / "val").glob("*.JPEG"))]
@@ -107,7 +109,8 @@ def read_imagenet(root, *, drop_blacklisted=False):
         return _xml_boxes(xml, size, first=0, name=synset[file]) if xml.is_file() else on_disk.no_boxes(file, size)
 
     train = [(file, place[name]) for name in classes for file in train.get(name, ())]
-    return Listing(root, classes, train, [(file, place[name]) for file, name in labelled], boxes=boxes)
+    validation = [(file, place[name]) for file, name in labelled]
+    return Listing(root, classes, train, validation, boxes=boxes, left_out=left_out)
 
 
 def read_places(root):
