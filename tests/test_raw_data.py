@@ -69,7 +69,9 @@ def test_a_damaged_folder_is_named_and_never_recorded(tmp_path, monkeypatch):
     assert dvc(["commit", "-q", "-f", "data.dvc"]) == 0  # as `dvc exp run` does
     (problem,) = raw_data.problems("data/birds")
     assert problem.startswith("data/raw/published/table.csv is missing, but data.dvc of the last commit lists it")
+    Path("data.dvc").unlink()
     git("checkout", "-q", "data.dvc")
+    assert Path("data.dvc").read_bytes() == named
 
     shutil.rmtree("data/raw")
     raw_data.pull()

@@ -41,10 +41,10 @@ def problems(dataset) -> list[str]:
             lines.append(f"{_named(missing)} missing, but {name} lists it; bring back: {back}")
         if changed:
             lines.append(f"{_named(changed)} not what {name} lists; bring back: {back}, or keep: dvc add {folder}")
-        if unlisted:
+        if unlisted:  # rm, for after `dvc exp run` Git may take the changed file for the committed one
             lines.append(
                 f"{_named(unlisted)} missing, but {name} of the last commit lists it; bring back: "
-                f"git checkout {name} && dvc pull {name}, or leave out: git commit {name}"
+                f"rm {name} && git checkout {name} && dvc pull {name}, or leave out: git add {name} && git commit"
             )
     return lines
 
