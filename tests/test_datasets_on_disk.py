@@ -136,6 +136,9 @@ def test_what_is_left_out_is_counted_in_the_description(tmp_path):
         "no image but a note": {"count": 1, "first": "train/a/notes.txt"},
     }
     assert description["annotated_classes"] == ["a"]
+    left_out = folders.LeftOut()
+    left_out.note("hidden", ".\udcff")  # a name that is not UTF-8
+    assert left_out == {"hidden": [".?"]}
 
 
 def test_bad_folders_are_refused_by_name(tmp_path):

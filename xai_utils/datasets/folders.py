@@ -19,7 +19,7 @@ class LeftOut(dict):
     """Reason -> the names that were left out for it."""
 
     def note(self, reason, name):
-        self.setdefault(reason, []).append(str(name))
+        self.setdefault(reason, []).append(str(name).encode(errors="replace").decode())  # a report is UTF-8
 
     def summary(self):
         """Reason -> {"count", "first"}, for a report."""
