@@ -2,7 +2,7 @@
 
 import ipywidgets as widgets
 
-from xai_utils.datasets.on_disk import SUFFIXES
+from xai_utils.datasets.folders import SUFFIXES
 from xai_utils.widgets import drawing
 
 COLOUR_MAPS = ("viridis", "magma", "inferno", "turbo", "jet", "coolwarm", "gray")

@@ -11,7 +11,8 @@ from PIL import Image
 
 from xai_utils import datasets
 from xai_utils.datasets import DataError
-from xai_utils.datasets.on_disk import FORMATS, SUFFIXES, read_image
+from xai_utils.datasets.folders import SUFFIXES
+from xai_utils.datasets.on_disk import FORMATS, read_image
 from xai_utils.datasets.preparation import fit
 
 MOST_BYTES = 8 * 2**20  # of a file; the page's connection takes messages of 64 MB (voila.json)
