@@ -29,7 +29,6 @@ from xai_utils.explainers.controls import sobel_edges
 from xai_utils.explainers.gradients import gradient
 from xai_utils.networks import inference_copy
 from xai_utils.networks.layers import layer_root
-from xai_utils.networks.targets import head_digest
 
 
 @pytest.fixture
@@ -232,7 +231,7 @@ def test_a_learned_method_and_its_target_forget_apart(method, images):
     """Two cascades, the target's with the same stages as any method's; each equals a map of networks made by hand."""
     model, options = explained(), options_of(method)
     option, own = next(iter(options.items()))
-    before = snapshot(model), snapshot(own), vars(own).get("head_digest")
+    before = snapshot(model), snapshot(own), own.made_for
     target = torch.tensor([0, 1, 2])
     found = sanity(method, model, images, target, options=options, seed=7)
     assert list(found.cascade) == list(layer_stages(model, lambda: model(images)))
@@ -241,7 +240,7 @@ def test_a_learned_method_and_its_target_forget_apart(method, images):
 
     def maps(network, own):
         own = copy.deepcopy(own)
-        own.head_digest = head_digest(network)
+        EXPLAINERS[method].part.adopt(own, network)
         return EXPLAINERS[method](network, images, target, **{option: own})
 
     whole, forgot, fresh = maps(model, own), untrained(model, 7), untrained(own, 7)
@@ -250,7 +249,7 @@ def test_a_learned_method_and_its_target_forget_apart(method, images):
     torch.testing.assert_close(found.everything, rank_correlation(whole, maps(forgot, fresh)))
     assert same(before[0], snapshot(model))
     assert same(before[1], snapshot(own))
-    assert vars(own).get("head_digest") == before[2]
+    assert own.made_for == before[2]
 
 
 def test_verdicts_follow_the_means():

@@ -12,7 +12,7 @@ from torch import nn
 
 from xai_utils.explainers import CONTROLS, EXPLAINERS, Explainer, cam_maps, explain, explain_many, rows_of
 from xai_utils.metrics.cost import counted_forward_equivalents
-from xai_utils.networks import AttentionGate, Surrogate, build, predictor_of
+from xai_utils.networks import Surrogate, build, gate_for, predictor_of
 from xai_utils.training.mask_predictor import CONTROLLER_OF
 
 FAST = {  # fewer draws than a report would use
@@ -29,7 +29,7 @@ FAST = {  # fewer draws than a report would use
 @lru_cache
 def surrogate():
     torch.manual_seed(4)
-    return settled(Surrogate(build("small_resnet", range(4))))
+    return settled(Surrogate(explained()))
 
 
 @lru_cache
@@ -47,7 +47,7 @@ def explained():
 @lru_cache
 def gate():
     torch.manual_seed(4)
-    return settled(AttentionGate("small_resnet", range(4), layer="layer4", channels=128))
+    return settled(gate_for(explained(), torch.rand(1, 3, 64, 64)))
 
 
 def generated(method, seed=3):

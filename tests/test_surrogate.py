@@ -163,7 +163,7 @@ def test_checkpoint_round_trip(tmp_path):
     model.mean += 0.1
     save_surrogate(surrogate(), tmp_path / "new")
     save_surrogate(model, tmp_path / "new", made_with={"epochs": 3})
-    again = load_surrogate(tmp_path / "new", architecture="small_resnet", classes=CLASSES)
+    again = load_surrogate(tmp_path / "new")
     images = torch.rand(2, 3, 48, 48)
     assert all(torch.equal(one, other) for one, other in zip(again(images), model(images), strict=True))
     assert (again.classes, again.training) == (CLASSES, False)
@@ -173,16 +173,10 @@ def test_checkpoint_round_trip(tmp_path):
 
 
 def test_checkpoint_errors(tmp_path):
-    """Another architecture, other classes and every broken file are refused, each by name."""
+    """Every broken file is refused by name."""
     with pytest.raises(FileNotFoundError, match=r"holds no surrogate: surrogate\.json is missing"):
         load_surrogate(tmp_path / "nowhere")
     save_surrogate(surrogate(), tmp_path)
-    with pytest.raises(ValueError, match=r"holds a surrogate with a small_resnet, not with a resnet18"):
-        load_surrogate(tmp_path, architecture="resnet18")
-    with pytest.raises(ValueError, match=r"for 3 classes, not for these 2 "):
-        load_surrogate(tmp_path, classes=("crow", "wren"))
-    with pytest.raises(ValueError, match=r"for these 3 \(first difference: 'gull' instead of 'tern'\)"):
-        load_surrogate(tmp_path, classes=("wren", "crow", "tern"))
     facts_file, weights = tmp_path / "surrogate.json", tmp_path / "surrogate.safetensors"
     facts, whole = json.loads(facts_file.read_text()), weights.read_bytes()
     weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))

@@ -10,15 +10,10 @@ import torch
 from xai_utils.explainers.cam import CHANNEL_WEIGHTS, weighted_maps
 from xai_utils.explainers.records import Part
 from xai_utils.networks import AttentionGate, cam_layer, evaluating, head_gradient, load_gate
-from xai_utils.networks.attention_gate import KIND, checked_gate_input, require_same_target
+from xai_utils.networks.attention_gate import KIND, checked_gate_input
 
 GATES = Path("build/attention")
 COMPOSITIONS = ("both", "channel", "spatial")
-
-
-def _require(gate, model, source):
-    known = getattr(model, "architecture", None), getattr(model, "classes", None)
-    require_same_target(source, gate.architecture, gate.classes, *known)
 
 
 PART = Part(
@@ -27,7 +22,6 @@ PART = Part(
     KIND,
     load_gate,
     "train_attention",
-    _require,
     layers=lambda gate: [gate.layer],
     word="gate",
     label=lambda gate, folder: gate.layer,

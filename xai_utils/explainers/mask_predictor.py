@@ -12,7 +12,6 @@ from xai_utils.explainers.records import NUMBER, Option, Part
 from xai_utils.images import resize
 from xai_utils.networks import MaskPredictor, class_indices, encoded, evaluating, inference_copy, load_predictor
 from xai_utils.networks.mask_predictor import KIND
-from xai_utils.networks.targets import head_digest
 
 PREDICTORS = Path("build/mask_predictor")
 CONTROLLER = (  # of DGLE's customized controller
@@ -31,27 +30,13 @@ def _prepared(predictor):
     return predictor
 
 
-def _require(predictor, model, source):
-    if head_digest(model) != predictor.head_digest:
-        raise ValueError(
-            f"the mask predictor was trained for another network of {len(predictor.classes)} classes than this model; "
-            "train one for this model (stage train_mask_predictor), or name its folder with `predictor`"
-        )
-
-
-def _adopt(predictor, model):
-    predictor.head_digest = head_digest(model)
-
-
 PART = Part(
     "predictor",
     MaskPredictor,
     KIND,
     load_predictor,
     "train_mask_predictor",
-    _require,
     _prepared,
-    adopt=_adopt,
     settings=lambda predictor: CONTROLLER if predictor.controller == "customized" else (),
 )
 

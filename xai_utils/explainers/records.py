@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+from xai_utils.networks.digests import made_for, require_made_for
+
 WHOLE, NUMBER, FLAG, WORD, LAYER, LAYERS = "whole number", "number", "flag", "word", "layer", "layers"
 
 
@@ -74,8 +76,8 @@ class Part:
     """A trained network that a method needs beside the model.
 
     `option`: the method's keyword that takes the network or its folder; `network`: its class; `kind`: of its files
-    (networks/stored.py); `load(folder, device=)`; `stage`: what trains it. `require(network, model, source)` is a
-    ValueError where it belongs to another model.
+    (networks/stored.py); `load(folder, device=)`; `stage`: what trains it. It belongs to one model, and keeps whose it
+    is (networks/digests.py).
     """
 
     option: str
@@ -83,10 +85,8 @@ class Part:
     kind: str
     load: Callable
     stage: str
-    require: Callable
     prepared: Callable = lambda network: network  # what is done once after opening: an inference copy
     layers: Callable = lambda network: ()  # names of layers of the model that it reads
-    adopt: Callable = lambda network, model: None  # make it accept another model, whatever it was trained for
     word: str = ""  # what tells several of them apart for a person, "" where a method has one
     label: Callable = lambda network, folder: folder.name  # this one's value of it
     settings: Callable = lambda network: ()  # options that are attributes of the network
@@ -97,9 +97,18 @@ class Part:
         if not isinstance(given, self.network):
             facts, source = Path(given) / f"{self.kind}.json", given
             written = facts.stat().st_mtime_ns if facts.is_file() else None
-            network = _opened(self, str(given), written, str(device))
+            network = _opened(self, str(Path(given).resolve()), written, str(device))
         self.require(network, model, source)
         return network
+
+    def require(self, network, model, source):
+        """ValueError where the network, found in `source`, was trained for another model; it says what to train."""
+        advice = f"train one for this model (stage {self.stage}), or name its folder with `{self.option}`"
+        require_made_for(network, model, source, advice)
+
+    def adopt(self, network, model):
+        """Make the network accept `model`, whatever it was trained for."""
+        network.made_for = made_for(model)
 
 
 @lru_cache(maxsize=16)

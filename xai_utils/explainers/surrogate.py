@@ -17,15 +17,6 @@ SURROGATES = Path("build/surrogate")
 PROBE = (1, 3, 64, 64)  # finds out which batch norm follows which convolution
 
 
-def _require(surrogate, model, source):
-    classes = getattr(model, "classes", None)
-    if classes is not None and tuple(classes) != surrogate.classes:
-        raise ValueError(
-            f"the surrogate was distilled from a network of {len(surrogate.classes)} classes, and this model has "
-            f"{len(classes)} or others; distil one from this model (stage distill_surrogate), or name its folder"
-        )
-
-
 def _prepared(surrogate):
     noise = torch.rand(PROBE, generator=torch.Generator().manual_seed(0))
     return inference_copy(surrogate, noise.to(surrogate.mean.device))
@@ -38,9 +29,7 @@ def _lambda(surrogate, folder):
     return folder.name if weight is None else f"{weight:g}"
 
 
-PART = Part(
-    "surrogate", Surrogate, KIND, load_surrogate, "distill_surrogate", _require, _prepared, word="λ", label=_lambda
-)
+PART = Part("surrogate", Surrogate, KIND, load_surrogate, "distill_surrogate", _prepared, word="λ", label=_lambda)
 
 
 def akd(model, images, target=None, *, surrogate=SURROGATES / "akd"):

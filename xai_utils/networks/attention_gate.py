@@ -9,6 +9,7 @@ from torch import nn
 from xai_utils.networks import stored
 from xai_utils.networks.activations import captured
 from xai_utils.networks.attention import CBAM
+from xai_utils.networks.digests import made_for
 from xai_utils.networks.layers import cam_layer, evaluating, find_layer, is_map, observed
 from xai_utils.networks.targets import require_known
 
@@ -53,6 +54,8 @@ class AttentionGate(nn.Module):
     spatial gate has the batch norm of CBAM's authors, which eq. 7 lacks. A weighted input is as small as the head's
     weights divided by the positions, so the MLP of the channel gate sees little of it.
     """
+
+    made_for = None  # the target that it belongs to (digests.py)
 
     def __init__(
         self, architecture, classes, *, layer, channels, objective="cross_entropy", gate_input="activations",
@@ -99,7 +102,9 @@ def gate_for(target, images, *, layer=None, **options):
             f"layer {layer!r} returns {shape} for images of {tuple(images.shape[-2:])}, not a map (N, C, h, w) with "
             "h * w > 1; choose a convolutional layer (default: cam_layer) or larger images"
         )
-    return AttentionGate(target.architecture, target.classes, layer=layer, channels=output.shape[1], **options)
+    gate = AttentionGate(target.architecture, target.classes, layer=layer, channels=output.shape[1], **options)
+    gate.made_for = made_for(target)
+    return gate
 
 
 def gated_logits(model, layer, features, images):
@@ -115,32 +120,17 @@ def save_gate(gate, folder, *, made_with=None):
     """
     require_known(gate.architecture)  # a gate of an unknown network could serve none
     facts = {"architecture": gate.architecture, "classes": list(gate.classes)}
-    facts |= {name: getattr(gate, name) for name in OPTIONS}
+    facts |= {name: getattr(gate, name) for name in ("made_for", *OPTIONS)}
     stored.write(gate, folder, KIND, facts, made_with=made_with)
 
 
 @stored.drawing_nothing
-def load_gate(folder, *, architecture=None, classes=None, device="cpu"):
+def load_gate(folder, *, device="cpu"):
     """The gate that `save_gate` wrote into `folder`, in eval mode on `device`.
 
-    FileNotFoundError where there is none; ValueError, naming the file, where it is corrupt, does not fit, or is not of
-    the `architecture` or of the `classes` (names, in the order of the logits) that are asked for.
+    FileNotFoundError where there is none; ValueError, naming the file, where it is corrupt or does not fit.
     """
     facts = stored.facts(folder, KIND, ("architecture", "classes", *OPTIONS))
-    known, found = facts["architecture"], tuple(facts["classes"])
-    require_same_target(folder, known, found, architecture, classes)
-    gate = AttentionGate(known, found, **{name: facts[name] for name in OPTIONS})
+    gate = AttentionGate(facts["architecture"], facts["classes"], **{name: facts[name] for name in OPTIONS})
+    gate.made_for = facts.get("made_for")
     return stored.read_into(gate, folder, KIND, facts).to(device)
-
-
-def require_same_target(source, known, found, architecture, classes):
-    """ValueError where the gate in `source`, of a `known` network of classes `found`, is of another one (None: any)."""
-    if architecture not in (None, known):
-        raise ValueError(f"{source} holds a gate of a {known}, not of a {architecture}; train one for that")
-    if classes is not None and found != (classes := tuple(map(str, classes))):
-        pairs = zip(found, classes, strict=False)
-        differing = next((f"{one!r} instead of {other!r}" for one, other in pairs if one != other), "")
-        raise ValueError(
-            f"{source} holds a gate for {len(found)} classes, not for these {len(classes)}"
-            f"{f' (first difference: {differing})' if differing else ''}; train one for them"
-        )

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from xai_utils.networks.digests import mark_copy
 from xai_utils.networks.layers import evaluating, find_layer
 
 TOLERANCE = 1e-4  # of the largest logit: rounding of a refactored product, far below any real difference
@@ -103,7 +104,8 @@ def inference_copy(model, images=None, *, keep=()):
     convolution), a strided convolution of the pixels works on blocks of them, and all weights are stored channels
     last, which CPU and GPU convolutions prefer. Make it once, use it for many maps. `images` (N, 3, H, W) is the probe
     that shows which norm follows which convolution (default: one noise image of 224 pixels). If the probe's logits
-    differ by more than 1e-4 of the largest, the convolutions and norms stay as they are.
+    differ by more than 1e-4 of the largest, the convolutions and norms stay as they are. The copy counts as the model
+    where a trained part asks for which network it was made (digests.py).
 
     A folded convolution returns what its batch norm returned; name convolutions in `keep` (layer names) whose own
     output you want to hook.
@@ -122,4 +124,4 @@ def inference_copy(model, images=None, *, keep=()):
             alike = _same(_over_blocks(_fold(faster, pairs))(images), expected)
         if not alike:
             faster = frozen_copy()
-        return faster.to(memory_format=torch.channels_last)
+        return mark_copy(faster.to(memory_format=torch.channels_last), model)

@@ -15,8 +15,8 @@ from torch.nn import functional
 
 from xai_utils.networks import stored
 from xai_utils.networks.activations import captured, scale_layers
+from xai_utils.networks.digests import made_for
 from xai_utils.networks.layers import evaluating
-from xai_utils.networks.targets import head_digest
 
 SCALES = 4  # feature maps that a generator reads, each half as wide as the one before
 UPSAMPLERS = ("subpixel", "transpose")
@@ -182,16 +182,15 @@ class MaskPredictor(nn.Module):
     is a name of CONTROLLERS ("basic": scores from 0, some above 1; "customized" and "mgnet": in [0, 1]).
     """
 
-    def __init__(
-        self, layers, channels, classes, *, controller, eta=ETA, exponent=EXPONENT, upsampler="subpixel", head_digest=""
-    ):
+    made_for = None  # the target that it belongs to (digests.py)
+
+    def __init__(self, layers, channels, classes, *, controller, eta=ETA, exponent=EXPONENT, upsampler="subpixel"):
         super().__init__()
         if controller not in CONTROLLERS:
             raise ValueError(f"controller {controller!r} is unknown; choose one of {', '.join(CONTROLLERS)}")
         _require_positive(eta, exponent)
         self.layers, self.channels, self.classes = tuple(layers), tuple(channels), tuple(classes)
         self.controller, self.eta, self.exponent, self.upsampler = controller, eta, exponent, upsampler
-        self.head_digest = head_digest  # of the target that it belongs to
         self.filter = FeatureFilter(len(self.classes), self.channels[-1])
         self.generator = MaskGenerator(self.channels, outputs=2 if controller == "mgnet" else 1, upsampler=upsampler)
 
@@ -229,7 +228,9 @@ def predictor_of(target, images, **options):
             "network with more, such as small_resnet or resnet50, or larger images"
         )
     layers, channels = [names[place] for place in places], [features[place].shape[1] for place in places]
-    return MaskPredictor(layers, channels, target.classes, head_digest=head_digest(target), **options)
+    predictor = MaskPredictor(layers, channels, target.classes, **options)
+    predictor.made_for = made_for(target)
+    return predictor
 
 
 def save_predictor(predictor, folder, *, made_with=None):
@@ -238,7 +239,7 @@ def save_predictor(predictor, folder, *, made_with=None):
     `made_with`: a JSON-able dict of what made the weights, kept in mask_predictor.json for readers.
     """
     facts = {name: list(getattr(predictor, name)) for name in ("layers", "channels", "classes")}
-    facts |= {name: getattr(predictor, name) for name in ("head_digest", *OPTIONS)}
+    facts |= {name: getattr(predictor, name) for name in ("made_for", *OPTIONS)}
     stored.write(predictor, folder, KIND, facts, made_with=made_with)
 
 
@@ -249,7 +250,7 @@ def load_predictor(folder, *, device="cpu"):
     FileNotFoundError where there is none; ValueError, naming the file, where it is corrupt or does not fit.
     """
     names = ("layers", "channels", "classes")
-    facts = stored.facts(folder, KIND, (*names, "head_digest", *OPTIONS))
-    options = {name: facts[name] for name in OPTIONS}
-    predictor = MaskPredictor(*(facts[name] for name in names), **options, head_digest=facts["head_digest"])
+    facts = stored.facts(folder, KIND, (*names, *OPTIONS))
+    predictor = MaskPredictor(*(facts[name] for name in names), **{name: facts[name] for name in OPTIONS})
+    predictor.made_for = facts.get("made_for")
     return stored.read_into(predictor, folder, KIND, facts).to(device)

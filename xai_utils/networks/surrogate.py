@@ -13,6 +13,7 @@ from torchvision.models.resnet import Bottleneck
 
 from xai_utils.networks import stored
 from xai_utils.networks.attention import ATTENTION
+from xai_utils.networks.digests import made_for
 from xai_utils.networks.targets import build, require_known
 
 DELTA_SOURCES = ("last", "mean")  # of a stage's blocks
@@ -134,12 +135,14 @@ class Surrogate(nn.Module):
 
     The map is in [0, 1], higher = more salient for the target's prediction. `target`, a `Target` whose network is a
     ResNet, gives the trunk (copied, with its weights: random from `build`, or pretrained), classes and normalisation;
-    the options are AttentiveStudent's. The new parts follow torch's global generator.
+    the options are AttentiveStudent's. The new parts follow torch's global generator. `made_for` says whose
+    surrogate it is: that target's, unless another is set (digests.py).
     """
 
     def __init__(self, target, *, attention="cbam", reduction=16, residual_attention=False, delta_source="last"):
         super().__init__()
         self.architecture, self.classes = target.architecture, target.classes
+        self.made_for = made_for(target)
         self.attention, self.reduction = attention, reduction
         self.residual_attention, self.delta_source = residual_attention, delta_source
         self.student = AttentiveStudent(target.network, **{name: getattr(self, name) for name in OPTIONS})
@@ -166,28 +169,18 @@ def save_surrogate(surrogate, folder, *, made_with=None):
     """
     require_known(surrogate.architecture)  # what could not be loaded again is not saved
     facts = {"architecture": surrogate.architecture, "classes": list(surrogate.classes)}
-    facts |= {name: getattr(surrogate, name) for name in OPTIONS}
+    facts |= {name: getattr(surrogate, name) for name in ("made_for", *OPTIONS)}
     stored.write(surrogate, folder, KIND, facts, made_with=made_with)
 
 
 @stored.drawing_nothing
-def load_surrogate(folder, *, architecture=None, classes=None, device="cpu"):
+def load_surrogate(folder, *, device="cpu"):
     """The surrogate that `save_surrogate` wrote into `folder`, in eval mode on `device`.
 
-    FileNotFoundError where there is none; ValueError, naming the file, where it is corrupt, does not fit, or is not of
-    the `architecture` or of the `classes` (names, in the order of the logits) that are asked for.
+    FileNotFoundError where there is none; ValueError, naming the file, where it is corrupt or does not fit.
     """
     facts = stored.facts(folder, KIND, ("architecture", "classes", *OPTIONS))
-    known, found = facts["architecture"], tuple(facts["classes"])
-    if architecture not in (None, known):
-        raise ValueError(f"{folder} holds a surrogate with a {known}, not with a {architecture}; train one for that")
-    if classes is not None and found != (classes := tuple(map(str, classes))):
-        differing = next(
-            (f"{one!r} instead of {other!r}" for one, other in zip(found, classes, strict=False) if one != other), ""
-        )
-        raise ValueError(
-            f"{folder} holds a surrogate for {len(found)} classes, not for these {len(classes)}"
-            f"{f' (first difference: {differing})' if differing else ''}; train one for them"
-        )
-    surrogate = Surrogate(build(known, found), **{name: facts[name] for name in OPTIONS})
+    target = build(facts["architecture"], tuple(facts["classes"]))
+    surrogate = Surrogate(target, **{name: facts[name] for name in OPTIONS})
+    surrogate.made_for = facts.get("made_for")
     return stored.read_into(surrogate, folder, KIND, facts).to(device)

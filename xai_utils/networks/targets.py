@@ -4,7 +4,6 @@ A target is kept in a folder as `target.safetensors` (the network's weights) and
 """
 
 import copy
-import hashlib
 from pathlib import Path
 
 import torch
@@ -13,7 +12,7 @@ from torch import nn
 
 from xai_utils.networks import stored
 from xai_utils.networks.architectures import ARCHITECTURES, WITH_AUXILIARY_HEADS, why_unknown
-from xai_utils.networks.layers import layer_root
+from xai_utils.networks.digests import digest
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 AUXILIARY_HEADS = ("aux1.", "aux2.", "AuxLogits.")  # GoogLeNet's and Inception's, used in their training only
@@ -143,19 +142,6 @@ def replace_head(target, classes):
     return Target(network, target.architecture, classes, mean=target.mean, std=target.std).train(target.training)
 
 
-def head_digest(target):
-    """SHA-256 of the first class's weights in the last linear layer, which tells trained networks apart.
-
-    An inference copy has the same; "" for a network without a linear layer.
-    """
-    root = layer_root(target)
-    name = _head_name(root)
-    if name is None:
-        return ""
-    weights = root.get_submodule(name).weight[0].detach().cpu().contiguous()
-    return hashlib.sha256(weights.numpy().tobytes()).hexdigest()
-
-
 def save(target, folder, *, made_with=None):
     """Write `target` into `folder` (made if missing): the weights first, then the facts with the weights' SHA-256.
 
@@ -167,6 +153,7 @@ def save(target, folder, *, made_with=None):
         "classes": list(target.classes),
         "mean": target.mean.tolist(),
         "std": target.std.tolist(),
+        "digest": digest(target),
     }
     stored.write(target.network, folder, KIND, facts, made_with=made_with)
 

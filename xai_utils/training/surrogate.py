@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from xai_utils.files import files_fingerprint
 from xai_utils.networks import evaluating, targets
+from xai_utils.networks.digests import made_for, require_made_for
 from xai_utils.networks.surrogate import OPTIONS, Surrogate, load_surrogate, save_surrogate
 from xai_utils.training import loop
 from xai_utils.training.recipes import CHECKPOINTS, Teacher, sgd, share_equal
@@ -85,7 +86,9 @@ def starting_surrogate(settings: dict) -> Surrogate:
             trunk = starting_target(settings["trunk"], target.classes, seed=settings["seed"])
             if trunk.classes != target.classes:
                 trunk = targets.replace_head(trunk, target.classes)
-        return Surrogate(trunk, **_only(settings, *OPTIONS)).train()
+        surrogate = Surrogate(trunk, **_only(settings, *OPTIONS)).train()
+    surrogate.made_for = made_for(target)
+    return surrogate
 
 
 def student_task(settings: dict) -> loop.Task:
@@ -110,8 +113,9 @@ def explanation_task(settings: dict) -> loop.Task:
     `settings`: the common ones, surrogate (folder of the surrogate whose student is trained), and l1_weight: λ for
     images of 224 × 224 pixels, scaled up for fewer pixels so that a full map costs the same.
     """
-    classes = targets.load(settings["target"]).classes
-    surrogate = load_surrogate(settings["surrogate"], classes=classes).requires_grad_(False)  # all in eval mode
+    surrogate = load_surrogate(settings["surrogate"]).requires_grad_(False)  # all in eval mode
+    target, advice = targets.load(settings["target"]), "train its student for this target first"
+    require_made_for(surrogate, target, settings["surrogate"], advice)
     surrogate.explanation.train().requires_grad_(True)
     pupil = _Pupil(settings, surrogate)
 

@@ -1,6 +1,5 @@
 """What there is to inspect: networks and images that the pipeline has made so far, or what can stand in for them."""
 
-import hashlib
 import json
 import os
 from pathlib import Path
@@ -10,6 +9,7 @@ import torch
 from xai_utils import datasets, networks
 from xai_utils.explainers import EXPLAINERS, rows_of
 from xai_utils.networks import targets
+from xai_utils.networks.digests import digest
 from xai_utils.pipeline import parameters
 from xai_utils.training.distributed import Compute
 from xai_utils.widgets import FOLDERS
@@ -63,7 +63,7 @@ def open_subject(root=".", folders=None) -> Subject:
             for name in ("insertion", "deletion")
         },
         seed=values["seed"],
-        weights=_digest(target, *(network for _, network in made)),
+        weights=" ".join(digest(network) for network in (target, *(network for _, network in made))),
     )
 
 
@@ -119,12 +119,3 @@ def _parts(root, target, device, notices):
             if network is not None:
                 found.setdefault(method, {})[part.label(network, place)] = network
     return found
-
-
-def _digest(*modules):
-    """SHA-256 over the weights of all `modules`."""
-    digest = hashlib.sha256()
-    for module in modules:
-        for name, tensor in module.state_dict().items():
-            digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()

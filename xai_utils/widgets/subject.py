@@ -79,7 +79,7 @@ class Subject:
     defaults: dict = field(default_factory=dict)  # method -> options, as the pipeline's scale has them
     curves: dict = field(default_factory=dict)  # curve -> options of its protocol
     seed: int = 0
-    weights: str = ""  # SHA-256 over all networks above
+    weights: str = ""  # digests of all networks above
 
     @property
     def classes(self):
