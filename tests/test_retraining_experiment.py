@@ -122,6 +122,16 @@ def test_a_damaged_result_is_named(finished, prepared, monkeypatch):
     path.write_text(whole)
 
 
+def test_maps_are_kept_for_one_trained_part(tmp_path):
+    """Another surrogate in the folder that a row names is another map; methods without a part have one key."""
+    keys, chosen = [], {"row": {"method": "akd", "surrogate": str(tmp_path)}, "seed": 0}
+    for text in ("first", "second"):
+        (tmp_path / "surrogate.safetensors").write_text(text)
+        keys.append(jobs.key_of("levels", chosen, {}))
+    assert len({*keys, jobs.key_of("levels", chosen, {})}) == 2
+    assert len({jobs.key_of("levels", {"row": {"method": "random"}}, {}) for _ in range(2)}) == 1
+
+
 def test_masks_know_no_label(finished, prepared, monkeypatch, tmp_path):
     """With the labels of all images shuffled the maps, hence the masks, are the same."""
     monkeypatch.chdir(prepared)

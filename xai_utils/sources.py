@@ -8,11 +8,12 @@ attributes counts whole.
 """
 
 import ast
-import inspect
+import sys
 from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
 
+from xai_utils.contents import Contents, is_installed
 from xai_utils.files import fingerprint, sha256
 
 PACKAGE = Path(__file__).resolve().parent
@@ -33,33 +34,33 @@ def closure(starts: Iterable[Path], *, stop: Iterable[Path] = ()) -> set[Path]:
         if file.suffix == ".py" and file not in stop:
             text = file.read_text(encoding="utf-8")
             waiting += [*imported(text), *_data_beside(file.parent, text)]
+            waiting += [] if file.is_relative_to(PACKAGE) else _own_modules(file, text)
     return found
 
 
-@cache  # what runs is what was imported, whatever happens to the files meanwhile
 def fingerprint_of(*functions: Callable, stop: tuple[Path, ...] = ()) -> str:
-    """One hash of the sources that the results of `functions` depend on: those of their files' `closure`.
+    """One hash of all that the results of `functions` depend on: the sources in their files' `closure`, and `Contents`.
 
-    Contents and names inside the package count, the folder that the checkout lies in does not. A function without a
-    file (of a notebook) counts with its own text. ValueError where it has none.
+    Contents and names inside the package count, the folder that the checkout lies in does not. A function of a notebook
+    counts with its code and all that it reads, also other functions of the notebook and values: ValueError where it
+    reads what nothing could stand for. So do partials, callable objects and what a function closes over.
     """
-    files, texts = [], []
-    for function in functions:
-        function = inspect.unwrap(function)
-        file = Path(inspect.getsourcefile(function) or "")
-        if file.is_file():
-            files.append(file)
-            continue
-        try:
-            texts.append(inspect.getsource(function))
-        except OSError:
-            raise ValueError(
-                f"{function.__module__}.{function.__qualname__} has no source that could stand for it: define it in a "
-                "file that can be imported"
-            ) from None
-    if texts:
-        files += [path for text in texts for path in imported(text)] or list(PACKAGE.rglob("*.py"))
-    return fingerprint([texts, sorted([_named(path), sha256(path)] for path in _files(closure(files, stop=stop)))])
+    contents = Contents()
+    found = [contents.digest(function, name_of(function)) for function in functions]
+    return fingerprint([found, _hashes(frozenset(contents.files), tuple(stop))])
+
+
+def name_of(function: Callable) -> str:
+    """module:name of a function, also behind a partial; of a callable object, its class's."""
+    while hasattr(function, "func") and not hasattr(function, "__qualname__"):
+        function = function.func
+    named = function if hasattr(function, "__qualname__") else type(function)
+    return f"{named.__module__}:{named.__qualname__}"
+
+
+@cache  # what runs is what was imported, whatever happens to the files meanwhile
+def _hashes(files: frozenset[Path], stop: tuple[Path, ...]) -> list:
+    return sorted([_named(path), sha256(path)] for path in _files(closure(files, stop=stop)))
 
 
 def _files(places):
@@ -78,6 +79,25 @@ def _module_file(dotted: str) -> Path | None:
         return None
     place = PACKAGE.joinpath(*rest)
     return next((file for file in (place / "__init__.py", place.with_suffix(".py")) if file.is_file()), None)
+
+
+def _own_modules(file: Path, text: str) -> list[Path]:
+    """The files that a file outside this package imports of the same author: on Python's path, or beside it."""
+    found = []
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            dotted, level = [alias.name for alias in node.names], 0
+        elif isinstance(node, ast.ImportFrom):
+            above, level = node.module or "", node.level
+            dotted = [above, *(f"{above}.{alias.name}".lstrip(".") for alias in node.names)]
+        else:
+            continue
+        places = [file.parents[level - 1]] if level else [Path(entry) for entry in sys.path]
+        for parts in (name.split(".") for name in dotted if name and name.split(".")[0] != NAME):
+            modules = [place.joinpath(*parts) for place in places]
+            files = [each for path in modules for each in (path / "__init__.py", path.with_suffix(".py"))]
+            found += [each.resolve() for each in files if each.is_file() and not is_installed(each.resolve())][:1]
+    return found
 
 
 @cache

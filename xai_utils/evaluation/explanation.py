@@ -124,8 +124,7 @@ def without_part(methods: dict) -> dict[str, str]:
     for row, options in methods.items():
         method, own = explainers.method_of(row, options)
         record = explainers.explainer(method)
-        if record.part is not None:
-            given = own.get(record.part.option, record.keywords[record.part.option])
-            if isinstance(given, str | Path) and not Path(given).is_dir():
-                found[row] = f"{given} is made by the stage {record.part.stage}"
+        given = record.brought(own)
+        if isinstance(given, str | Path) and not Path(given).is_dir():
+            found[row] = f"{given} is made by the stage {record.part.stage}"
     return found

@@ -186,7 +186,7 @@ def own_network(method, options, device="cpu"):
     record = EXPLAINERS[method]
     if record.part is None:
         return None
-    given = options.get(record.part.option, record.keywords[record.part.option])
+    given = record.brought(options)
     return (copy.deepcopy(given) if isinstance(given, nn.Module) else record.part.load(given, device=device)).eval()
 
 

@@ -168,15 +168,17 @@ class Explainer:
         fresh = {"generator": torch.Generator(device).manual_seed(seed)} if self.draws == "generator" else {}
         return options | fresh
 
+    def brought(self, options: dict):
+        """The trained network of the method's part, or its folder, given these options; None where it needs none."""
+        return None if self.part is None else options.get(self.part.option, self.keywords[self.part.option])
+
     def layers(self, options: dict) -> list[str]:
         """The layers that the method reads by name, given these options."""
         names = [options["layer"]] if options.get("layer") else []
         names += options.get("layers") or []
-        if self.part is not None:
-            given = options.get(self.part.option, self.keywords[self.part.option])
-            if given is not None:
-                network = given if isinstance(given, self.part.network) else self.part.load(given)
-                names += self.part.layers(network)
+        if (given := self.brought(options)) is not None:
+            network = given if isinstance(given, self.part.network) else self.part.load(given)
+            names += self.part.layers(network)
         return names
 
 

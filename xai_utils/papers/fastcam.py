@@ -6,7 +6,6 @@ held-out image. A *condition* is (level, mode, row, place), where place is the l
 frames whose columns are (group, part); parts are value, low, high (ours), printed, recomputed, or a data set's name.
 """
 
-from functools import lru_cache
 from html import escape
 from pathlib import Path
 
@@ -57,7 +56,6 @@ PRINTED = {  # ours -> how it is printed in one table or another
 NAMES = {name: ours for ours, names in PRINTED.items() for name in names}
 
 
-@lru_cache
 def printed(published, table: str) -> pandas.DataFrame:
     """A table of the paper from the folder `published`, its rows under our names."""
     frame = pandas.read_csv(Path(published) / f"fastcam_{table}.csv")

@@ -13,7 +13,7 @@ from pathlib import Path
 from xai_utils import sources
 from xai_utils.explainers import registry
 from xai_utils.explainers.registry import explainer
-from xai_utils.files import fingerprint, write_atomically
+from xai_utils.files import files_fingerprint, fingerprint, write_atomically
 from xai_utils.retraining import levels, trainings
 
 KINDS = {  # what is made -> function(settings, path, compute)
@@ -33,10 +33,10 @@ def work(path, kind, chosen, compute):
 
 
 def key_of(kind, chosen, compute):
-    """The name that stands for all that a job's result depends on; maps depend on their own method alone."""
+    """The name that stands for all that a job's result depends on; maps depend on their own method and its part."""
     if kind != "levels":
-        code = sources.fingerprint_of(KINDS[kind])
-    else:
-        method = explainer(chosen["row"]["method"]).function
-        code = sources.fingerprint_of(KINDS[kind], method, stop=(Path(registry.__file__),))
-    return fingerprint([chosen, code, compute])
+        return fingerprint([chosen, sources.fingerprint_of(KINDS[kind]), compute])
+    method = explainer(chosen["row"]["method"])
+    code = sources.fingerprint_of(KINDS[kind], method.function, stop=(Path(registry.__file__),))
+    part = method.brought(chosen["row"])
+    return fingerprint([chosen, code, compute, files_fingerprint(part) if part else None])

@@ -107,7 +107,7 @@ def fit(
     if not isinstance(settings.get("seed"), int):
         raise ValueError(f'settings need an integer "seed"; got {settings}')
     made_from = {
-        "task": f"{make_task.__module__}:{make_task.__qualname__}",
+        "task": sources.name_of(make_task),
         "settings": settings,
         "data": data_hash,
         "code": sources.fingerprint_of(make_task, fit),

@@ -29,7 +29,7 @@ class Shown(NamedTuple):
     """What is known of one column."""
 
     column: Column
-    key: str
+    key: tuple
     answer: Explanation | Exception | None  # None: not yet
     curves: Curves | Exception | None
     score: float | None  # class probability of the masked image

@@ -135,9 +135,10 @@ class Subject:
         return found
 
     def key(self, picture, target, method, options):
-        """What a map depends on, and nothing else: pixels, class, method, options, weights."""
+        """What a map depends on, and nothing else: pixels, class, method (as it is now), options, weights."""
         given = json.dumps([int(target), method, options, self.weights], sort_keys=True)
-        return hashlib.sha256(picture.pixels.numpy().tobytes() + given.encode()).hexdigest()
+        content = hashlib.sha256(picture.pixels.numpy().tobytes() + given.encode()).hexdigest()
+        return EXPLAINERS[method].function, content
 
     def _batch(self, picture):
         return picture.pixels[None].to(self.device)
