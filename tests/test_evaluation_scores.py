@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from xai_utils import datasets, networks
+from xai_utils import datasets, networks, runs
 from xai_utils.evaluation import scores
 from xai_utils.metrics.localisation import break_zero_ties, pointing_game
 from xai_utils.metrics.perturbation import deletion, faithfulness
@@ -47,6 +47,7 @@ def scored(tmp_path_factory):
         "targets": [0, 1, 0, 1, 1, 0, 1],
         "methods": {"first": {}, "second": {}},
         "passes": {"first": 1.0, "second": 2.0},
+        "run": runs.identity({}, data=folder / "data", target=folder / "target") | {"maps": "of a test"},
     }
     (folder / "maps" / "explained.json").write_text(json.dumps(explained))
     for method in explained["methods"]:
@@ -196,6 +197,21 @@ def test_scores_of_another_protocol_are_never_mixed(scored, tmp_path):
         scores.read_scores(old)
     with pytest.raises(FileNotFoundError, match=r"holds no scores.*run the stage evaluate"):
         scores.read_scores(tmp_path / "none")
+
+
+def test_scores_of_another_run_are_never_mixed(scored, tmp_path):
+    """Maps of another target are not scored; scores and curves of other maps are not read where a run is named."""
+    folders = {"scores": str(tmp_path / "scores"), "drawn": str(tmp_path / "curves")}
+    run = scores.evaluate(settings(scored, **folders))["run"]
+    assert run["maps"] == "of a test"
+    assert len(scores.read_scores(folders["scores"], run)) == 2 * COUNT
+    assert next(iter(scores.read_curves(folders["drawn"], run))) == "first.deletion"
+    for read, folder in ((scores.read_scores, folders["scores"]), (scores.read_curves, folders["drawn"])):
+        with pytest.raises(ValueError, match=r"protocol.json is of another run \(maps of a test instead of others\)"):
+            read(folder, run | {"maps": "others"})
+    networks.save(networks.build("small_resnet", ["a", "b"]).eval(), tmp_path / "target")
+    with pytest.raises(ValueError, match=r"maps is of another run \(target small_resnet \w+ instead of small_resnet"):
+        scores.score_maps(settings(scored, target=str(tmp_path / "target")))
 
 
 def test_a_broken_evaluation_leaves_the_scores_before_it(scored, tmp_path):

@@ -16,6 +16,7 @@ from xai_utils.explainers import EXPLAINERS, Explainer, Option
 from xai_utils.explainers.records import NUMBER
 from xai_utils.metrics import METRICS, Metric
 from xai_utils.networks import class_indices, evaluating
+from xai_utils.papers import claims
 from xai_utils.widgets import open_subject
 
 
@@ -42,6 +43,9 @@ def extended(tmp_path_factory):
     shutil.copytree(ROOT / "notebooks", folder / "notebooks", dirs_exist_ok=True)
     (folder / "data").mkdir()
     (folder / "data" / "published").symlink_to(ROOT / "data" / "published")
+    (folder / "reports").mkdir()
+    for stage in ("remove_and_retrain", "train_attention"):  # as a clone has them: of the birds
+        shutil.copy(ROOT / "reports" / f"{stage}.json", folder / "reports")
     with pytest.MonkeyPatch.context() as patch:
         power = Option("power", NUMBER, low=0, offered=(1, 3))
         record = Explainer(input_times_gradient, "Input × gradient", "a test", options=(power,))
@@ -50,8 +54,10 @@ def extended(tmp_path_factory):
         patch.setitem(METRICS, "upper_half", score)
         original = plots.method_grid
         patch.setattr(plots, "method_grid", lambda *given, **style: drawn.append(given[1]) or original(*given, **style))
-        for stage in ("explain", "evaluate"):
-            execute(folder, stage)
+        execute(folder, "explain")
+        patch.setattr(claims, "html", lambda rows: drawn.append(rows) or "")
+        execute(folder, "evaluate")
+        (folder / "claims.json").write_text(json.dumps(drawn[-1]))
         drawn.clear()
         execute(folder, "figures")
         yield folder, drawn
@@ -75,6 +81,24 @@ def test_the_metric_is_scored_and_told(extended):
     assert all(0 <= row["upper_half"]["mean"] <= 1 for row in summary["methods"].values())
     assert "upper_half" in (folder / "reports" / "scores" / "grad_cam.csv").read_text().splitlines()[0]
     assert METRICS["upper_half"].protocol((32, 32)) == "share of the map in the upper half"
+
+
+def test_verdicts_of_other_data_are_not_shown(extended):
+    """The reports of a clone are of its birds: on other data their claims are not told as this run's."""
+    rows = json.loads((extended[0] / "claims.json").read_text())
+    told = {row["paper"]: row["verdict"] for row in rows if row["paper"] in ("FastCAM", "AMG")}
+    assert told == {"FastCAM": "not of this run", "AMG": "not of this run"}
+
+
+@pytest.mark.parametrize("stage", ["figures", "measure_speed"])
+def test_scores_of_other_maps_are_refused(extended, stage):
+    """Maps that were made again since do not stand beside the former scores."""
+    file = extended[0] / "build" / "maps" / "explained.json"
+    record = json.loads(before := file.read_text())
+    file.write_text(json.dumps(record | {"run": record["run"] | {"maps": "others"}}))
+    with pytest.raises(ValueError, match=r"metrics.json is of another run \(maps .* instead of others\)"):
+        execute(extended[0], stage)
+    file.write_text(before)
 
 
 def test_the_inspector_offers_the_method_and_its_options(extended):

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pandas
+import pytest
 
 from xai_utils.papers import claims
 
@@ -42,11 +43,32 @@ def test_of_several_the_weakest_pair_decides():
 
 def test_other_stages_claims_and_cost_join_the_table(tmp_path):
     """FastCAM's and AMG's verdicts come from their JSON files, absent ones add nothing; names are shown as text."""
-    assert claims.of_reports(tmp_path) == []
-    content = {"claims": {"<b>best</b>": {"verdict": "holds", "here": "+1"}}}
+    run = {"data": "birds 1", "target": "net 2", "parameters": "3", "maps": "4"}
+    assert claims.of_reports(tmp_path, run) == []
+    content = {"claims": {"<b>best</b>": {"verdict": "holds", "here": "+1"}}, "run": {**run, "parameters": "another's"}}
     (tmp_path / "train_attention.json").write_text(json.dumps(content))
-    rows = claims.of_reports(tmp_path) + claims.faster({"akd": 1.1, "rise": 500.0})
+    rows = claims.of_reports(tmp_path, run) + claims.faster({"akd": 1.1, "rise": 500.0})
     assert [(row["paper"], row["verdict"]) for row in rows] == [("AMG", "holds"), ("AKD", "holds")]
     assert "1.10 and 500 forward equivalents" in claims.html(rows)
     assert "&lt;b&gt;best" in claims.html(rows)
     assert claims.faster({"akd": 1.1}) == []
+
+
+@pytest.mark.parametrize(
+    ("found", "told"),
+    [
+        ({"data": "birds 1", "target": "net 2"}, "data birds 1 instead of cars 1, target net 2 instead of net 3"),
+        ({"data": "cars 1", "target": "net 2"}, "target net 2 instead of net 3"),
+        (None, "it does not say of which, an earlier version wrote it"),
+    ],
+)
+def test_claims_of_another_run_are_not_told(tmp_path, found, told):
+    """In their place stands of which run they are, and what to run; those of this run stand beside it."""
+    run = {"data": "cars 1", "target": "net 3", "maps": "4"}
+    content = {"claims": {"best": {"verdict": "holds", "here": "+1"}}}
+    (tmp_path / "remove_and_retrain.json").write_text(json.dumps(content | ({"run": found} if found else {})))
+    (tmp_path / "train_attention.json").write_text(json.dumps(content | {"run": {"data": "cars 1", "target": "net 3"}}))
+    other, own = claims.of_reports(tmp_path, run)
+    assert own == {"paper": "AMG", "claim": "best", "here": "+1", "verdict": "holds"}
+    here = f"remove_and_retrain.json is of another run ({told}); run the stage remove_and_retrain again"
+    assert other == {"paper": "FastCAM", "claim": "all of them", "here": here, "verdict": "not of this run"}

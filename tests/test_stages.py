@@ -65,6 +65,17 @@ def test_every_stage_leaves_its_page_and_its_results(finished):
         assert str(finished) not in text
 
 
+def test_all_numbers_are_of_one_run(finished):
+    """Each JSON file of the reports names these data and this network, as scores and curves of each image do."""
+    files = [*(finished / "reports").glob("*.json"), *finished.glob("*/*/protocol.json")]
+    assert len(files) == 10 + 2
+    found = {path.name: json.loads(path.read_text())["run"] for path in files}
+    assert len({run["data"] for run in found.values()}) == 1
+    assert len({run["target"] for run in found.values() if "target" in run}) == 1
+    assert [name for name, run in found.items() if "target" not in run] == ["prepare_data.json"]
+    assert "of another run" not in (finished / "reports" / "evaluate.html").read_text()
+
+
 def test_a_hostile_class_name_is_text_in_every_page(finished):
     """A class called like an HTML tag never becomes one, and does appear."""
     pages = {page.stem: page.read_text() for page in (finished / "reports").glob("*.html")}

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from xai_utils import datasets, explainers
+from xai_utils import datasets, explainers, runs
+from xai_utils.files import files_fingerprint
 from xai_utils.metrics import cost
 from xai_utils.networks import inference_copy, targets
 from xai_utils.training import distributed
@@ -99,12 +100,15 @@ def _explain(settings, device, log):
             )
             for name, options in _seeded(methods, settings, 0, device).items()
         }
+        about = [methods, settings["images"], settings["seed"]]
+        run = runs.identity(about, data=settings["data"], target=settings["target"])
         record = {
             "split": "validation",
             "indices": indices.tolist(),
             "targets": predicted.tolist(),
             "methods": methods,
             "passes": passes,
+            "run": run | {"maps": files_fingerprint(folder)[:20]},
         }
         (folder / "explained.json").write_text(json.dumps(record, indent=1) + "\n")
 

@@ -6,6 +6,7 @@ A folder of maps holds one `<method>.npy` float32 (n, S, S) per method and `expl
     targets   (n) the explained classes: those that the target predicts
     methods   row -> its options (`explainers.method_of`), in the order of the tables
     passes    method -> forward equivalents, counted (see metrics.cost)
+    run       of which run they are (runs.py), with a hash of the maps themselves
 """
 
 import json
@@ -13,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
+from xai_utils import runs
 
 
 @dataclass(frozen=True)
@@ -25,15 +28,21 @@ class Maps:
     methods: dict[str, dict]
     passes: dict[str, float]
     arrays: dict[str, np.ndarray]  # method -> (n, S, S)
+    run: dict | None = None
 
 
-def load(folder) -> Maps:
-    """Open a folder of maps; the arrays stay on disk until they are read."""
+def load(folder, run=None) -> Maps:
+    """Open a folder of maps; the arrays stay on disk until they are read.
+
+    ValueError where they are damaged, or, with a `run`, of other data or of another network.
+    """
     folder = Path(folder)
     try:
         record = json.loads((folder / "explained.json").read_text())
     except FileNotFoundError:
         raise FileNotFoundError(f"{folder} holds no maps (no explained.json); run the stage explain") from None
+    if run is not None:
+        runs.require_same(record.get("run"), run, folder, "explain")
     arrays = {}
     for name in record["methods"]:
         file = folder / f"{name}.npy"

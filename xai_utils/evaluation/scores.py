@@ -2,9 +2,9 @@
 
 A method's scores go to disk as soon as it is done, so that memory does not grow with images times methods:
     <scores>/<method>.csv    one row per image: image, label, target, method, failed, the metrics, protocol
-    <scores>/protocol.json   the methods in the order of the tables, what was measured how, and the digest of both,
-                             which every row repeats: scores of two protocols are never mixed (`read_scores`)
-    <drawn>/<method>.<curve>.npy   the curve of every image, (n, points)
+    <scores>/protocol.json   the methods in the order of the tables, what was measured how, of which run, and the digest
+                             of these, which every row repeats: scores of two are never mixed (`read_scores`)
+    <drawn>/<method>.<curve>.npy   the curve of every image, (n, points); beside them protocol.json once more
 """
 
 import hashlib
@@ -16,7 +16,7 @@ import numpy as np
 import pandas
 import torch
 
-from xai_utils import datasets
+from xai_utils import datasets, runs
 from xai_utils.evaluation import maps
 from xai_utils.metrics import METRICS, metric
 from xai_utils.metrics.localisation import break_zero_ties, mean_over_categories
@@ -27,6 +27,7 @@ from xai_utils.networks import inference_copy, targets
 from xai_utils.training import distributed
 
 REQUIRED = ("target", "data", "maps", "metrics")
+MEASURED = ("metrics", "curves", "options", "part_threshold", "break_ties")  # the settings that scores depend on
 DEFAULTS = {
     "curves": {},  # curve -> options of its protocol, e.g. {"deletion": {"pixels_per_step": 1792}}
     "options": {},  # metric -> options of its score, e.g. {"pointing_game": {"tolerance": 15}}
@@ -98,12 +99,14 @@ def score_maps(settings, log=None):
         curves      method -> curve -> (points,)       fractions  curve -> (points,), the x axis; means over the images
         indices, targets, labels (n,)                  protocol   what stands beside the numbers
         part_area   (n,) share of the image on parts that decide, None where no metric needs them
+        run         of which run the scores are (runs.py): ValueError where the maps are of another
     Targets and labels are the target network's class indices, whatever the order of the data's classes. Metrics that
     need parts are left out for data that cannot be drawn again. The folders `scores` and `drawn` are replaced as a
     whole when all methods are done. `log(text)` gets a line per method on the main process.
     """
     settings = _complete(settings)
-    explained, data = maps.load(settings["maps"]), datasets.load(settings["data"])
+    run = runs.identity([settings[name] for name in MEASURED], data=settings["data"], target=settings["target"])
+    explained, data = maps.load(settings["maps"], run), datasets.load(settings["data"])
     split = getattr(data, explained.split)
     indices, classes = explained.indices, torch.as_tensor(explained.targets)
     metrics = [
@@ -121,7 +124,7 @@ def score_maps(settings, log=None):
             len(indices),
             batch_size=settings["batch"],
         )
-    result = {"scores": {}, "failed": {}, "curves": {}}
+    result = {"scores": {}, "failed": {}, "curves": {}, "run": run | {"maps": explained.run["maps"]}}
     result["fractions"] = {name: protocol.fractions for name, protocol in protocols.items()}
     result["protocol"] = {
         "score": "softmax probability of the explained class",
@@ -184,6 +187,7 @@ class _Written:
         self.partial = {name: folder.with_name(f".{folder.name}.partial") for name, folder in self.folders.items()}
         self.result = result
         self.index = {"methods": list(explained.arrays), "metrics": metrics, "protocol": result["protocol"]}
+        self.index["run"] = result["run"]
         about = json.dumps([self.index, explained.methods, explained.indices.tolist(), explained.targets.tolist()])
         self.index["digest"] = hashlib.sha256(about.encode()).hexdigest()[:12]
 
@@ -202,10 +206,9 @@ class _Written:
             np.save(self.partial["drawn"] / f"{method}.{name}.npy", values)
 
     def __exit__(self, kind, error, trace):
-        if kind is None and "scores" in self.partial:
-            (self.partial["scores"] / INDEX).write_text(json.dumps(self.index, indent=1) + "\n")
         for name, folder in self.partial.items():
             if kind is None:
+                (folder / INDEX).write_text(json.dumps(self.index, indent=1) + "\n")
                 shutil.rmtree(self.folders[name], ignore_errors=True)
                 folder.rename(self.folders[name])
             else:
@@ -232,15 +235,21 @@ def score_frame(result):
     return pandas.concat([_frame(result, method) for method in result["scores"]], ignore_index=True)
 
 
-def read_scores(folder):
-    """The scores that `score_maps` wrote into `folder`, as a `score_frame`, methods in the order of the tables.
-
-    FileNotFoundError where there are none; ValueError naming the file where one is of another run or protocol.
-    """
-    folder = Path(folder)
+def _index(folder, run):
+    """What stands in the protocol.json of a folder of scores or curves; ValueError where it is of another run."""
     if not (folder / INDEX).is_file():
         raise FileNotFoundError(f"{folder} holds no scores (no {INDEX}); run the stage evaluate")
-    index, frames = json.loads((folder / INDEX).read_text()), []
+    return json.loads((folder / INDEX).read_text()) if run is None else runs.read(folder / INDEX, run, "evaluate")
+
+
+def read_scores(folder, run=None):
+    """The scores that `score_maps` wrote into `folder`, as a `score_frame`, methods in the order of the tables.
+
+    FileNotFoundError where there are none; ValueError naming the file where one is of another run or protocol: another
+    one than the others, or than the `run` that is given.
+    """
+    folder, frames = Path(folder), []
+    index = _index(folder, run)
     strangers = {path.stem for path in folder.glob("*.csv")} - set(index["methods"])
     if strangers:
         raise ValueError(f"{folder} holds scores of another run: {', '.join(sorted(strangers))}; evaluate again")
@@ -250,6 +259,16 @@ def read_scores(folder):
             raise ValueError(f"{folder / f'{method}.csv'} was scored by another protocol than {INDEX}; evaluate again")
         frames.append(frame.drop(columns="protocol"))
     return pandas.concat(frames, ignore_index=True)
+
+
+def read_curves(folder, run=None):
+    """The curves that `score_maps` wrote into `folder`: "method.curve" -> (n, points); they stay on disk.
+
+    Errors as those of `read_scores`.
+    """
+    folder = Path(folder)
+    _index(folder, run)
+    return {path.stem: np.load(path, mmap_mode="r") for path in sorted(folder.glob("*.npy"))}
 
 
 def _same_images(frame, name):

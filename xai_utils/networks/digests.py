@@ -12,13 +12,12 @@ def digest(model) -> str:
     """20 hexadecimal digits that stand for all weights and buffers of `model`, by name; a trained step changes them.
 
     The same on every device, in every memory format, and in float64. A copy from `inference_copy` has its original's as
-    long as nobody changes it. Half precision rounds weights, which makes another model. What writes through
-    `tensor.data` after the first call is not seen.
+    long as nobody changes it. Half precision rounds weights, which makes another model.
     """
     tensors = {name: value for name, value in model.state_dict(keep_vars=True).items() if torch.is_tensor(value)}
-    marks = [(each.data_ptr(), None if each.is_inference() else each._version) for each in tensors.values()]
+    marks = _marks([*tensors.values()])
     before, known = _known.get(model, (None, None))
-    if marks == before and all(version is not None for _, version in marks):
+    if marks == before is not None:
         return known
     found = hashlib.sha256()
     for name, value in tensors.items():
@@ -29,6 +28,17 @@ def digest(model) -> str:
     own = found.hexdigest()[:20]
     _known[model] = marks, getattr(model, "_copy_of", {}).get(own, own)
     return _known[model][1]
+
+
+def _marks(tensors):
+    """What changes when a weight does: where each lies, how often it was written; None where that is not counted.
+
+    What writes through `tensor.data` is not counted, but trains the last layer, too: hence its first values.
+    """
+    if any(each.is_inference() for each in tensors):
+        return None
+    values = [each.detach().flatten()[0].item() for each in tensors[-4:] if each.numel() and not each.is_meta]
+    return [(each.data_ptr(), each._version) for each in tensors], values
 
 
 def mark_copy(copied, model):

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import pandas
 
+from xai_utils import runs
 from xai_utils.metrics import METRICS
 from xai_utils.metrics.statistics import compared
 
@@ -84,12 +85,20 @@ def faster(passes: dict) -> list[dict]:
     return [{"paper": "AKD", "claim": "AKD is faster than RISE", "here": here, "verdict": verdict}]
 
 
-def of_reports(reports) -> list[dict]:
-    """FastCAM's and AMG's claims, which their own stages decide: the "claims" of their JSON files in `reports`."""
+def of_reports(reports, run) -> list[dict]:
+    """FastCAM's and AMG's claims, which their own stages decide: the "claims" of their JSON files in `reports`.
+
+    In the place of those that are not of this `run` (runs.py) one row says so.
+    """
     rows = []
     for paper, stage in (("FastCAM", "remove_and_retrain"), ("AMG", "train_attention")):
         path = Path(reports) / f"{stage}.json"
-        for claim, found in (json.loads(path.read_text())["claims"] if path.is_file() else {}).items():
+        numbers = json.loads(path.read_text()) if path.is_file() else {"claims": {}, "run": run}
+        if told := runs.difference(numbers.get("run"), run):
+            here = f"{path.name} is of another run ({told}); run the stage {stage} again"
+            rows.append({"paper": paper, "claim": "all of them", "here": here, "verdict": "not of this run"})
+            continue
+        for claim, found in numbers["claims"].items():
             rows.append({"paper": paper, "claim": claim, "here": found["here"], "verdict": found["verdict"]})
     return rows
 
