@@ -79,12 +79,12 @@ def _logits(model, split):
 
 
 def held_out_logits(target, split, *, compute: distributed.Compute) -> torch.Tensor:
-    """The logits (N, K) of `target` for the images of `split`, on the CPU, by one process."""
+    """The logits (N, K) of `target` for the images of `split`, on the CPU, by one process; `target` is not moved."""
     compute = compute.resolved()
     torch.set_num_threads(compute.threads)
     if not len(split):
         return torch.zeros(0, len(target.classes))
-    model = inference_copy(target.to(compute.device), split.tensor([0]).to(compute.device))
+    model = inference_copy(target, split.tensor([0]).to(target.mean.device)).to(compute.device)
     with torch.inference_mode():
         return _logits(model, split)
 
