@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import re
 from functools import lru_cache, partial
 
 import numpy as np
@@ -195,6 +196,23 @@ def test_nothing_is_retained(method, small, images):
         gc.collect()
         counts.append(sum(type(thing) is torch.Tensor for thing in gc.get_objects()))
     assert counts[0] == counts[1]
+
+
+@pytest.mark.parametrize("method", [method for method, record in EXPLAINERS.items() if record.part is not None])
+def test_a_method_without_its_network_says_what_to_train_or_to_pass(method, small, images, tmp_path, monkeypatch):
+    """From any folder: where it was looked for, the stage that trains it, the option, and what needs none."""
+    monkeypatch.chdir(tmp_path)
+    part = EXPLAINERS[method].part
+    where = re.escape(str(tmp_path / EXPLAINERS[method].keywords[part.option]))
+    advice = f"`dvc repro {part.stage}`.* or pass `{part.option}`: another folder, or the network itself"
+    advice += ".*gate=None takes fixed gates" if method == "amg" else ""
+    for call in (explain, EXPLAINERS[method].layers):
+        given = {"model": small, "images": images, "method": method} if call is explain else {"options": {}}
+        with pytest.raises(FileNotFoundError, match=f"{where} holds no .* is missing; {advice}"):
+            call(**given)
+    for wrong in (3, small):
+        with pytest.raises(ValueError, match=f"{part.option} is .*{advice}"):
+            explain(small, images, method=method, **{part.option: wrong})
 
 
 def test_any_module_is_explained(images):

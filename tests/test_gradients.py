@@ -157,6 +157,35 @@ def test_guided_backprop_refuses_what_it_cannot_guide(images):
         assert same(before, snapshot(model))
 
 
+@pytest.mark.parametrize(("rectify", "seen"), [
+    (functional.relu6, "hardtanh 1"), (lambda x: x.clamp(min=0), "clamp 1"), (lambda x: x.clip(0, 6), "clamp 1"),
+    (lambda x: torch.maximum(x, torch.zeros(())), "maximum 1"), (lambda x: torch.where(x > 0, x, 0.0), "gt 1, where 1"),
+    (lambda x: functional.threshold(x, 0, 0), "threshold 1"), (lambda x: x * (x.detach() > 0), "gt 1"),
+    (lambda x: x.masked_fill(x < 0, 0), "lt 1, masked_fill 1"), (lambda x: (x + x.abs()) / 2, "abs 1"),
+    (functional.leaky_relu, "leaky_relu 1"),
+    (lambda x: GuidedReLU.apply(x, False), "clamp 1"),
+])  # fmt: skip
+def test_guided_backprop_sees_every_rectifier(rectify, seen, images):
+    """However it is written, also inside a function of autograd's, it is counted and named."""
+
+    class Mixed(Preactivated):
+        def forward(self, images):
+            return rectify(super().forward(images))
+
+    with pytest.raises(gradients.NotApplicable, match=rf"rectifies \d times without \({seen}\)"):
+        guided_backprop(Mixed(), images)
+
+
+def test_guided_backprop_accepts_what_does_not_rectify(images):
+    """A bound that keeps from zero before a division, softmax and pooling are no rectifiers."""
+
+    class Normalised(Preactivated):
+        def forward(self, images):
+            return functional.normalize(super().forward(images)).softmax(1)
+
+    assert guided_backprop(Normalised(), images).max() > 0
+
+
 def test_guided_backprop_is_silent(small, images, recwarn):
     """No warning of captum's or torch's reaches the user."""
     guided_backprop(small, images)

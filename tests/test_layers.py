@@ -119,6 +119,18 @@ def test_default_layer_of_any_model():
         cam_layer(model, torch.rand(2, 3, 3, 3))
 
 
+@pytest.mark.parametrize("pool", [nn.AdaptiveAvgPool2d(6), nn.AdaptiveMaxPool2d(6), nn.Upsample(scale_factor=6)])
+def test_a_map_that_was_made_larger_is_no_default_layer(pool):
+    """One place pooled into 6 x 6, as AlexNet does at 64 pixels, says nothing of where: the layer before does."""
+    body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(7))
+    model = nn.Sequential(body, nn.Sequential(pool), nn.Flatten(), nn.Linear(144, 2))
+    assert cam_layer(model, torch.rand(1, 3, 9, 9)) == "0.1"
+    with pytest.raises(ValueError, match="no layer of Sequential returns a map"):
+        cam_layer(nn.Sequential(nn.Conv2d(3, 4, 9), *model[1:]), torch.rand(1, 3, 9, 9))
+    for size, expected in ((64, "features.11"), (224, "avgpool")):
+        assert cam_layer(ARCHITECTURES["alexnet"](2), torch.rand(1, 3, size, size)) == expected
+
+
 @pytest.mark.parametrize(
     ("architecture", "layer"),
     [("resnet50", "layer4.2.conv3"), ("small_resnet", "layer4.0.conv2"), ("small_vgg", "features.16"),

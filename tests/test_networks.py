@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 from urllib.error import URLError
 
@@ -25,6 +26,7 @@ from xai_utils.networks import (
     targets,
 )
 from xai_utils.networks.architectures import SamePaddedConv2d
+from xai_utils.training.target import starting_target
 
 
 @pytest.fixture(scope="module")
@@ -199,6 +201,51 @@ def test_pickles_are_opened_without_running_code(tmp_path):
         with pytest.raises(ValueError, match=message):
             build("small_resnet", None, pretrained_from=tmp_path / name)
     assert not (tmp_path / "sprung").exists()
+
+
+def broken(name, change):
+    """Change one tensor of a state dict."""
+    return lambda tensors: tensors | {name: change(tensors[name])}
+
+
+@pytest.mark.filterwarnings("ignore:.*quantize|TypedStorage:UserWarning")
+@pytest.mark.parametrize(
+    ("breaks", "message"),
+    [
+        (
+            broken("layer1.0.conv1.weight", lambda t: t.index_fill(0, torch.tensor(1), math.nan)),
+            "holds NaN or infinite",
+        ),
+        (broken("fc.bias", lambda t: t + math.inf), "fc.bias holds NaN or infinite"),
+        (broken("fc.bias", lambda t: t.double() + 1e300), "fc.bias holds NaN or infinite"),
+        (broken("bn1.running_var", lambda t: t - 2), "bn1.running_var holds the negative variance -1"),
+        (broken("conv1.weight", lambda t: t.to(torch.int8)), "conv1.weight is torch.int8, .* not quantised"),
+        (broken("fc.weight", lambda t: torch.quantize_per_tensor(t, 0.1, 0, torch.qint8)), "fc.weight is torch.qint8"),
+        (lambda tensors: tensors | {"fc._packed_params": (1, 2)}, "no state dict .* but fc._packed_params: tuple"),
+    ],
+)
+def test_broken_weights_are_refused_when_the_target_is_opened(breaks, message, tmp_path, monkeypatch):
+    """The file and its first broken tensor are named, before any stage computes with them; so with 0 epochs."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data/weights").mkdir(parents=True)
+    tensors = ARCHITECTURES["small_resnet"](2).state_dict()
+    torch.save(breaks(tensors), "data/weights/mine.pth")
+    with pytest.raises(ValueError, match=rf"mine\.pth.* {message}"):
+        starting_target("small_resnet:mine.pth", ["a", "b"], seed=0, new_head=False)
+
+
+@pytest.mark.parametrize(("name", "values"), [("std", [0.2, 0, 0.2]), ("std", [0.2, -0.1, 0.2]), ("mean", [0.5, 0.5]),
+                                              ("std", [0.2] * 4), ("mean", [0.5, math.nan, 0.5]), ("mean", "grey"),
+                                              ("std", None)])  # fmt: skip
+def test_a_normalisation_that_cannot_be_is_refused_when_the_target_is_opened(small, name, values, tmp_path):
+    """Three finite numbers each, the std's positive: in code, and in a checkpoint, whose file is named."""
+    with pytest.raises(ValueError, match=rf"{name} is .*; give three finite"):
+        Target(small.network, "small_resnet", small.classes, **{name: values})
+    save(small, tmp_path)
+    facts = json.loads((tmp_path / "target.json").read_text())
+    (tmp_path / "target.json").write_text(json.dumps(facts | {name: values}))
+    with pytest.raises(ValueError, match=rf"target\.json: {name} is .*; give three finite"):
+        load(tmp_path)
 
 
 class Trap:

@@ -8,7 +8,7 @@ them to another size.
 """
 
 import math
-from functools import lru_cache
+from functools import lru_cache, wraps
 
 import torch
 from scipy.ndimage import gaussian_filter1d
@@ -17,6 +17,18 @@ from torch.nn import functional
 REFERENCE_SIZE = 224
 BLUR_SIGMA, BLUR_KERNEL = 10.0, 55  # the strong blur of meaningful perturbation, at 224 pixels
 RISE_SIGMA, RISE_KERNEL = 5.0, 11  # the substrate of the insertion game, at 224 pixels
+
+
+def in_full_precision(function):
+    """`function(tensor or list of them, …)` without autocast, which would round its matrix products to half."""
+
+    @wraps(function)
+    def precise(tensors, *given, **options):
+        first = tensors if isinstance(tensors, torch.Tensor) else tensors[0]
+        with torch.autocast(first.device.type, enabled=False):
+            return function(tensors, *given, **options)
+
+    return precise
 
 
 def _pair(size):
@@ -84,6 +96,7 @@ def _smoothing_matrix(weights, length, padding):
     return torch.zeros(length, length, dtype=weights.dtype).scatter_add_(1, positions, values)
 
 
+@in_full_precision
 def _smooth(images, weights, padding):
     """Convolve both spatial axes of (..., H, W) with the same one-dimensional `weights`; differentiable."""
     rows, columns = (_smoothing_matrix(weights, length, padding).to(images) for length in images.shape[-2:])
@@ -106,18 +119,23 @@ def gaussian_blur(images, sigma, *, kernel_size=None, padding="reflect"):
     return _smooth(images, weights / weights.sum(), padding)
 
 
+def finite_maps(maps):
+    """The maps (N, H, W), if all their values are finite; ValueError naming the images of those that are not."""
+    finite = maps.flatten(1).isfinite().all(1)
+    if not finite.all():
+        broken = (~finite).nonzero().flatten().tolist()
+        raise ValueError(f"the maps of images {broken} contain NaN or infinite values; explain them again")
+    return maps
+
+
 def rank_pixels(maps):
     """Ranks (N, H, W) int64 of the pixels of `maps` (N, H, W): 0 = most salient, ties by row-major index.
 
-    A stable sort, so that any count of top pixels is exact even on a constant map. NaN has no place in a ranking:
-    ValueError naming the images.
+    A stable sort, so that any count of top pixels is exact even on a constant map. ValueError as in `finite_maps`.
     """
     if maps.ndim != 3:
         raise ValueError(f"maps have shape {tuple(maps.shape)}; ranking needs (N, H, W)")
-    flat = maps.reshape(len(maps), -1)  # (N, H*W)
-    broken = flat.isnan().any(1).nonzero().flatten().tolist()
-    if broken:
-        raise ValueError(f"the maps of images {broken} contain NaN, which cannot be ranked; explain them again")
+    flat = finite_maps(maps).reshape(len(maps), -1)  # (N, H*W)
     order = torch.argsort(flat, dim=1, descending=True, stable=True)
     positions = torch.arange(flat.shape[1], device=maps.device).expand_as(order)
     return torch.empty_like(order).scatter_(1, order, positions).reshape(maps.shape)
@@ -149,10 +167,13 @@ def perturb(images, keep, baseline):
 
 
 def unit_range(maps):
-    """Each map (S - min) / (max - min), in [0, 1]; a constant map becomes 0, for it says nothing. (N, H, W)."""
+    """Each map (S - min) / (max - min), in [0, 1]; a constant map becomes 0, for it says nothing. (N, H, W).
+
+    NaN makes its map NaN.
+    """
     low = maps.amin((-2, -1), keepdim=True)
     span = maps.amax((-2, -1), keepdim=True) - low
-    return torch.where(span > 0, (maps - low) / torch.where(span > 0, span, 1), 0)
+    return torch.where(span == 0, 0, (maps - low) / torch.where(span == 0, 1, span))
 
 
 def _mean_colour(model, images):

@@ -11,7 +11,7 @@ import torch
 from xai_utils import datasets, explainers, runs
 from xai_utils.files import files_fingerprint
 from xai_utils.metrics import cost
-from xai_utils.networks import inference_copy, targets
+from xai_utils.networks import class_indices, inference_copy, logits_of, targets
 from xai_utils.training import distributed
 
 BATCH = 32  # images in memory at once; random methods draw per batch, so another number draws other maps
@@ -77,7 +77,7 @@ def _explain(settings, device, log):
         rows = slice(start, min(start + BATCH, len(indices)))
         images = split.tensor(indices[rows]).to(device)
         with torch.inference_mode():
-            predicted = model(images).argmax(1)
+            predicted = class_indices(logits_of(model, images))
         for name, maps in explainers.explain_many(
             model, images, predicted, _seeded(methods, settings, start, device)
         ).items():

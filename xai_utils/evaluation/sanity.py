@@ -10,7 +10,6 @@ one of each method. Results are float on the CPU, one value per image. The model
 `inference_copy` does as well, and is faster.
 """
 
-import copy
 from typing import NamedTuple
 
 import numpy as np
@@ -19,7 +18,7 @@ from scipy import stats
 from torch import nn
 
 from xai_utils.explainers import EXPLAINERS, check_options
-from xai_utils.networks import checked_target, evaluating
+from xai_utils.networks import checked_target, class_indices, deep_copy, evaluating, logits_of
 from xai_utils.networks.layers import is_map, layer_root, observed
 
 NOISE = 0.02  # standard deviation of the noise on pixels in [0, 1]: 5 of 255 grey levels, hardly seen
@@ -98,7 +97,7 @@ def untrained(model, seed=0):
     Batch norms forget their statistics, too. A parameter of a module without such a scheme (ConvNeXt's layer scale) is
     shuffled. torch's global generator stays as it is.
     """
-    fresh = copy.deepcopy(model).cpu()
+    fresh = deep_copy(model).cpu()
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.default_generator.manual_seed(seed)
         for module in fresh.modules():
@@ -122,7 +121,7 @@ def parameter_randomisation(explain, model, images, target=None, *, stages=None,
     target = _explained(model, images, target, batch)
     maps = _batched(explain, model, images, target, batch) if maps is None else maps
     with torch.inference_mode(False):
-        forgetting, fresh = copy.deepcopy(model), untrained(model, seed)
+        forgetting, fresh = deep_copy(model), untrained(model, seed)
     similarities = {}
     for stage, layers in stages.items():
         for name in layers:
@@ -170,7 +169,7 @@ def _explained(model, images, target, batch):
     if target is not None:
         return checked_target(target, images)
     with evaluating(model), torch.no_grad():
-        return torch.cat([model(part).argmax(1) for part in images.split(batch)])
+        return torch.cat([class_indices(logits_of(model, part)) for part in images.split(batch)])
 
 
 def _batched(explain, model, images, target, batch, **options):
@@ -187,7 +186,7 @@ def own_network(method, options, device="cpu"):
     if record.part is None:
         return None
     given = record.brought(options)
-    return (copy.deepcopy(given) if isinstance(given, nn.Module) else record.part.load(given, device=device)).eval()
+    return (deep_copy(given) if isinstance(given, nn.Module) else record.part.read(given, device)).eval()
 
 
 def reading(method, own, options):

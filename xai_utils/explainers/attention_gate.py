@@ -21,10 +21,10 @@ PART = Part(
     AttentionGate,
     KIND,
     load_gate,
-    "train_attention",
     layers=lambda gate: [gate.layer],
     word="gate",
     label=lambda gate, folder: gate.layer,
+    without="takes fixed gates, which need no training",
 )
 
 
@@ -72,7 +72,8 @@ def amg(model, images, target=None, *, gate=GATES / "amg", gate_input=None, comp
             f"{activation.shape[1]}; train a gate on this model, or name its folder"
         )
     with evaluating(gate), torch.no_grad():
-        channel, spatial = gate(gated_features(activation, gradient, gate_input))
+        own = next(gate.parameters(), activation).dtype
+        channel, spatial = gate(gated_features(activation, gradient, gate_input).to(own))
     channel = torch.ones_like(channel) if composition == "spatial" else channel
     spatial = torch.ones_like(spatial) if composition == "channel" else spatial
-    return gated_maps(activation, gradient, channel, spatial, images.shape[-2:])
+    return gated_maps(activation, gradient, channel, spatial, images.shape[-2:]).float()

@@ -7,8 +7,8 @@ Maps are raw: after the ReLU, resized to the images, not normalised. `layer` Non
 
 import torch
 
-from xai_utils.images import noisy_copies, resize, unit_range
-from xai_utils.networks import cam_layer, class_indices, evaluating, head_gradient
+from xai_utils.images import in_full_precision, noisy_copies, resize, unit_range
+from xai_utils.networks import cam_layer, class_indices, evaluating, head_gradient, logits_of
 
 XGRAD_EPSILON = 1e-7  # keeps a channel that is silent everywhere from dividing by zero
 
@@ -34,6 +34,7 @@ CHANNEL_WEIGHTS = {
 }
 
 
+@in_full_precision
 def weighted_maps(weights, activation, size):
     """relu(sum_k w_k A_k), resized: weights (N, M, C), activation (N, C, h, w) -> maps (N, M, H, W)."""
     low = torch.bmm(weights, activation.flatten(2)).relu()  # (N, M, h * w)
@@ -121,7 +122,7 @@ def smooth_grad_cam_plus_plus(
     size, layer = images.shape[-2:], layer or cam_layer(model, images)
     if average_cams:
         with evaluating(model), torch.no_grad():
-            target = class_indices(model(images), target)
+            target = class_indices(logits_of(model, images), target)
         total = images.new_zeros(len(images), *size, dtype=torch.float32)  # (N, H, W)
     else:
         clean, _, _, target = head_gradient(model, images, layer, target)

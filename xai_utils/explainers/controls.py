@@ -20,7 +20,8 @@ def sobel_edges(model, images, target=None):
 
     Grey is 0.299 R + 0.587 G + 0.114 B. Non-negative; images of at least 2x2 pixels.
     """
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
+        images = images.float()
         grey = (images * images.new_tensor(LUMINANCE)[:, None, None]).sum(1, keepdim=True)  # (N, 1, H, W)
         across = images.new_tensor(SOBEL)
         kernels = torch.stack([across, across.T])[:, None]  # (2, 1, 3, 3)

@@ -6,26 +6,18 @@ a map is what remains after their reduction over channels: non-negative, raw, no
 are neither computed nor touched.
 """
 
+from collections import Counter
 from contextlib import contextmanager
 
 import torch
 from captum.attr import IntegratedGradients, Saliency
 from torch import nn
-from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from xai_utils.images import baseline as baseline_image
 from xai_utils.images import noisy_copies
-from xai_utils.networks import checked_target, class_indices, evaluating
-from xai_utils.networks.activations import rectifies
+from xai_utils.networks import checked_target, class_indices, evaluating, logits_of
 from xai_utils.networks.layers import observed
-
-
-def _logits(model, images):
-    logits = model(images)
-    if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
-        shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-        raise ValueError(f"the model returns {shape}; wrap it so that it returns logits (N, K)")
-    return logits
 
 
 def _differentiable(tensor, which):
@@ -49,21 +41,39 @@ class _ClassScore(nn.Module):
         self.model, self.target = model, target
 
     def forward(self, images):
-        logits = _logits(self.model, images)
+        logits = logits_of(self.model, images)
         _differentiable(logits, "the logits do")
         target = None if self.target is None else self.target.repeat(len(images) // len(self.target))
         return logits.gather(1, class_indices(logits, target)[:, None])[:, 0]
 
 
-class _Rectifications(TorchFunctionMode):
-    """Counts the ReLUs that act while it is active, as modules or functions."""
+RECTIFIERS = {  # torch's operations, below modules, functions and autograd, that let a part of what they get through
+    *("relu", "threshold", "clamp", "clamp_min", "clamp_max", "hardtanh", "maximum", "minimum", "fmax", "fmin"),
+    *("where", "masked_fill", "abs", "sign", "heaviside", "gt", "ge", "lt", "le"),  # … as a mask: x * (x > 0)
+    *("leaky_relu", "prelu", "_prelu_kernel", "rrelu_with_noise", "elu", "celu", "selu", "gelu", "silu", "mish"),
+    *("softplus", "hardswish", "hardsigmoid", "hardshrink", "softshrink"),
+}
 
-    count = 0
 
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        self.count += rectifies(function, args, kwargs)
-        return function(*args, **kwargs)
+class _Rectifications(TorchDispatchMode):
+    """Counts the operations of RECTIFIERS that act while it is active, by name, wherever they are written."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = Counter()
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        name = getattr(operation, "overloadpacket", operation).__name__.removesuffix("_")  # in place or not
+        of_numbers = args and isinstance(args[0], torch.Tensor) and (args[0].is_floating_point() or name == "where")
+        guards = name in ("clamp", "clamp_min") and _positive(*args[1:], **kwargs or {})
+        self.found[name] += bool(name in RECTIFIERS and of_numbers and not guards)
+        return operation(*args, **kwargs or {})
+
+
+def _positive(low=None, high=None, *, min=None, max=None):
+    """Whether a clamp keeps from zero alone, as before a division, which rectifies nothing."""
+    low, high = low if min is None else min, high if max is None else max
+    return isinstance(low, int | float) and low > 0 and high is None
 
 
 class _GuidedScore(_ClassScore):
@@ -83,11 +93,13 @@ class _GuidedScore(_ClassScore):
         relus = {name: module for name, module in self.model.named_modules() if isinstance(module, nn.ReLU)}
         with observed(self.model, guide, modules=relus), _Rectifications() as rectifications:
             score = super().forward(images)
-        if not calls or rectifications.count > calls:
+        unseen = +(rectifications.found - Counter(relu=calls))
+        if not calls or unseen:
+            named = ", ".join(f"{name} {count}" for name, count in unseen.items()) or "none"
             raise NotApplicable(
                 f"guided backprop changes the gradient of nn.ReLU modules, and this model calls {calls} of them and "
-                f"rectifies {rectifications.count - calls} times without (functional.relu, ReLU6); rebuild it with "
-                "nn.ReLU modules, or choose the method 'gradient'"
+                f"rectifies {unseen.total()} times without ({named}); rebuild it with nn.ReLU modules, or choose the "
+                "method 'gradient'"
             )
         return score
 
@@ -136,7 +148,7 @@ def _explained(model, images, target, chunk=None):
         if target is not None:
             target = checked_target(target, images)
         elif chunk is not None:
-            target = torch.cat([class_indices(_logits(model, part)) for part in images.split(chunk)])
+            target = torch.cat([class_indices(logits_of(model, part)) for part in images.split(chunk)])
         yield images, target
 
 
@@ -163,7 +175,8 @@ def guided_backprop(model, images, target=None):
     Backward through relu(a): g <- g [a > 0] [g > 0],   map = max_channels |g_x|
 
     Non-negative, (N, H, W). Every ReLU must be an `nn.ReLU` module (in place or not, called any number of times): a
-    model without one (torchvision's GoogLeNet), or with ReLUs besides (DenseNet's last, ReLU6), is a ValueError.
+    model without one (torchvision's GoogLeNet), or one that rectifies besides (DenseNet's last, ReLU6, clamp, maximum,
+    where, threshold, a mask of its own, another activation of RECTIFIERS) is a ValueError.
     """
     with _explained(model, images, target) as (images, target):
         return _largest(_guided_backprop(model, images, target))
@@ -194,9 +207,10 @@ def _smoothed(model, images, target, power, *, over, samples, noise_fraction, st
     attribute, _ = ATTRIBUTIONS[over]
     options = {"steps": steps, "chunk": chunk} if over == "integrated_gradients" else {}
     with _explained(model, images, target, chunk) as (images, target):
-        mean = torch.zeros_like(images)
+        mean = torch.zeros_like(images, dtype=torch.promote_types(images.dtype, torch.float32))
         for noisy, rows in noisy_copies(images, samples, noise_fraction, generator, chunk):
-            mean.index_add_(0, rows, attribute(model, noisy, target[rows], **options) ** power, alpha=1 / samples)
+            found = attribute(model, noisy, target[rows], **options).to(mean.dtype)
+            mean.index_add_(0, rows, found**power, alpha=1 / samples)
         return mean
 
 

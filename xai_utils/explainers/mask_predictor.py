@@ -35,7 +35,6 @@ PART = Part(
     MaskPredictor,
     KIND,
     load_predictor,
-    "train_mask_predictor",
     _prepared,
     settings=lambda predictor: CONTROLLER if predictor.controller == "customized" else (),
 )
@@ -46,7 +45,8 @@ def predicted_maps(model, images, target, predictor):
     predictor = PART.of(predictor, model, images.device)
     with evaluating(model), evaluating(predictor), torch.no_grad():
         features, logits = encoded(model, images, predictor.layers)
-        maps = predictor(features, class_indices(logits, target))
+        own = next(predictor.parameters()).dtype  # the model's may be half precision
+        maps = predictor([each.to(own) for each in features], class_indices(logits, target))
         return resize(maps.float(), images.shape[-2:])
 
 

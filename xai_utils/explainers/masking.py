@@ -10,8 +10,8 @@ import torch
 from captum.attr import LimeBase
 from skimage.segmentation import quickshift
 
-from xai_utils.images import baseline, interpolation_matrix, scaled_length
-from xai_utils.networks import class_indices, evaluating
+from xai_utils.images import baseline, in_full_precision, interpolation_matrix, scaled_length
+from xai_utils.networks import class_indices, evaluating, logits_of
 
 BLOCK = 256  # RISE masks that are drawn, held and summed together, whatever the chunk
 KERNEL_WIDTH = 0.25  # of LIME's proximity kernel, in cosine distance
@@ -28,7 +28,7 @@ def _check(seed, **counts):
 
 
 def _predicted(model, images, target, chunk):
-    return class_indices(torch.cat([model(part) for part in images.split(chunk)]), target)
+    return class_indices(torch.cat([logits_of(model, part) for part in images.split(chunk)]), target)
 
 
 def rise_draws(size, *, masks, cells, probability, seed):
@@ -45,6 +45,7 @@ def rise_draws(size, *, masks, cells, probability, seed):
         yield grids[: masks - start], offsets[: masks - start]
 
 
+@in_full_precision
 def rise_masks(grids, offsets, size):
     """RISE's masks (B, H, W) in [0, 1]: grids (B, s, s) resized to (s + 1) cells a side, cut out at offsets (B, 2)."""
     cells = grids.shape[-1]
@@ -88,7 +89,7 @@ def rise(model, images, target=None, *, masks=8000, cells=7, probability=0.5, se
             blend, scores = shown[:, None].to(images.dtype), []
             for items in torch.arange(len(shown) * len(images), device=images.device).split(chunk):
                 mask, image = items // len(images), items % len(images)
-                logits = model(torch.addcmul(colour[image], difference[image], blend[mask]))
+                logits = logits_of(model, torch.addcmul(colour[image], difference[image], blend[mask]))
                 scores.append(logits.softmax(1).gather(1, target[image, None])[:, 0])
             scores = torch.cat(scores).float().reshape(len(shown), len(images))
             total.addmm_(scores.T, shown.flatten(1).float())  # in place: autocast leaves it in float32
@@ -166,7 +167,7 @@ def _lime_map(model, image, index, samples, seed, chunk):
     flattened = (sums / flat.bincount())[:, regions].to(image)  # (3, H, W): each superpixel in its mean colour
     regions = regions.to(image.device)
     explainer = LimeBase(
-        lambda masked: model(masked).softmax(1)[:, index],
+        lambda masked: logits_of(model, masked).softmax(1)[:, index],
         _Ridge(),
         similarity_func=_proximity,
         perturb_func=_samples,

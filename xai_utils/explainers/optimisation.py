@@ -4,7 +4,7 @@ import torch
 from torch.nn import functional
 
 from xai_utils.images import baseline, gaussian_blur, perturb, scaled_area, scaled_length
-from xai_utils.networks import class_indices, evaluating
+from xai_utils.networks import class_indices, evaluating, logits_of
 
 CELL = 8  # pixels a side of a mask's cell, at every size: 28 × 28 cells at 224
 JITTER, MASK_BLUR = 4, 5.0  # pixels at 224: largest shift of the image, sigma of the mask's blur
@@ -18,7 +18,7 @@ def _full_size(cells, size):
 
 
 def _probabilities(model, images, target):
-    return model(images).softmax(1).gather(1, target[:, None])[:, 0]
+    return logits_of(model, images).softmax(1).gather(1, target[:, None])[:, 0]
 
 
 def _first_masks(model, images, hidden, target, grid):
@@ -77,19 +77,24 @@ def meaningful_perturbation(
     shifts = torch.randint(0, reach + 1, (iterations, 2), generator=draws).tolist()
     weights = area_weight / scaled_area(1, size), smoothness_weight * scaled_length(1, size)
     with torch.inference_mode(False), evaluating(model):
-        images = images.clone() if images.is_inference() else images.detach()
+        images, own = images.clone() if images.is_inference() else images.detach(), images.dtype
+        images = images.to(torch.promote_types(own, torch.float32))  # masks need it where the model is in half
+
+        def network(pixels):
+            return model(pixels.to(own))
+
         with torch.no_grad():
-            logits = torch.cat([model(part) for part in images.split(chunk)])
+            logits = torch.cat([logits_of(network, part) for part in images.split(chunk)])
         target = class_indices(logits, target).clone()  # the caller's may be an inference tensor
         maps = []
         for part, classes in zip(images.split(chunk), target.split(chunk), strict=True):
             blurred = baseline(hidden, model, part)
-            masks = _first_masks(model, part, blurred, classes, grid).requires_grad_()
+            masks = _first_masks(network, part, blurred, classes, grid).requires_grad_()
             optimizer = torch.optim.Adam([masks], lr=learning_rate)
             for shift in shifts:
                 with torch.enable_grad():
                     blended = perturb(part, _full_size(masks, size), blurred)
-                    loss = _probabilities(model, _shifted(blended, shift, reach), classes).sum()
+                    loss = _probabilities(network, _shifted(blended, shift, reach), classes).sum()
                     loss = loss + _regularisation(masks, *weights)
                     (masks.grad,) = torch.autograd.grad(loss, masks)
                 optimizer.step()

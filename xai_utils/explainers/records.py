@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from xai_utils.networks.digests import made_for, require_made_for
+from xai_utils.networks.stored import STAGES
 
 WHOLE, NUMBER, FLAG, WORD, LAYER, LAYERS = "whole number", "number", "flag", "word", "layer", "layers"
 
@@ -76,25 +77,43 @@ class Part:
     """A trained network that a method needs beside the model.
 
     `option`: the method's keyword that takes the network or its folder; `network`: its class; `kind`: of its files
-    (networks/stored.py); `load(folder, device=)`; `stage`: what trains it. It belongs to one model, and keeps whose it
-    is (networks/digests.py).
+    (networks/stored.py); `load(folder, device=)`. It belongs to one model, and keeps whose it is (networks/digests.py).
     """
 
     option: str
     network: type
     kind: str
     load: Callable
-    stage: str
     prepared: Callable = lambda network: network  # what is done once after opening: an inference copy
     layers: Callable = lambda network: ()  # names of layers of the model that it reads
     word: str = ""  # what tells several of them apart for a person, "" where a method has one
     label: Callable = lambda network, folder: folder.name  # this one's value of it
     settings: Callable = lambda network: ()  # options that are attributes of the network
+    without: str = ""  # what the option's None does, where it is allowed
+
+    @property
+    def stage(self) -> str:
+        """The stage of the pipeline that trains it."""
+        return STAGES[self.kind]
+
+    def read(self, folder, device="cpu"):
+        """The network in `folder`, as it was saved; FileNotFoundError and ValueError say what to train or to pass."""
+        instead = f"or pass `{self.option}`: another folder, or the network itself ({self.network.__name__})"
+        instead += f"; {self.option}=None {self.without}" if self.without else ""
+        if not isinstance(folder, str | Path):
+            given = folder if isinstance(folder, int | float | None) else type(folder).__name__
+            raise ValueError(f"{self.option} is {given}; train one (`dvc repro {self.stage}`), {instead}")
+        try:
+            return self.load(folder, device=device)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{error}, {instead}") from None
 
     def of(self, given, model, device):
         """The network that is given, or lies in the folder that is given, opened once; of this model."""
         network, source = given, f"the given {self.kind.replace('_', ' ')}"
         if not isinstance(given, self.network):
+            if not isinstance(given, str | Path):
+                self.read(given)
             facts, source = Path(given) / f"{self.kind}.json", given
             written = facts.stat().st_mtime_ns if facts.is_file() else None
             network = _opened(self, str(Path(given).resolve()), written, str(device))
@@ -114,7 +133,7 @@ class Part:
 @lru_cache(maxsize=16)
 def _opened(part, folder, written, device):
     with torch.inference_mode(False):  # a cached network must serve every caller
-        return part.prepared(part.load(folder, device=device))
+        return part.prepared(part.read(folder, device))
 
 
 @dataclass(frozen=True)
@@ -177,7 +196,7 @@ class Explainer:
         names = [options["layer"]] if options.get("layer") else []
         names += options.get("layers") or []
         if (given := self.brought(options)) is not None:
-            network = given if isinstance(given, self.part.network) else self.part.load(given)
+            network = given if isinstance(given, self.part.network) else self.part.read(given)
             names += self.part.layers(network)
         return names
 

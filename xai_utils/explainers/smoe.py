@@ -19,7 +19,7 @@ from xai_utils.explainers.activation_statistics import (
 )
 from xai_utils.explainers.cam import CHANNEL_WEIGHTS, weighted_maps
 from xai_utils.explainers.lovi import layer_weights
-from xai_utils.images import interpolation_matrix, unit_range
+from xai_utils.images import in_full_precision, interpolation_matrix, unit_range
 from xai_utils.networks import (
     cam_layer,
     captured,
@@ -27,6 +27,7 @@ from xai_utils.networks import (
     evaluating,
     head_gradient,
     layer_names,
+    logits_of,
     pre_activations,
     scale_layers,
 )
@@ -110,7 +111,7 @@ def statistic_maps(model, images, *, statistic="smoe_scale", layers=None):
     """
     capture, names = _capturing(model, statistic, layers, images)
     with evaluating(model), torch.inference_mode(), capture as maps:
-        model(images)
+        logits_of(model, images)
     return {name: maps[name].clone() for name in names}
 
 
@@ -124,6 +125,7 @@ def layer_maps(model, images, *, statistic="smoe_scale", normalisation="normal_c
     return torch.stack([_resized([normalise(each)], images.shape[-2:], [1.0]) for each in maps], 1)
 
 
+@in_full_precision
 def _resized(maps, size, weights):
     """sum_l w_l resize(S_l), bilinear: maps [(N, h_l, w_l)] -> (N, H, W).
 
@@ -166,7 +168,7 @@ def smoe(
     capture, names = _capturing(model, statistic, layers, images)
     layer_weights(weights, len(names))  # before the pass
     with evaluating(model), torch.inference_mode(), capture as maps:
-        class_indices(model(images), target)
+        class_indices(logits_of(model, images), target)
     return combine([normalise(maps[name].clone()) for name in names], weights, size=images.shape[-2:])
 
 

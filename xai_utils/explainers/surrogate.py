@@ -29,7 +29,7 @@ def _lambda(surrogate, folder):
     return folder.name if weight is None else f"{weight:g}"
 
 
-PART = Part("surrogate", Surrogate, KIND, load_surrogate, "distill_surrogate", _prepared, word="λ", label=_lambda)
+PART = Part("surrogate", Surrogate, KIND, load_surrogate, _prepared, word="λ", label=_lambda)
 
 
 def akd(model, images, target=None, *, surrogate=SURROGATES / "akd"):
@@ -42,7 +42,7 @@ def akd(model, images, target=None, *, surrogate=SURROGATES / "akd"):
         checked_target(target, images, len(getattr(model, "classes", ())))
     surrogate = PART.of(surrogate, model, images.device)
     with evaluating(surrogate), torch.no_grad():
-        return surrogate(images)[1].float()
+        return surrogate(images.to(surrogate.mean.dtype))[1].float()
 
 
 def akd_unoptimised(model, images, target=None, *, surrogate=SURROGATES / "akd_unoptimised"):

@@ -1,6 +1,6 @@
 """How much a map shows, whatever the model thinks of it."""
 
-from xai_utils.images import unit_range
+from xai_utils.images import finite_maps, unit_range
 
 
 def mean_intensity(model, images, target, maps):
@@ -8,4 +8,4 @@ def mean_intensity(model, images, target, maps):
 
     Low: the map points at little; 1 would be the image itself, a constant map counts 0. Needs neither model nor masks.
     """
-    return unit_range(maps.detach().float()).mean((1, 2)).cpu()
+    return unit_range(finite_maps(maps.detach()).float()).mean((1, 2)).cpu()

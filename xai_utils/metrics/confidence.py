@@ -9,9 +9,9 @@ import math
 import torch
 
 from xai_utils.images import baseline as named_baseline
-from xai_utils.images import keep_top, perturb, rank_pixels, unit_range
+from xai_utils.images import finite_maps, keep_top, perturb, rank_pixels, unit_range
 from xai_utils.metrics.perturbation import explained_classes
-from xai_utils.networks import evaluating
+from xai_utils.networks import evaluating, logits_of
 
 PERCENTS = (5, 10, 20, 25, 50)
 SCORES = ("logit", "probability", "accuracy")
@@ -29,7 +29,7 @@ def _checked(images, maps, chunk):
         raise ValueError(f"maps are {tuple(maps.shape)} and images {tuple(images.shape)}; give maps (N, H, W) of them")
     if chunk < 1:
         raise ValueError(f"chunk is {chunk}; give the number of masked images per batch, at least 1")
-    return maps.detach().float().to(images.device)
+    return finite_maps(maps.detach()).float().to(images.device)
 
 
 def _answers(model, images, target, masks, baseline, chunk):
@@ -43,7 +43,7 @@ def _answers(model, images, target, masks, baseline, chunk):
         hidden = named_baseline(baseline, model, images)
         for mask in masks:
             seen = images if mask is None else perturb(images, mask, hidden)
-            logits = torch.cat([model(batch) for batch in seen.split(chunk)]).double()  # (N, K)
+            logits = torch.cat([logits_of(model, batch) for batch in seen.split(chunk)]).double()  # (N, K)
             pair = torch.stack([logits, logits.softmax(1)], 2)  # (N, K, 2)
             pair = pair.gather(1, target[:, None, None].expand(-1, 1, 2))[:, 0]  # (N, 2)
             found.append(torch.cat([pair, (logits.argmax(1) == target)[:, None]], 1))

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from xai_utils.images import BLUR_SIGMA, gaussian_blur, rank_pixels, scaled_length
+from xai_utils.images import BLUR_SIGMA, finite_maps, gaussian_blur, rank_pixels, scaled_length
 
 TIE_WEIGHT = 1e-4
 
@@ -20,12 +20,13 @@ def break_zero_ties(maps):
 
 
 def aligned(maps, masks):
-    """Masks as bool and maps, both on the CPU; ValueError where they are not of the same images."""
+    """Masks as bool and maps, both on the CPU; ValueError where they are not of the same images, or not finite."""
     masks = torch.as_tensor(masks)
     if masks.shape != maps.shape:
         shapes = f"masks are {tuple(masks.shape)} and maps {tuple(maps.shape)}"
         raise ValueError(f"{shapes}; both must be (N, H, W) of the same images")
-    return masks.bool().cpu(), maps.detach().cpu()
+    maps = finite_maps(maps.detach()).cpu()
+    return masks.bool().cpu(), maps if maps.dtype == torch.float64 else maps.float()
 
 
 def box_average_precision(model, images, target, maps, *, masks):
@@ -53,9 +54,6 @@ def pointing_game(model, images, target, maps, *, masks, tolerance=0):
         raise ValueError(f"tolerance is {tolerance}; give 0 or a positive distance in pixels at 224")
     height, width = maps.shape[-2:]
     flat = maps.flatten(1)
-    broken = flat.isnan().any(1).nonzero().flatten().tolist()
-    if broken:
-        raise ValueError(f"the maps of images {broken} contain NaN, which have no maximum; explain them again")
     point = torch.from_numpy(flat.numpy().argmax(1))  # numpy promises the first of equal maxima
     rows = torch.arange(height)[:, None] - (point // width)[:, None, None]  # (N, H, 1)
     columns = torch.arange(width) - (point % width)[:, None, None]  # (N, 1, W)

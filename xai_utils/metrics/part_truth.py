@@ -13,7 +13,7 @@ import torch
 
 from xai_utils.images import keep_top, rank_pixels
 from xai_utils.metrics.localisation import aligned
-from xai_utils.networks import class_indices, evaluating
+from xai_utils.networks import class_indices, evaluating, logits_of
 
 THRESHOLD = 0.5  # of the class's probability: on the birds most parts take nearly nothing of it or nearly all
 
@@ -53,7 +53,7 @@ def deciding_parts(model, data, split, indices, target=None, *, threshold=THRESH
         for row, index in enumerate(indices.tolist()):
             parts, changed = _changed(data, split, index)
             pictures = torch.cat([own.tensor([index]), changed])
-            logits = torch.cat([model(part.to(device)).cpu() for part in pictures.split(chunk)])
+            logits = torch.cat([logits_of(model, part.to(device)).cpu() for part in pictures.split(chunk)])
             asked = None if target is None else torch.as_tensor(target).cpu()[[row]]
             explained.append(class_indices(logits[:1], asked))
             scores = logits.softmax(1)[:, explained[-1]].squeeze(1)  # (1 + V,)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 
 from xai_utils.images import baseline, keep_top, perturb, rank_pixels, scaled_area
-from xai_utils.networks import class_indices, evaluating
+from xai_utils.networks import class_indices, evaluating, logits_of
 
 
 class Protocol(NamedTuple):
@@ -32,7 +32,7 @@ class Protocol(NamedTuple):
 def explained_classes(model, images, target, chunk):
     """`target` as indices (N,), checked; one image tells how many classes there are when none must be predicted."""
     asked = images if target is None else images[:1]
-    logits = torch.cat([model(batch) for batch in asked.split(chunk)])
+    logits = torch.cat([logits_of(model, batch) for batch in asked.split(chunk)])
     return class_indices(logits.expand(len(images), -1), target)
 
 
@@ -117,7 +117,7 @@ def probability_curves(model, images, target, ranks, protocols, *, chunk=64):
             view, image = items // number, items % number
             keep = keep_top(ranks[image], counts[view]) ^ inverted[view, None, None]  # (chunk, H, W)
             perturbed = perturb(images[image], keep, removed[which[view], image])
-            scores.append(model(perturbed).softmax(1).gather(1, target[image, None])[:, 0])  # (chunk,)
+            scores.append(logits_of(model, perturbed).softmax(1).gather(1, target[image, None])[:, 0])  # (chunk,)
     scores = torch.cat(scores).float().cpu().reshape(len(views), number)
     scores = scores[[views[view] for view in shown]].T  # (N, points of all curves)
     lengths = [len(protocol.counts) for protocol in protocols]

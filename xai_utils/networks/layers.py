@@ -6,13 +6,18 @@ as it was found, also after an exception. Threads may share a model: `evaluating
 change its mode and to hook it.
 """
 
+import copy
 import difflib
+import math
 import threading
 from contextlib import contextmanager
 from functools import partial
 
 import torch
 from torch import nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakTensorKeyDictionary
 from torchvision import models
 
 LAST_MAPS = {  # the last convolutional map before pooling
@@ -31,14 +36,20 @@ def layer_root(model):
     return getattr(model, "layer_root", model)
 
 
+def _layers(model):
+    """name -> module, the root ("") first; what only makes a layer's weights (a parametrization) is no layer."""
+    modules = layer_root(model).named_modules()
+    return {name: module for name, module in modules if "parametrizations" not in name.split(".")}
+
+
 def layer_names(model):
     """The names of all layers, in the order of their definition."""
-    return [name for name, _ in layer_root(model).named_modules() if name]
+    return [name for name in _layers(model) if name]
 
 
 def find_layer(model, name):
     """The module called `name`; an unknown name is a ValueError with the nearest names."""
-    layers = dict(layer_root(model).named_modules())
+    layers = _layers(model)
     if name in layers and name:
         return layers[name]
     names = layer_names(model)
@@ -106,6 +117,32 @@ def _hooked(register, acts):
                 handle.remove()
 
 
+def deep_copy(model):
+    """A deep copy of `model`, also where a module keeps a tensor that it has computed (torch.nn.utils.weight_norm)."""
+    kept = [each for module in model.modules() for each in vars(module).values() if isinstance(each, torch.Tensor)]
+    return copy.deepcopy(model, {id(each): each.detach().clone() for each in kept if not each.is_leaf})
+
+
+def logits_of(model, images):
+    """The answers (N, K) of `model`: float32 or float64 (half precision is widened), finite.
+
+    ValueError where it returns anything else, naming what it is, or the images whose logits are NaN or infinite.
+    """
+    logits = model(images)
+    if not isinstance(logits, torch.Tensor) or logits.ndim != 2 or not logits.is_floating_point():
+        found = type(logits).__name__
+        if isinstance(logits, torch.Tensor):
+            found = tuple(logits.shape) if logits.ndim != 2 else logits.dtype
+        raise ValueError(f"the model returns {found}; wrap it so that it returns logits (N, K)")
+    if logits.numel() and not all(map(math.isfinite, logits.detach().aminmax())):
+        broken = (~logits.isfinite().all(1)).nonzero().flatten().tolist()
+        raise ValueError(
+            f"the model's logits are NaN or infinite for images {broken[:10]} of a pass; look for such numbers in its "
+            "weights and, in float16, for an overflow, which float32 and bfloat16 do not have"
+        )
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
 def is_map(output):
     """Whether a layer's output is a map (N, C, h, w) with more than one position."""
     return isinstance(output, torch.Tensor) and output.ndim == 4 and output.shape[2] * output.shape[3] > 1
@@ -118,7 +155,7 @@ def observed(model, see, *, modules=None):
     What it returns, unless that is None, takes the output's place. `modules`: name -> module, by default all of
     `layer_root`'s, the root itself ("") included.
     """
-    modules = dict(layer_root(model).named_modules()) if modules is None else modules
+    modules = _layers(model) if modules is None else modules
     acts = [
         (module, lambda module, _, output, name=name: see(name, module, output)) for name, module in modules.items()
     ]
@@ -126,11 +163,36 @@ def observed(model, see, *, modules=None):
         yield
 
 
+class _Enlarged(TorchFunctionMode):
+    """While active, remembers maps that pooling or interpolation made larger: `made(output)`.
+
+    They show no more places than what they were made from (AlexNet pools a single one into 6 x 6 at 64 pixels).
+    """
+
+    FUNCTIONS = (functional.adaptive_avg_pool2d, functional.adaptive_max_pool2d, functional.interpolate)
+
+    def __init__(self):
+        super().__init__()
+        self.outputs = WeakTensorKeyDictionary()
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        output = function(*args, **kwargs)
+        if function in self.FUNCTIONS and isinstance(output, torch.Tensor):
+            before = args[0] if args else kwargs["input"]
+            self.outputs[output] = output[0, 0].numel() > before[0, 0].numel()
+        return output
+
+    def made(self, output):
+        return self.outputs.get(output, False)
+
+
 def cam_layer(model, images):
     """The name of the layer that class activation maps explain by default: the last convolutional map.
 
     torchvision's families have theirs in a table (VGG: the last ReLU before the last pooling). Any other model is
-    probed with the first image: the module that finishes last with an output (N, C, h, w), h * w > 1.
+    probed with the first image: the module that finishes last with an output (N, C, h, w), h * w > 1, that is no
+    smaller map made larger. ValueError where there is none.
     """
     root = layer_root(model)
     for family, name in LAST_MAPS.items():
@@ -154,13 +216,13 @@ def last_convolution(model, images):
 
 def _last_map(model, images, counts, kind):
     """The name of the module that finishes last with an output (N, C, h, w), h * w > 1, of those that count."""
-    root, found = layer_root(model), []
+    root, found, enlarged = layer_root(model), [], _Enlarged()
 
     def see(name, module, output):
-        if counts(name, module) and is_map(output):
+        if counts(name, module) and is_map(output) and not enlarged.made(output):
             found.append(name)
 
-    with observed(model, see), evaluating(model), torch.no_grad():
+    with observed(model, see), evaluating(model), torch.no_grad(), enlarged:
         model(images[:1])
     if not found:
         raise ValueError(
@@ -175,9 +237,13 @@ def checked_target(target, images, classes=None):
 
     ValueError for another shape, for numbers that are not whole, and for classes outside 0..classes-1.
     """
-    target = torch.as_tensor(target, device=images.device)
-    if target.dtype == torch.bool or target.is_floating_point():
+    try:
+        target = torch.as_tensor(target, device=images.device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"target is {target!r} ({error}); give whole class indices (torch.long)") from error
+    if target.dtype == torch.bool or target.is_floating_point() or target.is_complex():
         raise ValueError(f"target is {target.dtype}; give whole class indices (torch.long)")
+    target = target.long()  # narrower whole numbers could not be compared with the number of classes
     if target.ndim == 0:
         target = target.expand(len(images))
     if target.shape != images.shape[:1]:
@@ -186,7 +252,7 @@ def checked_target(target, images, classes=None):
     if len(outside):
         allowed = f"0..{classes - 1}" if classes else "0 or more"
         raise ValueError(f"target {int(outside[0])} is not a class of this model; give {allowed}")
-    return target.long()
+    return target
 
 
 def class_indices(logits, target=None):
@@ -219,10 +285,7 @@ def head_gradient(model, images, layer, target=None):
 
     with evaluating(model), torch.inference_mode(False), torch.no_grad():
         with observed(model, begin_graph, modules={layer: module}):
-            logits = model(images)
-        if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
-            shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-            raise ValueError(f"the model returns {shape}; wrap it so that it returns logits (N, K)")
+            logits = logits_of(model, images)
         if leaf is None:
             raise ValueError(f"layer {layer!r} is not run by the model's forward pass; choose another layer")
         target, gradient = class_indices(logits, target).clone(), None  # the caller may be in inference mode

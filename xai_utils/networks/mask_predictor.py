@@ -16,7 +16,7 @@ from torch.nn import functional
 from xai_utils.networks import stored
 from xai_utils.networks.activations import captured, scale_layers
 from xai_utils.networks.digests import made_for
-from xai_utils.networks.layers import evaluating
+from xai_utils.networks.layers import evaluating, logits_of
 
 SCALES = 4  # feature maps that a generator reads, each half as wide as the one before
 UPSAMPLERS = ("subpixel", "transpose")
@@ -207,7 +207,7 @@ class MaskPredictor(nn.Module):
 def encoded(model, images, layers):
     """One pass: the outputs of `layers` (a list, in their order) and the logits (N, K)."""
     with captured(model, layers) as activations:
-        logits = model(images)
+        logits = logits_of(model, images)
     return [activations[name] for name in layers], logits
 
 

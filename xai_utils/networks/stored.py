@@ -15,6 +15,12 @@ from xai_utils.files import sha256, write_atomically
 
 PICKLED = {".pth", ".pt", ".bin", ".ckpt"}
 SUFFIXES = {".safetensors"} | PICKLED  # of files of weights
+STAGES = {  # kind of network -> the stage of the pipeline that trains it
+    "target": "finetune_target",
+    "surrogate": "distill_surrogate",
+    "mask_predictor": "train_mask_predictor",
+    "attention_gate": "train_attention",
+}
 
 
 def _files(folder, kind):
@@ -43,7 +49,8 @@ def facts(folder, kind, names):
     noun = kind.replace("_", " ")
     for file in _files(folder, kind):
         if not file.is_file():
-            raise FileNotFoundError(f"{folder} holds no {noun}: {file.name} is missing; train and save one first")
+            place, way = Path(folder).absolute(), f"`dvc repro {STAGES[kind]}` trains it"
+            raise FileNotFoundError(f"{place} holds no {noun}: {file.name} is missing; {way}")
     file = _files(folder, kind)[0]
     try:
         found = json.loads(file.read_text())
@@ -108,16 +115,31 @@ def _unpickled(path):
     for name in ("state_dict", "model"):
         if isinstance(found, dict) and isinstance(found.get(name), dict):
             found = found[name]
-    if not isinstance(found, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in found.values()):
+    odd = [] if isinstance(found, dict) else [type(found).__name__]
+    odd = odd or [
+        f"{name}: {type(each).__name__}" for name, each in found.items() if not isinstance(each, torch.Tensor)
+    ]
+    if odd:
         raise ValueError(
-            f"{path} holds no state dict (names of tensors); save one: torch.save(model.state_dict(), path)"
+            f"{path} holds no state dict (names of tensors) but {odd[0]}; save one of a network that is not quantised: "
+            "torch.save(model.state_dict(), path)"
         )
     return {name.removeprefix("module."): tensor for name, tensor in found.items()}
 
 
 def fill(network, tensors, source):
-    """Load `tensors` into `network`; ValueError with the first key that does not fit. Half precision is widened."""
-    own = network.state_dict()
+    """Load `tensors` into `network`; half precision is widened.
+
+    ValueError with the first key that does not fit, or that no network can answer with: NaN, infinite values, whole
+    numbers where weights belong (quantised), a negative variance.
+    """
+    own, tensors = network.state_dict(), dict(tensors)
+    for key in [key for key in own if key in tensors]:
+        if own[key].is_floating_point() != tensors[key].is_floating_point():
+            raise ValueError(
+                f"{source}: {key} is {tensors[key].dtype}, and {type(network).__name__} needs {own[key].dtype}; give "
+                "weights that are not quantised"
+            )
     differing = [key for key in own if key in tensors and own[key].shape != tensors[key].shape]
     problems = {
         "missing": next((key for key in own if key not in tensors), None),
@@ -129,5 +151,11 @@ def fill(network, tensors, source):
     if any(problems.values()):
         listed = "; ".join(f"{word}: {key}" for word, key in problems.items() if key)
         raise ValueError(f"{source} does not hold weights of {type(network).__name__} ({listed})")
-    network.load_state_dict({key: tensor.to(own[key].dtype) for key, tensor in tensors.items()})
+    for key, tensor in tensors.items():
+        tensors[key] = tensor = tensor.to(own[key].dtype)
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise ValueError(f"{source}: {key} holds NaN or infinite values; give weights of a training that went well")
+        if key.endswith("running_var") and tensor.amin() < 0:
+            raise ValueError(f"{source}: {key} holds the negative variance {tensor.amin():.4g}; save the network again")
+    network.load_state_dict(tensors)
     return network

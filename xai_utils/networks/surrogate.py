@@ -3,8 +3,6 @@
 A surrogate is kept in a folder as `surrogate.safetensors` (weights) and `surrogate.json` (what they are).
 """
 
-import copy
-
 import torch
 from torch import nn
 from torch.nn import functional
@@ -14,6 +12,7 @@ from torchvision.models.resnet import Bottleneck
 from xai_utils.networks import stored
 from xai_utils.networks.attention import ATTENTION
 from xai_utils.networks.digests import made_for
+from xai_utils.networks.layers import deep_copy
 from xai_utils.networks.targets import build, require_known
 
 DELTA_SOURCES = ("last", "mean")  # of a stage's blocks
@@ -70,7 +69,7 @@ class AttentiveStudent(nn.Module):
         ):
             if value not in allowed:
                 raise ValueError(f"{name} {value!r} is unknown; choose one of {', '.join(allowed)}")
-        network, self.delta_source = copy.deepcopy(network), delta_source
+        network, self.delta_source = deep_copy(network), delta_source
         self.stem = nn.Sequential(network.conv1, network.bn1, network.relu, network.maxpool, network.layer1)
         options = {"reduction": reduction, "residual_attention": residual_attention}
         self.stages = nn.ModuleList(

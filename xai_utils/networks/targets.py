@@ -3,7 +3,6 @@
 A target is kept in a folder as `target.safetensors` (the network's weights) and `target.json` (what they are).
 """
 
-import copy
 from pathlib import Path
 
 import torch
@@ -13,6 +12,7 @@ from torch import nn
 from xai_utils.networks import stored
 from xai_utils.networks.architectures import ARCHITECTURES, WITH_AUXILIARY_HEADS, why_unknown
 from xai_utils.networks.digests import digest
+from xai_utils.networks.layers import deep_copy
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 AUXILIARY_HEADS = ("aux1.", "aux2.", "AuxLogits.")  # GoogLeNet's and Inception's, used in their training only
@@ -24,13 +24,14 @@ class Target(nn.Module):
 
     It normalises with `mean` and `std` (3,) itself, so that black, mean and blur mean what they say. Holds `network`,
     `architecture` (a name of ARCHITECTURES) and `classes`, a tuple of K names. Layer names are the network's.
+    ValueError for a mean or std that is not three finite numbers, std positive.
     """
 
     def __init__(self, network, architecture, classes, *, mean=IMAGENET_MEAN, std=IMAGENET_STD):
         super().__init__()
         self.network, self.architecture, self.classes = network, architecture, tuple(map(str, classes))
-        self.register_buffer("mean", torch.as_tensor(mean, dtype=torch.float32).reshape(3).clone())
-        self.register_buffer("std", torch.as_tensor(std, dtype=torch.float32).reshape(3).clone())
+        self.register_buffer("mean", _of_channels("mean", mean))
+        self.register_buffer("std", _of_channels("std", std, positive=True))
 
     @property
     def layer_root(self):
@@ -38,6 +39,18 @@ class Target(nn.Module):
 
     def forward(self, images):
         return self.network((images - self.mean[:, None, None]) / self.std[:, None, None])
+
+
+def _of_channels(name, values, *, positive=False):
+    """A copy of the mean or std (3,) of a normalisation, float32; ValueError for what cannot be one."""
+    try:
+        found = torch.as_tensor(values, dtype=torch.float32).clone()
+    except (TypeError, ValueError, RuntimeError):
+        found = torch.empty(0)
+    if found.numel() != 3 or not found.isfinite().all() or (positive and not found.min() > 0):
+        given = values.tolist() if isinstance(values, torch.Tensor) else values
+        raise ValueError(f"{name} is {given}; give three finite {'positive ' * positive}numbers: red, green, blue")
+    return found.reshape(3)
 
 
 def require_known(architecture):
@@ -132,7 +145,7 @@ def renamed(target, classes):
 
 def replace_head(target, classes):
     """A copy of `target` for other `classes`: the last linear layer is new and random, all else as it was."""
-    network = copy.deepcopy(target.network)
+    network = deep_copy(target.network)
     name = _head_name(network)
     if name is None:
         raise ValueError(f"{target.architecture} has no linear layer to replace; build it for the new classes instead")
@@ -168,4 +181,9 @@ def load(folder, device="cpu"):
     facts = stored.facts(folder, KIND, names)
     described = {name: facts[name] for name in names}
     network = require_known(described["architecture"])(len(described["classes"]))
-    return Target(stored.read_into(network, folder, KIND, facts), **described).eval().to(device)
+    try:
+        target = Target(network, **described)
+    except ValueError as error:
+        raise ValueError(f"{Path(folder) / KIND}.json: {error}") from None
+    stored.read_into(network, folder, KIND, facts)
+    return target.eval().to(device)

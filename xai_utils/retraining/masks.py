@@ -3,7 +3,6 @@
 Masks come from maps alone, never from a label, so that they cannot tell a network what to answer.
 """
 
-import copy
 
 import numpy as np
 import torch
@@ -11,7 +10,7 @@ from torch import nn
 
 from xai_utils.explainers.activation_statistics import PRE_ACTIVATION, STATISTICS
 from xai_utils.images import keep_top, perturb, rank_pixels
-from xai_utils.networks import captured, evaluating, find_layer, pre_activations
+from xai_utils.networks import captured, deep_copy, evaluating, find_layer, pre_activations
 from xai_utils.networks.layers import observed
 
 
@@ -90,7 +89,7 @@ def layer_masked_model(model, layer, *, statistic, share, least=False, scale=Tru
         raise ValueError(f"statistic {statistic!r} is unknown; choose one of {', '.join(STATISTICS)}, or None (random)")
     find_layer(model, layer)
     kept_count(share, 1)
-    copied = copy.deepcopy(model)
+    copied = deep_copy(model)
     return LayerMasked(copied, layer, statistic=statistic, share=share, least=least, scale=scale).train(model.training)
 
 

@@ -1,0 +1,115 @@
+"""Numbers that are not float32, or no numbers: half precision, autocast, NaN, narrow classes."""
+
+import math
+
+import pytest
+import torch
+from test_explainers import explained, generated
+from torch import nn
+
+from xai_utils.explainers import CONTROLS, EXPLAINERS, explain
+from xai_utils.metrics import METRICS
+from xai_utils.networks import class_indices, deep_copy, inference_copy
+from xai_utils.networks.layers import logits_of
+
+WITHOUT_MODEL = (*CONTROLS, "akd", "akd_unoptimised")
+
+
+@pytest.fixture(scope="module")
+def images():
+    return torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(5))
+
+
+def correlation(one, other):
+    """Of each map with its like, the least."""
+    pairs = torch.stack([one.flatten(1), other.flatten(1)], 1).double()
+    return min(torch.corrcoef(pair)[0, 1].item() for pair in pairs)
+
+
+@pytest.mark.parametrize("method", EXPLAINERS)
+def test_maps_of_half_precision_are_float32(method, images):
+    """Under autocast, and of a model in half precision: float32 maps, much like those of the model in float32."""
+    record, expected = EXPLAINERS[method], None
+    for kind in (torch.float32, torch.bfloat16, torch.float16, "model"):
+        model, pixels, options = explained(), images, generated(method)
+        if kind == "model":
+            model, pixels = deep_copy(model).half(), images.half()
+            if record.part is not None:
+                own = options[record.part.option] = deep_copy(options[record.part.option])
+                record.part.adopt(own, model)
+        with torch.autocast("cpu", kind if kind in (torch.bfloat16, torch.float16) else None, enabled=kind != "model"):
+            maps = record(model, pixels, torch.tensor([1, 2]), **options)
+        assert maps.dtype == torch.float32
+        expected = maps if expected is None else expected
+        assert correlation(maps, expected) > (0.8 if method == "lime" else 0.95)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("method", EXPLAINERS)
+def test_logits_that_are_no_numbers_are_an_error(method, value, images):
+    """Whatever the class, they are named; no method gives a map of such a model, not even one of zeros."""
+    if method in WITHOUT_MODEL:
+        return
+    model, options = deep_copy(explained()), generated(method)
+    model.network.fc.bias.data[0] = value
+    with pytest.raises(ValueError, match=r"logits are NaN or infinite for images \[0, 1"):
+        explain(model, images, torch.tensor([1, 2]), method=method, **options)
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_no_metric_scores_what_is_no_number(name, images):
+    """A map with NaN or an infinite value, and a model that answers with NaN, are errors; so are they in half."""
+    metric, maps = METRICS[name], torch.rand(2, 32, 32)
+    given = {} if metric.needs in ("model", "maps") else {metric.needs: torch.rand(2, 32, 32) > 0.5}
+    expected = metric.function(explained(), images, None, maps.half().float(), **given)
+    found = metric.function(explained(), images, None, maps.half(), **given)
+    torch.testing.assert_close(found, expected, equal_nan=True)
+    for value in (math.nan, math.inf, -math.inf):
+        broken = maps.clone()
+        broken[1, 3, 4] = value
+        with pytest.raises(ValueError, match=r"maps of images \[1\] contain NaN or infinite values"):
+            metric.function(explained(), images, None, broken, **given)
+    if metric.needs == "model":
+        model = deep_copy(explained())
+        model.network.fc.weight.data.fill_(math.nan)
+        with pytest.raises(ValueError, match="logits are NaN or infinite"):
+            metric.function(model, images, 1, maps, **given)
+
+
+@pytest.mark.parametrize("kind", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64])
+def test_classes_may_be_whole_numbers_of_any_width(kind, images):
+    """200 logits do not fit an int8; the classes do. One that is outside, and what is not whole, are named."""
+    logits = torch.zeros(2, 200)
+    assert class_indices(logits, torch.tensor([3, 100], dtype=kind)).tolist() == [3, 100]
+    target = torch.tensor([1, 2], dtype=kind)
+    assert torch.equal(explain(explained(), images, target), explain(explained(), images, target.long()))
+    with pytest.raises(ValueError, match=r"100 is not a class of this model; give 0\.\.3"):
+        class_indices(logits[:, :4], torch.tensor([3, 100], dtype=kind))
+    for wrong in (torch.tensor([True, False]), torch.tensor([1.0, 2.0]), ["a", "b"], torch.tensor([1j, 1j])):
+        with pytest.raises(ValueError, match="give whole class indices"):
+            class_indices(logits, wrong)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+@pytest.mark.parametrize("normed", [nn.utils.weight_norm, nn.utils.parametrizations.weight_norm])
+def test_weights_that_are_computed(normed, images):
+    """Weight norm, hooks or parametrizations, is no layer: scales are found, maps and copies are those without it."""
+    torch.manual_seed(1)
+    layers = [nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 6, 3, padding=1), nn.ReLU()]
+    plain = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4)).eval()
+    model = deep_copy(plain)
+    for place in (0, 3, 7):
+        normed(model[place])
+    copies = model, deep_copy(model), inference_copy(model, images)
+    for method in ("smoe", "grad_cam", "gradient"):
+        expected = explain(plain, images, method=method)
+        for each in copies:
+            torch.testing.assert_close(explain(each, images, method=method), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_no_logits_is_named(images):
+    """A tuple, a map and whole numbers, from methods and metrics alike."""
+    for answer, named in ((lambda x: (x,), "tuple"), (lambda x: x, r"\(2, 3, 32, 32\)"),
+                          (lambda x: x.flatten(1).long(), "int64")):  # fmt: skip
+        with pytest.raises(ValueError, match=f"the model returns .*{named}; wrap it"):
+            logits_of(answer, images)
