@@ -119,6 +119,19 @@ def test_layers_that_a_pass_does_not_meet_are_not_forgotten_about():
     assert layer_stages(model, lambda: model(torch.rand(1, 3, 8, 8))) == {"head": ("head",), "read": ("first", "read")}
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+@pytest.mark.parametrize("normed", [nn.utils.weight_norm, nn.utils.parametrizations.weight_norm])
+def test_weights_that_are_computed_forget_with_their_layer(normed):
+    """Weight norm's parameters are drawn anew, in the stage of the layer whose weights they make."""
+    torch.manual_seed(5)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 8, 3), nn.Flatten())
+    for place in (0, 3):
+        normed(model[place])
+    assert not any(torch.equal(*pair) for pair in zip(model.parameters(), untrained(model).parameters(), strict=True))
+    stages = layer_stages(model, lambda: model(torch.rand(1, 3, 12, 12)))
+    assert [{name[0] for name in names} for names in stages.values()] == [{"3"}, {"0"}]
+
+
 def test_untrained_draws_each_layer_by_its_own_scheme():
     """Layers are as new from the same seed, batch norms forget their statistics, a bare parameter is shuffled."""
 

@@ -19,7 +19,7 @@ from torch import nn
 
 from xai_utils.explainers import EXPLAINERS, check_options
 from xai_utils.networks import checked_target, class_indices, deep_copy, evaluating, logits_of
-from xai_utils.networks.layers import is_map, layer_root, observed
+from xai_utils.networks.layers import is_map, layer_root, makes_weights, observed
 
 NOISE = 0.02  # standard deviation of the noise on pixels in [0, 1]: 5 of 255 grey levels, hardly seen
 UNCHANGED = 0.9  # mean rank correlation from which on maps count as not changed; what reads the network is far below
@@ -73,7 +73,8 @@ def layer_stages(model, run):
 
     def watch(name, layer, output):
         met.pop(name, None)  # a layer that is called several times counts with its last call
-        met[name] = output.shape[-2:] if is_map(output) and not isinstance(layer, CHANNELS_LAST) else None
+        sized = is_map(output) and not isinstance(layer, CHANNELS_LAST) and not makes_weights(name)
+        met[name] = output.shape[-2:] if sized else None
 
     with observed(model, watch, modules=layers), evaluating(model), torch.no_grad():
         run()
@@ -94,17 +95,17 @@ def _has_parameters(module):
 def untrained(model, seed=0):
     """A deep copy of `model` on the CPU, its layers drawn anew by their own `reset_parameters`, as `seed` decides.
 
-    Batch norms forget their statistics, too. A parameter of a module without such a scheme (ConvNeXt's layer scale) is
-    shuffled. torch's global generator stays as it is.
+    Batch norms forget their statistics, too. A parameter without such a scheme (ConvNeXt's layer scale, a weight
+    norm's) is shuffled. torch's global generator stays as it is.
     """
     fresh = deep_copy(model).cpu()
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.default_generator.manual_seed(seed)
         for module in fresh.modules():
+            versions = [(parameter, parameter._version) for parameter in module.parameters(recurse=False)]
             if hasattr(module, "reset_parameters"):
                 module.reset_parameters()
-                continue
-            for parameter in module.parameters(recurse=False):
+            for parameter in [parameter for parameter, version in versions if parameter._version == version]:
                 parameter.copy_(parameter.flatten()[torch.randperm(parameter.numel())].reshape(parameter.shape))
     return fresh
 

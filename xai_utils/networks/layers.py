@@ -36,10 +36,14 @@ def layer_root(model):
     return getattr(model, "layer_root", model)
 
 
+def makes_weights(name):
+    """Whether a module is no layer: a parametrization, whose output are a layer's weights."""
+    return "parametrizations" in name.split(".")
+
+
 def _layers(model):
-    """name -> module, the root ("") first; what only makes a layer's weights (a parametrization) is no layer."""
-    modules = layer_root(model).named_modules()
-    return {name: module for name, module in modules if "parametrizations" not in name.split(".")}
+    """name -> module, the root ("") first."""
+    return {name: module for name, module in layer_root(model).named_modules() if not makes_weights(name)}
 
 
 def layer_names(model):
@@ -134,7 +138,7 @@ def logits_of(model, images):
         if isinstance(logits, torch.Tensor):
             found = tuple(logits.shape) if logits.ndim != 2 else logits.dtype
         raise ValueError(f"the model returns {found}; wrap it so that it returns logits (N, K)")
-    if logits.numel() and not all(map(math.isfinite, logits.detach().aminmax())):
+    if logits.numel() and not logits.is_meta and not all(map(math.isfinite, logits.detach().aminmax())):
         broken = (~logits.isfinite().all(1)).nonzero().flatten().tolist()
         raise ValueError(
             f"the model's logits are NaN or infinite for images {broken[:10]} of a pass; look for such numbers in its "

@@ -47,7 +47,8 @@ def _of_channels(name, values, *, positive=False):
         found = torch.as_tensor(values, dtype=torch.float32).clone()
     except (TypeError, ValueError, RuntimeError):
         found = torch.empty(0)
-    if found.numel() != 3 or not found.isfinite().all() or (positive and not found.min() > 0):
+    known = found.numel() == 3 and not found.is_meta
+    if found.numel() != 3 or (known and not (found.isfinite().all() and (not positive or found.min() > 0))):
         given = values.tolist() if isinstance(values, torch.Tensor) else values
         raise ValueError(f"{name} is {given}; give three finite {'positive ' * positive}numbers: red, green, blue")
     return found.reshape(3)
@@ -140,7 +141,9 @@ def _numbered_classes(architecture, tensors, source):
 
 def renamed(target, classes):
     """The same target under other names for its classes, as many of them."""
-    return Target(target.network, target.architecture, classes, mean=target.mean, std=target.std).train(target.training)
+    made = Target(target.network, target.architecture, classes, mean=target.mean, std=target.std)
+    made.training = target.training  # that of the network, which both share, stays
+    return made
 
 
 def replace_head(target, classes):

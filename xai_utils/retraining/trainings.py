@@ -4,7 +4,7 @@ import shutil
 
 import torch
 
-from xai_utils.networks import targets
+from xai_utils.networks import deep_copy, targets
 from xai_utils.retraining.inputs import FOLDER, batches, images_of, masked
 from xai_utils.retraining.masks import layer_masked_model
 from xai_utils.training import loop
@@ -54,7 +54,8 @@ def _labels(model, chosen, split):
 
 def _hits(model, chosen, device):
     """0 or 1 for each held-out image, masked as the training ones were."""
-    fetch, labels, model = masked(chosen, "validation"), _labels(model, chosen, "validation"), model.eval().to(device)
+    fetch, labels = masked(chosen, "validation"), _labels(model, chosen, "validation")
+    model = deep_copy(model).eval().to(device)
     torch.manual_seed(chosen["subset_seed"])  # random positions; a worker's global generator is its own
     with torch.inference_mode():
         predicted = torch.cat([model(fetch(rows).to(device)).argmax(1).cpu() for rows in batches(len(labels))])
