@@ -3,8 +3,11 @@
 model    a `Target`, or any module that takes the images and returns logits (N, K); it is explained as in eval mode
          and left exactly as it was, also after an exception; threads may share it
 images   (N, 3, H, W) float in [0, 1]; never written into, even by a model that normalises its input in place
-target   (N,) class indices; None is the class that the model predicts; one int serves all images
-maps     (N, H, W) float32, raw, finite, on the images' device, without graph; higher is more salient
+target   (N,) class indices, whole numbers of any width; None is the class that the model predicts; one int serves all
+maps     (N, H, W) float32, raw, finite, on the images' device, without graph; higher is more salient; float32 also of
+         a model in half precision and under autocast
+
+Answers of the model that are NaN or infinite are a ValueError that names the images.
 
 Random methods take a `generator` (None is torch's global one), heavy ones a `chunk` that bounds memory and cannot
 change the result. `EXPLAINERS` holds a record of each (records.py).

@@ -3,7 +3,6 @@
 Masks come from maps alone, never from a label, so that they cannot tell a network what to answer.
 """
 
-
 import numpy as np
 import torch
 from torch import nn
