@@ -109,7 +109,15 @@ def test_wrong_parameters_stop_before_anything_runs(tmp_path):
     assert error.strip() == ("params.yaml: figures.opacity = 5 is not allowed; it should be less than or equal to 1")
 
 
-def test_all_stages_are_checked_before_the_first_runs(tmp_path, monkeypatch, capsys):
+def checked(monkeypatch):
+    """What `--check` says; None where all is well."""
+    monkeypatch.setattr(sys, "argv", ["xai_utils.pipeline", "--check"])
+    with pytest.raises(SystemExit) as end:
+        stage.main()
+    return end.value.code
+
+
+def test_all_stages_are_checked_before_the_first_runs(tmp_path, monkeypatch):
     """Every problem is named at once: typos in several sections, an absent data set and what it needs."""
     (tmp_path / "data" / "birds").mkdir(parents=True)
     shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks")
@@ -118,20 +126,19 @@ def test_all_stages_are_checked_before_the_first_runs(tmp_path, monkeypatch, cap
     wrong = {"dataset": "data/oxford-iiit-pet", "figures.opacity": 5}
     wrong |= {"explain.rows": {"rise": {"masks": 2.5}}, "evaluate.metrics": ["inserton"]}
     expected = (
+        "params.yaml: figures.opacity = 5 is not allowed; it should be less than or equal to 1",
         "params.yaml: dataset = 'data/oxford-iiit-pet' is no folder; data/ holds birds; for Oxford-IIIT Pet: "
         "unpack images.tar.gz and annotations.tar.gz in data/oxford-iiit-pet/",
-        "params.yaml: explain.rows.rise: rise: masks is 2.5; give a whole number, 1 or more",
-        f"params.yaml: evaluate: metric 'inserton' is unknown; choose among {', '.join(METRICS)}",
-        "params.yaml: figures.opacity = 5 is not allowed; it should be less than or equal to 1",
+        "params.yaml: explain.rows.rise: rise: masks is 2.5; give a whole number, 1 to 1000000",
+        f"params.yaml: evaluate.metrics: metric 'inserton' is unknown; choose among {', '.join(METRICS)}",
     )
     for changes, lines in (({"dataset": "data/birds"}, ()), (wrong, expected)):
         change(tmp_path / "params.yaml", **changes)
-        assert stage.check() == bool(lines)
-        assert capsys.readouterr().err == "".join(f"{line}\n" for line in lines)
+        assert checked(monkeypatch) == ("\n".join(lines) or None)
 
 
-def test_methods_of_a_recorded_run_are_not_looked_up_again(tmp_path, monkeypatch, capsys):
-    """Torch is imported only where params.yaml says something else than dvc.lock records."""
+def test_methods_of_a_recorded_run_are_not_looked_up_again(tmp_path, monkeypatch):
+    """Torch is imported only where params.yaml or the weights are not what dvc.lock records."""
     (tmp_path / "data" / "birds").mkdir(parents=True)
     shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks")
     shutil.copy(ROOT / "params.yaml", tmp_path)
@@ -141,11 +148,16 @@ def test_methods_of_a_recorded_run_are_not_looked_up_again(tmp_path, monkeypatch
     recorded = {
         name: {"params": {"params.yaml": {"scale": values["scale"], name: values[name]}}} for name in parameters.STAGES
     }
+    (weights := tmp_path / "data" / "weights" / "mine.pth").parent.mkdir()
+    weights.write_text("abc")
+    recorded["finetune_target"]["deps"] = [{"path": "data/weights", "size": 3}]
     (tmp_path / "dvc.lock").write_text(json.dumps({"stages": recorded}))
-    assert stage.check() == 0
+    assert checked(monkeypatch) is None
+    weights.write_text("abcd")
+    assert "metric 'inserton' is unknown" in checked(monkeypatch)
+    weights.write_text("abc")
     change(tmp_path / "params.yaml", scale="smoke")
-    assert stage.check() == 1
-    assert "metric 'inserton' is unknown" in capsys.readouterr().err
+    assert "metric 'inserton' is unknown" in checked(monkeypatch)
 
 
 def test_outside_of_a_project_the_command_says_so(tmp_path):

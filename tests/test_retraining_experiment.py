@@ -158,10 +158,10 @@ def test_unusable_settings_are_refused_before_any_work(tmp_path, monkeypatch):
     """A row's unknown option, an unknown statistic, network or fill: an error that says what is allowed."""
     monkeypatch.chdir(tmp_path)
     for change, message in (
-        ({"rows": {"mine": {"method": "grad_cam", "power": 2}}}, "row 'mine': grad_cam has no option 'power'"),
-        ({"statistics": ["median"]}, "statistic 'median' is unknown; choose among smoe_scale"),
-        ({"network": "lenet"}, "network 'lenet' is unknown; choose among target, alexnet"),
-        ({"fill": "white"}, "fill 'white' is unknown; choose among mean, black"),
+        ({"rows": {"mine": {"method": "grad_cam", "power": 2}}}, "rows.mine: grad_cam has no option 'power'"),
+        ({"statistics": ["median"]}, "statistics: 'median' is unknown; choose among smoe_scale"),
+        ({"network": "lenet"}, "network: 'lenet' is unknown; choose among target, alexnet"),
+        ({"fill": "white"}, "fill: 'white' is unknown; choose among mean, black"),
     ):
         with pytest.raises(ValueError, match=message):
             retrain(SETTINGS | change, ["keep"], compute=Compute("cpu"))

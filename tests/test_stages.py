@@ -115,5 +115,5 @@ def test_a_wrong_method_stops_the_stage_before_work(finished):
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
-    assert "method 'x_grad_cam' is unknown; choose one of akd, " in done.stderr
+    assert "methods: 'x_grad_cam' is unknown; choose one of akd, " in done.stderr
     assert not (folder / "build" / "maps").exists()

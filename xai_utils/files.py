@@ -1,12 +1,46 @@
-"""Files that are whole or not there, and hashes that stand for them."""
+"""Files that are whole or not there, names that stay in their folder, and hashes that stand for files."""
 
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 PARTIAL = ".partial"  # suffix of a file that is still being written
+FILE_NAME = re.compile(r"\w(?:[\w.+-]{0,98}[\w+-])?")
+DEVICES = re.compile(r"(?i)(?:con|prn|aux|nul|com\d|lpt\d)(?:\..*)?")  # no files on Windows, whatever the suffix
+
+
+def inside(folder: Path, name: str | Path) -> Path:
+    """`folder` / `name`, a path below `folder`.
+
+    ValueError for an absolute path, for one with `..`, and where a link leads out of the folder.
+    """
+    path = Path(folder, name)
+    if Path(name).is_absolute() or ".." in Path(name).parts or not _is_below(path, Path(folder)):
+        raise ValueError(
+            f"{str(name)!r} is no path inside {folder}/; give one relative to it, without .. and links out"
+        )
+    return path
+
+
+def _is_below(path, folder):
+    try:
+        path, folder = path.resolve(), folder.resolve()
+    except (OSError, RuntimeError, ValueError):  # a circle of links, or a name that no file can have
+        return False
+    return folder in path.parents
+
+
+def file_name(name: str) -> str:
+    """`name`, where a file can be called so on every system; ValueError where it cannot, or is no text."""
+    if not isinstance(name, str) or not FILE_NAME.fullmatch(name) or DEVICES.fullmatch(name):
+        raise ValueError(
+            f"{name!r} cannot be the name of a file; give up to 100 letters, digits and _ - . +, not one of the last "
+            "three first, no . last, and no name of a device (con, nul, …)"
+        )
+    return name
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:

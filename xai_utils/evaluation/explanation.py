@@ -25,8 +25,7 @@ def make_maps(settings: dict, *, compute: distributed.Compute, log=None):
     `log(text)` gets a line per batch on the main process.
     """
     compute = compute.resolved()
-    for row, options in settings["methods"].items():
-        explainers.check_options(*explainers.method_of(row, options))
+    explainers.check_rows(settings["methods"])
     folder = Path(settings["maps"])
     partial_folder = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial_folder, ignore_errors=True)

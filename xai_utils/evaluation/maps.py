@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from xai_utils import runs
+from xai_utils.files import file_name
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ def load(folder, run=None) -> Maps:
         runs.require_same(record.get("run"), run, folder, "explain")
     arrays = {}
     for name in record["methods"]:
-        file = folder / f"{name}.npy"
+        file = folder / f"{file_name(name)}.npy"
         arrays[name] = np.load(file, mmap_mode="r") if file.is_file() else np.empty(0)
         if len(arrays[name]) != len(record["indices"]):
             raise ValueError(f"{file} holds {len(arrays[name])} maps of {len(record['indices'])}; explain again")

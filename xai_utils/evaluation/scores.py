@@ -18,6 +18,7 @@ import torch
 
 from xai_utils import datasets, runs
 from xai_utils.evaluation import maps
+from xai_utils.files import file_name
 from xai_utils.metrics import METRICS, metric
 from xai_utils.metrics.localisation import break_zero_ties, mean_over_categories
 from xai_utils.metrics.part_truth import THRESHOLD, area_share, deciding_parts
@@ -253,7 +254,7 @@ def read_scores(folder, run=None):
     strangers = {path.stem for path in folder.glob("*.csv")} - set(index["methods"])
     if strangers:
         raise ValueError(f"{folder} holds scores of another run: {', '.join(sorted(strangers))}; evaluate again")
-    for method in index["methods"]:
+    for method in map(file_name, index["methods"]):
         frame = pandas.read_csv(folder / f"{method}.csv", dtype={"protocol": str})
         if set(frame["protocol"]) != {index["digest"]}:
             raise ValueError(f"{folder / f'{method}.csv'} was scored by another protocol than {INDEX}; evaluate again")

@@ -45,8 +45,8 @@ class Option:
     def allowed(self) -> str:
         """What may be given, in words."""
         if self.kind in (WHOLE, NUMBER):
-            least = "" if self.low is None else f", {self.low:g} or more"
-            return f"a {self.kind}" + (least if self.high is None else f", {self.low:g} to {self.high:g}")
+            least = "" if self.low is None else f", {self.low:.10g} or more"
+            return f"a {self.kind}" + (least if self.high is None else f", {self.low:.10g} to {self.high:.10g}")
         return {
             FLAG: "true or false",
             WORD: f"one of {', '.join(map(str, self.choices))}",
@@ -60,7 +60,7 @@ class Option:
             return
         fits = {
             WHOLE: isinstance(value, int) and not isinstance(value, bool),
-            NUMBER: isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value),
+            NUMBER: isinstance(value, int | float) and not isinstance(value, bool) and -math.inf < value < math.inf,
             FLAG: isinstance(value, bool),
             WORD: isinstance(value, str) and value in self.choices,
             LAYER: isinstance(value, str),
@@ -107,6 +107,17 @@ class Part:
             return self.load(folder, device=device)
         except FileNotFoundError as error:
             raise FileNotFoundError(f"{error}, {instead}") from None
+
+    @property
+    def optional(self) -> bool:
+        """Whether the method knows a way without one, None."""
+        return bool(self.without)
+
+    def check(self, method: str, value):
+        """ValueError for what is neither such a network nor the path of a folder."""
+        if not isinstance(value, self.network | str | Path) and not (value is None and self.optional):
+            without = ", or null to do without" if self.optional else ""
+            raise ValueError(f"{method}: {self.option} is {value!r}; give the folder of a trained one{without}")
 
     def of(self, given, model, device):
         """The network that is given, or lies in the folder that is given, opened once; of this model."""
@@ -176,6 +187,10 @@ class Explainer:
                 raise ValueError(f"{method} has no option {name!r}; its options: {known}")
             if (option := self.option(name)) is not None:
                 option.check(method, value)
+            elif self.part is not None and name == self.part.option:
+                self.part.check(method, value)
+            elif not isinstance(value, torch.Generator | None):
+                raise ValueError(f"{method}: {name} is {value!r}; give a torch.Generator, from code")
 
     def option(self, name: str) -> Option | None:
         """The record of one option; None for the part and what every method has alike."""
@@ -201,4 +216,4 @@ class Explainer:
         return names
 
 
-CHUNK = Option("chunk", low=1)
+CHUNK = Option("chunk", low=1, high=1_000_000)

@@ -19,13 +19,14 @@ from xai_utils.explainers import (
 )
 from xai_utils.explainers.activation_statistics import STATISTICS
 from xai_utils.explainers.records import FLAG, LAYER, LAYERS, NUMBER, WORD, Explainer, Option
+from xai_utils.files import file_name
 from xai_utils.images import BASELINES
 from xai_utils.networks import checked_target
 from xai_utils.networks.attention_gate import GATE_INPUTS
 
 AT_LAYER = Option("layer", LAYER)
-SAMPLES = Option("samples", low=1, offered=(1, 2000), multiplies=True)
-STEPS = Option("steps", low=2, offered=(2, 500), multiplies=True)
+SAMPLES = Option("samples", low=1, high=100_000, offered=(1, 2000), multiplies=True)
+STEPS = Option("steps", low=2, high=100_000, offered=(2, 500), multiplies=True)
 NOISE = Option("noise_fraction", NUMBER, low=0, offered=(0.0, 1.0))
 SEED = Option("seed", low=0, high=2**31 - 1, offered=(0, 2**31 - 1))
 OVER = Option("over", WORD, choices=tuple(gradients.ATTRIBUTIONS))
@@ -67,8 +68,8 @@ EXPLAINERS = {
         "Petsiuk et al. 2018",
         "eq. 6",
         options=(
-            Option("masks", low=1, offered=(1, 20000), multiplies=True),
-            Option("cells", low=1, offered=(2, 16)),
+            Option("masks", low=1, high=1_000_000, offered=(1, 20000), multiplies=True),
+            Option("cells", low=1, high=1024, offered=(2, 16)),
             Option("probability", NUMBER, low=0, high=1, offered=(0.05, 0.95)),
             SEED,
         ),
@@ -80,7 +81,7 @@ EXPLAINERS = {
         "Fong & Vedaldi 2017",
         "eq. 6",
         options=(
-            Option("iterations", low=1, offered=(1, 2000), multiplies=True),
+            Option("iterations", low=1, high=100_000, offered=(1, 2000), multiplies=True),
             Option("learning_rate", NUMBER, low=0),
             Option("area_weight", NUMBER, low=0),
             Option("smoothness_weight", NUMBER, low=0),
@@ -136,7 +137,7 @@ CONTROLS = tuple(controls.CONTROLS)
 
 def explainer(method: str) -> Explainer:
     """The record of `method`; ValueError listing the names."""
-    if method not in EXPLAINERS:
+    if not isinstance(method, str) or method not in EXPLAINERS:
         raise ValueError(f"method {method!r} is unknown; choose one of {', '.join(EXPLAINERS)}")
     return EXPLAINERS[method]
 
@@ -144,6 +145,21 @@ def explainer(method: str) -> Explainer:
 def check_options(method, options):
     """ValueError for an unknown method, an option that it does not have, or a value that the option does not take."""
     explainer(method).check(method, options)
+
+
+def check_rows(rows):
+    """ValueError, a line for each of `rows` (row -> options, see `method_of`) that could not be made.
+
+    Its method is unknown, its options are not the method's, or its name cannot be a file's.
+    """
+    problems = []
+    for row, options in rows.items():
+        try:
+            check_options(*method_of(file_name(row), options))
+        except ValueError as error:
+            problems.append(f"rows.{row}: {error}")
+    if problems:
+        raise ValueError("\n".join(problems))
 
 
 def method_of(row, options):
@@ -159,22 +175,22 @@ def rows_of(methods, rows):
     """The rows of a table: row -> options. A row is a method, or one of `rows` that names its method (`method_of`).
 
     `methods`: the names of rows, or "all": every method, each followed by the rows that name it. `rows`: row ->
-    options, or False, which leaves one out of "all". ValueError for a name that is neither, and for both at once.
+    options, or False, which leaves one out of "all". ValueError for a name that is neither, for both at once, and as
+    `check_rows`.
     """
     options = {row: dict(given or {}) for row, given in rows.items() if given is not False}
+    check_rows(options)
     known = {name: [name] for name in EXPLAINERS}
     for row, given in options.items():
-        method, _ = method_of(row, given)
-        explainer(method)
-        known[method] += [] if row in EXPLAINERS else [row]
+        known[method_of(row, given)[0]] += [] if row in EXPLAINERS else [row]
     known = [row for group in known.values() for row in group]
     if methods == "all":
         return {row: options.get(row, {}) for row in known if rows.get(row) is not False}
     for row in methods:
         if row not in known:
-            explainer(row)
+            raise ValueError(f"methods: {row!r} is unknown; choose one of {', '.join(known)}")
         if rows.get(row) is False:
-            raise ValueError(f"{row} is asked for and left out (false) at once; take one of the two away")
+            raise ValueError(f"methods: {row} is asked for and left out (false) at once; take one of the two away")
     return {row: options.get(row, {}) for row in methods}
 
 

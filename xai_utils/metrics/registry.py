@@ -170,7 +170,7 @@ METRICS = {
 
 def metric(name):
     """The `Metric` called `name`; ValueError listing the names."""
-    if name not in METRICS:
+    if not isinstance(name, str) or name not in METRICS:
         raise ValueError(f"metric {name!r} is unknown; choose among {', '.join(METRICS)}")
     return METRICS[name]
 

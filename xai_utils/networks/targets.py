@@ -74,8 +74,8 @@ def is_file_of_weights(source):
     return Path(source).suffix in stored.SUFFIXES
 
 
-def _published(architecture, name):
-    """torchvision's weights `name` of `architecture`: (state dict, their classes, mean, std); downloaded once."""
+def published_weights(architecture, name):
+    """torchvision's record of its weights `name` of `architecture`, not fetched; ValueError listing the names."""
     ours = architecture not in torchvision.models.list_models(module=torchvision.models)
     published = {} if ours else torchvision.models.get_model_weights(architecture).__members__
     if name not in published:
@@ -83,7 +83,12 @@ def _published(architecture, name):
             f"{architecture} has no weights {str(name)!r}; give a file ({' '.join(sorted(stored.SUFFIXES))}), or the "
             f"name of torchvision's: {', '.join(published) or 'none'}"
         )
-    weights = published[name]
+    return published[name]
+
+
+def _published(architecture, name):
+    """torchvision's weights `name` of `architecture`: (state dict, their classes, mean, std); downloaded once."""
+    weights = published_weights(architecture, name)
     try:
         network = torchvision.models.get_model(architecture, weights=weights, progress=False)
     except OSError as error:

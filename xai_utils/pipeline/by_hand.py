@@ -134,5 +134,5 @@ def keep_source(model: dict, path: str, contents_manager, **_) -> None:
 def _same_names(source: str, before: str) -> bool:
     try:
         return cells.names(source) == cells.names(before)
-    except SyntaxError:  # half written: no change of the source yet
+    except ValueError:  # half written, or more than values: no change of the source
         return True

@@ -36,9 +36,13 @@ def source(stage: str, params: Path = Path("params.yaml")) -> str:
 
 
 def names(source: str) -> list[str]:
-    """The parameters that a parameters cell assigns, sorted."""
-    targets = [target for node in ast.parse(source).body if isinstance(node, ast.Assign) for target in node.targets]
-    return sorted({target.id for target in targets if isinstance(target, ast.Name)})
+    """The parameters that a parameters cell assigns, sorted; ValueError where it does anything else."""
+    try:
+        return sorted({node.targets[0].id for node in ast.parse(source).body})
+    except (SyntaxError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"the parameters cell holds more than lines of name = value ({error}); write it anew with: make notebooks"
+        ) from None
 
 
 def _assignment(name, value, place, reasons) -> list[str]:

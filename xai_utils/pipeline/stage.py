@@ -20,7 +20,7 @@ sys.modules.setdefault("rfc3987_syntax", None)
 
 import nbformat  # noqa: E402
 
-from xai_utils.pipeline import cells, dependencies, parameters, raw_data, report, terminal  # noqa: E402
+from xai_utils.pipeline import cells, check, dependencies, parameters, raw_data, report, terminal  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 HEADLINE = ("insertion", "deletion", "faithfulness_offset", "average_drop", "box_average_precision", "part_truth")
@@ -91,56 +91,6 @@ def strip_all(source=Path("notebooks"), target=STRIPPED):
     target.mkdir(parents=True)
     for name, notebook in copies.items():
         nbformat.write(notebook, target / name)
-
-
-def check() -> int:
-    """Whether all stages could begin: parameters, notebooks, data set. Minutes of training must not end in a typo."""
-    problems, lock = [], Path("dvc.lock")
-    recorded = parameters.read(lock)["stages"] if lock.is_file() else {}
-    for stage in parameters.STAGES:
-        try:
-            given = parameters.resolve(values := parameters.read(), stage)
-            _check_parameters_cell(_notebook_of(stage), given)
-            before = recorded.get(stage, {}).get("params", {}).get("params.yaml", {"": None})
-            if any(values.get(key, ...) != value for key, value in before.items()):  # what has run knew all names
-                problems += _unknown_names(stage, given)
-            source = Path(given.get("dataset", "."))
-            problems += raw_data.problems(source) if stage == "prepare_data" else []
-            if not source.is_dir():
-                from xai_utils.datasets.published import advice  # imports torch: only where it has something to say
-
-                there = sorted(path.name for path in source.parent.glob("*/")) if source.parent.is_dir() else []
-                problems.append(
-                    f"params.yaml: dataset = '{source}' is no folder; "
-                    f"{source.parent}/ holds {', '.join(there) or 'no folder'}{advice(source)}"
-                )
-        except (OSError, ValueError) as error:
-            problems.append(str(error))
-    print("\n".join(dict.fromkeys(problems)), end="\n" if problems else "", file=sys.stderr)
-    return bool(problems)
-
-
-def _unknown_names(stage: str, given: dict) -> list[str]:
-    """Methods, options and metrics that nobody knows, or values that they do not take: a line each."""
-    if stage not in ("explain", "evaluate", "remove_and_retrain"):
-        return []
-    from xai_utils.explainers import check_options, method_of, rows_of  # torch: after what needs no seconds to check
-    from xai_utils.metrics import metrics_of
-
-    try:
-        if stage == "evaluate":
-            metrics_of(given["metrics"])
-            return []
-        rows = rows_of(given["methods"], given["rows"]) if stage == "explain" else given["rows"]
-    except ValueError as error:
-        return [f"params.yaml: {stage}: {error}"]
-    problems = []
-    for row, options in rows.items():
-        try:
-            check_options(*method_of(row, options))
-        except ValueError as error:
-            problems.append(f"params.yaml: {stage}.rows.{row}: {error}")
-    return problems
 
 
 def run(stage: str) -> int:
@@ -298,7 +248,8 @@ def main():
     except FileNotFoundError as error:
         sys.exit(str(error))
     if chosen.check:
-        sys.exit(check())
+        said = check.problems(notebook=lambda stage, given: _check_parameters_cell(_notebook_of(stage), given))
+        sys.exit("\n".join(said) or None)
     elif chosen.write:
         write_derived()
     elif chosen.strip:

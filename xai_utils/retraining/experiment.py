@@ -49,7 +49,7 @@ def retrain(settings, modes=("none", "keep", "remove"), *, compute=None, log=Non
     `log(text)` gets a line per training that was done.
     """
     compute = (compute or Compute()).resolved()
-    _check(settings)
+    check(settings)
     workers = compute.processes * (compute.threads if compute.device == "cpu" else 1)
     with distributed.pool(workers, compute.device) as pool:
         make = partial(_made, pool=pool, compute=replace(compute, threads=1, processes=1), log=log)
@@ -58,21 +58,22 @@ def retrain(settings, modes=("none", "keep", "remove"), *, compute=None, log=Non
     return [record | result for (record, _, _), result in zip(conditions, results, strict=True)]
 
 
-def _check(settings):
-    """Refuse, before any work, what only the last training would stumble over."""
-    for name, row in settings["rows"].items():
-        try:
-            explainers.check_options(row["method"], {key: value for key, value in row.items() if key != "method"})
-        except ValueError as error:
-            raise ValueError(f"row {name!r}: {error}") from None
-    networks = ["target", *ARCHITECTURES]
-    for what, values, allowed in (
-        ("statistic", settings["statistics"], list(STATISTICS)),
-        ("network", [settings["network"]], networks),
+def check(settings):
+    """Refuse, before any work, what only the last training would stumble over: a ValueError with a line for each."""
+    problems = []
+    try:
+        explainers.check_rows(settings["rows"])
+    except ValueError as error:
+        problems.append(str(error))
+    for key, values, allowed in (
+        ("statistics", settings["statistics"], STATISTICS),
+        ("network", [settings["network"]], ["target", *ARCHITECTURES]),
         ("fill", [settings["fill"]], ["mean", "black"]),
     ):
-        if unknown := [value for value in values if value not in allowed]:
-            raise ValueError(f"{what} {unknown[0]!r} is unknown; choose among {', '.join(allowed)}")
+        unknown = [value for value in values if value not in allowed]
+        problems += [f"{key}: {value!r} is unknown; choose among {', '.join(allowed)}" for value in unknown]
+    if problems:
+        raise ValueError("\n".join(problems))
 
 
 def _named(record):

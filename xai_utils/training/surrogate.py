@@ -13,7 +13,7 @@ from functools import cache
 import torch
 from torch.nn import functional
 
-from xai_utils.files import files_fingerprint
+from xai_utils.files import file_name, files_fingerprint
 from xai_utils.networks import evaluating, targets
 from xai_utils.networks.digests import made_for, require_made_for
 from xai_utils.networks.surrogate import OPTIONS, Surrogate, load_surrogate, save_surrogate
@@ -153,7 +153,7 @@ def fit_surrogates(settings: dict, *, compute, checkpoint_steps=None, log=None):
     `settings`: data, target, seed, those of `starting_surrogate`, alpha, temperature, joint, l1_weights (name -> λ),
     and for `student` and `explanation` each epochs, batch_size, learning_rate, schedule, milestones, momentum,
     weight_decay, smallest_crop. Staged, one student serves all λ; `joint`, each λ has its own, trained by the
-    student's schedule.
+    student's schedule. ValueError for a name that cannot be a file's.
     """
     common = _only(settings, "data", "target", "seed")
     student_settings = common | settings["student"]
@@ -174,7 +174,7 @@ def fit_surrogates(settings: dict, *, compute, checkpoint_steps=None, log=None):
         learned.load_state_dict(fitted.weights)
         return learned.eval(), fitted
 
-    weights = settings["l1_weights"]
+    weights = {file_name(name): weight for name, weight in settings["l1_weights"].items()}
     if settings["joint"]:
         surrogates, histories = {}, {}
         for name, weight in weights.items():

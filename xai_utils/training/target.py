@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional
 
 from xai_utils import datasets
-from xai_utils.files import files_fingerprint
+from xai_utils.files import files_fingerprint, inside
 from xai_utils.networks import ARCHITECTURES, inference_copy, targets
 from xai_utils.networks.architectures import why_unknown
 from xai_utils.training import distributed, loop
@@ -24,33 +24,49 @@ SYNSET = re.compile(r"n\d{8}")  # ImageNet's names of classes, whose order is th
 WEIGHTS_FOLDER = Path("data/weights")
 
 
-def starting_target(name: str, classes, *, seed: int, new_head: bool = True) -> targets.Target:
-    """The target before training: what params.yaml calls `target`.
+def source_of(name: str) -> tuple[str | None, Path | str | None]:
+    """What params.yaml calls `target`, as (architecture, its weights); nothing is opened or fetched.
 
-    An architecture (random weights), `architecture:weights` (the name of torchvision's, such as IMAGENET1K_V2, or a
-    file in data/weights), or the checkpoint data/weights/`name`. What lacks one of `classes` gets a new last layer for
-    them (ValueError, if not `new_head`); what knows them all keeps its own. A file of as many classes, and ImageNet's
-    weights beside all 1000 synsets, know them in the order of their names.
+    An architecture (weights None: random), `architecture:weights` (a file in data/weights, or the name of
+    torchvision's, such as IMAGENET1K_V2), or the checkpoint data/weights/`name` (architecture None, its folder).
+    ValueError for what is none of them, and for a path that leaves data/weights.
     """
     checkpoints = sorted(path.parent.name for path in WEIGHTS_FOLDER.glob("*/target.json"))
-    architecture, _, weights = name.partition(":")
+    architecture, colon, weights = name.partition(":")
+    if name in checkpoints:
+        return None, weights_of(name)
+    if architecture not in ARCHITECTURES or (colon and not weights):
+        raise ValueError(
+            f"no target {name!r}{why_unknown(architecture)}; checkpoints in {WEIGHTS_FOLDER}: "
+            f"{', '.join(checkpoints) or 'none'}; or an architecture, or architecture:weights; architectures: "
+            f"{', '.join(ARCHITECTURES)}"
+        )
+    if targets.is_file_of_weights(weights):
+        return architecture, weights_of(name)
+    if weights:
+        targets.published_weights(architecture, weights)
+    return architecture, weights or None
+
+
+def starting_target(name: str, classes, *, seed: int, new_head: bool = True) -> targets.Target:
+    """The target before training, of the `name` that `source_of` understands.
+
+    What lacks one of `classes` gets a new last layer for them (ValueError, if not `new_head`); what knows them all
+    keeps its own. A file of as many classes, and ImageNet's weights beside all 1000 synsets, know them in the order of
+    their names.
+    """
+    architecture, weights = source_of(name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if name in checkpoints:
-            target = targets.load(WEIGHTS_FOLDER / name)
-        elif name in ARCHITECTURES:
-            return targets.build(name, classes)
-        elif weights and architecture in ARCHITECTURES:
-            file = targets.is_file_of_weights(weights)
-            target = targets.build(architecture, None, pretrained_from=WEIGHTS_FOLDER / weights if file else weights)
-            if len(classes) == len(target.classes) and (file or all(SYNSET.fullmatch(each) for each in classes)):
-                target = targets.renamed(target, classes)
+        if weights is None:
+            return targets.build(architecture, classes)
+        if architecture is None:
+            target = targets.load(weights)
         else:
-            raise ValueError(
-                f"no target '{name}'{why_unknown(architecture)}; checkpoints in {WEIGHTS_FOLDER}: "
-                f"{', '.join(checkpoints) or 'none'}; or an architecture, or architecture:weights; architectures: "
-                f"{', '.join(ARCHITECTURES)}"
-            )
+            target = targets.build(architecture, None, pretrained_from=weights)
+            named = isinstance(weights, str)  # torchvision's: known by name but for ImageNet's
+            if len(classes) == len(target.classes) and (not named or all(SYNSET.fullmatch(each) for each in classes)):
+                target = targets.renamed(target, classes)
         if set(classes) <= set(target.classes):
             return target
         if not new_head:
@@ -155,5 +171,5 @@ def fit_target(settings: dict, *, compute, checkpoint_steps=None, log=None) -> t
 
 
 def weights_of(name: str) -> Path:
-    """Where the weights of `starting_target`'s `name` lie, if they lie in data/weights: a folder or a file."""
-    return WEIGHTS_FOLDER / name.rpartition(":")[2]
+    """Where the weights of `source_of`'s `name` lie, if they lie in data/weights: a folder or a file."""
+    return inside(WEIGHTS_FOLDER, name.partition(":")[2] or name)
