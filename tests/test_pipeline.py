@@ -119,7 +119,7 @@ def checked(monkeypatch):
 
 def test_all_stages_are_checked_before_the_first_runs(tmp_path, monkeypatch):
     """Every problem is named at once: typos in several sections, an absent data set and what it needs."""
-    (tmp_path / "data" / "birds").mkdir(parents=True)
+    shutil.copytree(ROOT / "data" / "birds", tmp_path / "data" / "birds")
     shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks")
     shutil.copy(ROOT / "params.yaml", tmp_path)
     monkeypatch.chdir(tmp_path)
@@ -139,7 +139,7 @@ def test_all_stages_are_checked_before_the_first_runs(tmp_path, monkeypatch):
 
 def test_methods_of_a_recorded_run_are_not_looked_up_again(tmp_path, monkeypatch):
     """Torch is imported only where params.yaml or the weights are not what dvc.lock records."""
-    (tmp_path / "data" / "birds").mkdir(parents=True)
+    shutil.copytree(ROOT / "data" / "birds", tmp_path / "data" / "birds")
     shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks")
     shutil.copy(ROOT / "params.yaml", tmp_path)
     monkeypatch.chdir(tmp_path)

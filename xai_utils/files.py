@@ -13,24 +13,20 @@ DEVICES = re.compile(r"(?i)(?:con|prn|aux|nul|com\d|lpt\d)(?:\..*)?")  # no file
 
 
 def inside(folder: Path, name: str | Path) -> Path:
-    """`folder` / `name`, a path below `folder`.
+    """`folder` / `name` without detours and links below `folder`: one path for all spellings of one place.
 
-    ValueError for an absolute path, for one with `..`, and where a link leads out of the folder.
+    ValueError for a `name` that is absolute or not below the folder, by `..` or by a link; it need not exist.
     """
-    path = Path(folder, name)
-    if Path(name).is_absolute() or ".." in Path(name).parts or not _is_below(path, Path(folder)):
-        raise ValueError(
-            f"{str(name)!r} is no path inside {folder}/; give one relative to it, without .. and links out"
-        )
-    return path
-
-
-def _is_below(path, folder):
+    home, plain = Path(folder).resolve(), os.path.normpath(name)
     try:
-        path, folder = path.resolve(), folder.resolve()
+        place = (home / plain).resolve()
     except (OSError, RuntimeError, ValueError):  # a circle of links, or a name that no file can have
-        return False
-    return folder in path.parents
+        place = home
+    if os.path.isabs(name) or plain.split(os.sep)[0] == os.pardir or home not in place.parents:
+        raise ValueError(
+            f"{str(name)!r} is no path inside {folder}/; give one relative to it, not above it by .. or a link"
+        )
+    return Path(folder) / place.relative_to(home)
 
 
 def file_name(name: str) -> str:
@@ -88,18 +84,3 @@ def files_fingerprint(*places) -> str:
     for file in sorted(files):
         digest.update(f"{file.name} {sha256(file)}\n".encode())
     return digest.hexdigest()
-
-
-def inside(folder: Path, name: str | Path) -> Path:
-    """`folder` / `name` without detours and links below `folder`: one path for all spellings of one place.
-
-    ValueError for a `name` that is absolute or leaves the folder, by `..` or by a link; it need not exist.
-    """
-    plain = os.path.normpath(name)
-    home = Path(folder).resolve()
-    place = (home / plain).resolve()
-    if os.path.isabs(name) or plain.split(os.sep)[0] == os.pardir or not place.is_relative_to(home):
-        raise ValueError(
-            f"{str(name)!r} leads out of {folder}; give a path relative to it, without leading '..' or links elsewhere"
-        )
-    return Path(folder) / place.relative_to(home)
