@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from timing import new_file
 
 from xai_utils import datasets, networks
 from xai_utils.evaluation import scores
@@ -73,7 +74,7 @@ def peak(folder: Path) -> int:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="also write the measurements there")
+    parser.add_argument("--json", type=new_file, help="also write the measurements there")
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)  # of the process that is measured
     arguments = parser.parse_args()
     if arguments.folder:

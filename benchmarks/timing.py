@@ -71,11 +71,26 @@ def optional(make):
         return {}
 
 
+def new_file(text):
+    """The path of a file that can be written, said before minutes are measured."""
+    path = Path(text)
+    if not path.parent.is_dir() or path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r} is no file in a folder that exists")
+    return path
+
+
+def count(text):
+    """A whole number, 1 or more."""
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of 1 or more")
+    return int(text)
+
+
 def run(description, model, images, rows, *, further=None):
     """Measure as the command line asks, print the table, and write it with `further` facts where --json says."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="also write the measurements there")
-    parser.add_argument("--rounds", type=int, default=9, help="interleaved rounds (default 9)")
+    parser.add_argument("--json", type=new_file, help="also write the measurements there")
+    parser.add_argument("--rounds", type=count, default=9, help="interleaved rounds (default 9)")
     arguments = parser.parse_args()
 
     def forward():

@@ -62,14 +62,25 @@ def problems(values: dict | None = None, *, notebook: Callable[[str, dict], obje
     found += wrong
     if missing := [stage for stage in parameters.STAGES if pipeline and stage not in pipeline.stages]:
         found.append(f"dvc.yaml lacks the stages {', '.join(missing)}; restore it with: git checkout dvc.yaml")
-    lock, wrong = _opened(Path("dvc.lock"), Lock)
-    found += wrong
-    if lock is None or not all(_has_run(lock.stages.get(stage, Recorded()), values) for stage in parameters.STAGES):
+    found += _opened(Path("dvc.lock"), Lock)[1]
+    if _first_to_run(values):
         from xai_utils.pipeline import rehearsal  # torch
 
         found += [line for given in (chosen, *others) for line in rehearsal.names(given)]
         found += rehearsal.networks(chosen)
     return list(dict.fromkeys(found))
+
+
+def require(stage: str):
+    """ParameterError with all `problems` where `stage` is the first of a run: it is for the later ones, too."""
+    if stage == _first_to_run(values := parameters.read()) and (found := problems(values)):
+        raise parameters.ParameterError("\n".join(found))
+
+
+def _first_to_run(values) -> str | None:
+    """The first stage that has not run as it stands, as far as dvc.lock tells."""
+    lock = _opened(Path("dvc.lock"), Lock)[0] or Lock(stages={})
+    return next((stage for stage in parameters.STAGES if not _has_run(lock.stages.get(stage), values)), None)
 
 
 def _said(function, *arguments) -> list[str]:
@@ -127,11 +138,11 @@ def _opened(path: Path, model: type[BaseModel]):
         return None, [str(error)]
 
 
-def _has_run(recorded: Recorded, values: dict) -> bool:
+def _has_run(recorded: Recorded | None, values: dict) -> bool:
     """Whether a stage has run with these values, and its code and the weights of data/ are as large as then."""
-    before = recorded.params.get("params.yaml")
+    before = recorded and recorded.params.get("params.yaml")
     return (
-        before is not None
+        bool(before)
         and all(values.get(key, ...) == value for key, value in before.items())
         and all(
             _size(Path(entry.path)) == entry.size for entry in recorded.deps if entry.path.startswith((WEIGHTS, CODE))

@@ -47,7 +47,7 @@ def names(given: dict) -> list[str]:
     if retrain := given.get("remove_and_retrain"):
         found += _said("remove_and_retrain.", experiment.check, retrain)
     if explain and (figures := given.get("figures")):
-        found += _said("figures.", _require_rows, figures, EXPLAINERS | explain["rows"])
+        found += _said("figures.methods: ", _require_rows, figures["methods"], EXPLAINERS | explain["rows"])
     return found
 
 
@@ -113,10 +113,9 @@ def _require_takes(network, image):
         ) from None
 
 
-def _require_rows(figures, known):
-    for key in ("methods", "leave_out"):
-        if unknown := [name for name in figures[key] if name not in known]:
-            raise ValueError(f"{key}: {unknown[0]!r} is unknown; choose among {', '.join(known)}")
+def _require_rows(asked, known):
+    if unknown := [name for name in asked if name not in known]:
+        raise ValueError(f"{unknown[0]!r} is unknown; choose among {', '.join(known)}")
 
 
 def _surrogate(given, target, opened, image):

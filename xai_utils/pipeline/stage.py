@@ -96,6 +96,7 @@ def strip_all(source=Path("notebooks"), target=STRIPPED):
 def run(stage: str) -> int:
     """Run `stage` on the parameters of params.yaml; the exit status."""
     try:
+        check.require(stage)
         given = parameters.resolve(parameters.read(), stage)
         source = _notebook_of(stage)
         _check_parameters_cell(source, given)

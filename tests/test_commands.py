@@ -1,0 +1,83 @@
+"""Commands with arguments: a bad one is an answer in one line, before anything is done."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from xai_utils.pipeline import site, stage
+from xai_utils.training import __main__ as training
+
+
+@pytest.mark.parametrize(
+    ("request_", "line"),
+    [
+        (None, "request.json is no request of a training (FileNotFoundError: "),
+        ("{", "request.json is no request of a training (JSONDecodeError: "),
+        ("[]", "request.json is no request of a training (TypeError: "),
+        ({}, "request.json is no request of a training (KeyError: 'task')"),
+        ({"task": "no colon"}, "(ValueError: not enough values to unpack"),
+        ({"task": "nowhere:task"}, "(ModuleNotFoundError: No module named 'nowhere')"),
+        ({"task": "json:task"}, "(AttributeError: module 'json' has no attribute 'task')"),
+        ({"task": "json:loads", "compute": {"cores": 2}}, "unexpected keyword argument 'cores'"),
+        ({"task": "json:loads", "compute": {"device": "tpu"}}, "(ValueError: device is one of"),
+        ({"task": "json:loads"}, "(TypeError: missing a required argument: 'settings')"),
+        ({"task": "json:loads", "settings": {}, "checkpoints": "x", "data_hash": "", "more": 1}, "argument 'more')"),
+    ],
+)
+def test_a_request_of_a_training_that_is_none(request_, line, tmp_path, monkeypatch):
+    """No file, no JSON, no task, another argument: what is wrong, and what a request holds."""
+    monkeypatch.chdir(tmp_path)
+    if request_ is not None:
+        Path("request.json").write_text(request_ if isinstance(request_, str) else json.dumps(request_))
+    with pytest.raises(SystemExit) as end:
+        training.main(["request.json"])
+    assert line in end.value.code
+    assert end.value.code.endswith("the other arguments of xai_utils.training.loop.fit")
+    assert "\n" not in end.value.code
+
+
+@pytest.mark.parametrize(
+    ("main", "arguments", "line"),
+    [
+        (stage.main, [], "one of the arguments stage --check --write --strip --readme is required"),
+        (stage.main, ["--chek"], "one of the arguments stage --check"),
+        (stage.main, ["explain", "--check"], "argument --check: not allowed with argument stage"),
+        (stage.main, ["explain", "figures"], "unrecognized arguments: figures"),
+        (stage.main, ["evalute"], "no stage 'evalute'; there are prepare_data, finetune_target"),
+        (stage.main, ["../explain"], "no stage '../explain'; there are prepare_data, finetune_target"),
+        (site.main, [], "the following arguments are required: command"),
+        (site.main, ["publish"], "the following arguments are required: remote"),
+        (site.main, ["publish", ""], "name the git remote to publish to: make publish REMOTE=origin"),
+    ],
+)
+def test_a_bad_argument_is_answered(main, arguments, line, monkeypatch, capsys):
+    """Stages and the site: what was given, and what there is."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", ["command", *arguments])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert line in capsys.readouterr().err + str(end.value.code)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--rounds", "0"], "argument --rounds: '0' is no whole number of 1 or more"),
+        (["--rounds", "many"], "argument --rounds: 'many' is no whole number of 1 or more"),
+        (["--json", "nowhere/x.json"], "argument --json: 'nowhere/x.json' is no file in a folder that exists"),
+        (["--json", "benchmarks"], "argument --json: 'benchmarks' is no file in a folder that exists"),
+    ],
+)
+def test_a_benchmark_that_could_not_write_does_not_begin(arguments, line, monkeypatch, capsys):
+    """Minutes of measuring must not end in a folder that is not there."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import timing
+
+    monkeypatch.setattr(sys, "argv", ["benchmark", *arguments])
+    with pytest.raises(SystemExit):
+        timing.run("", None, None, {})
+    assert line in capsys.readouterr().err
