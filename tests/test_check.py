@@ -205,8 +205,8 @@ NETWORKS = {
     "explain.rows.smoe_equal.layers: [layer4]": "explain.rows.smoe_equal: layers are ['layer4']; name two or more",
     "explain.rows.rise: {masks: 8, probability: 1}": "explain.rows.rise: probability is 1; give a number above 0 and below 1",
     "explain.rows.rise: {masks: 8, cells: 900}": "explain.rows.rise: cells is 900 on images of 64 x 64; give 1..64",
-    "explain.rows.amg_last_convolution.gate: data/none": "explain.rows.amg_last_convolution: data/none holds no attention gate",
-    "explain.rows+: {akd: {surrogate: build/surrogate/typo}}": "explain.rows.akd: build/surrogate/typo holds no surrogate",
+    "explain.rows.amg_last_convolution.gate: data/none": "explain.rows.amg_last_convolution: {here}/data/none holds no attention gate",
+    "explain.rows+: {akd: {surrogate: build/surrogate/typo}}": "explain.rows.akd: {here}/build/surrogate/typo holds no surrogate",
     "remove_and_retrain.rows.fastcam.layer: layer9": "remove_and_retrain.rows.fastcam: layer 'layer9' is unknown",
     "{remove_and_retrain.network: efficientnet_b0, remove_and_retrain.image_size: 64}": "remove_and_retrain.rows.guided_",
     "remove_and_retrain.network: resnet18": "remove_and_retrain.rows.fastcam: layer 'layer4' returns (1, 512, 1, 1)",
@@ -267,7 +267,7 @@ def test_what_networks_would_stumble_over_is_told(committed, project, change, li
     values = committed | {"scale": "smoke", "train_attention": committed["train_attention"] | few[0]}
     values = changed(values | {"remove_and_retrain": committed["remove_and_retrain"] | few[1]}, change)
     [said] = check.problems(values)
-    assert said.startswith(f"params.yaml: {line}")
+    assert said.startswith(f"params.yaml: {line}".replace("{here}", str(project)))
     assert said.isprintable()
 
 

@@ -42,7 +42,7 @@ def test_a_request_of_a_training_that_is_none(request_, line, tmp_path, monkeypa
 @pytest.mark.parametrize(
     ("main", "arguments", "line"),
     [
-        (stage.main, [], "one of the arguments stage --check --write --strip --readme is required"),
+        (stage.main, [], "one of the arguments stage --check --write --strip --headlines --readme is required"),
         (stage.main, ["--chek"], "one of the arguments stage --check"),
         (stage.main, ["explain", "--check"], "argument --check: not allowed with argument stage"),
         (stage.main, ["explain", "figures"], "unrecognized arguments: figures"),
