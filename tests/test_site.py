@@ -315,4 +315,4 @@ def test_a_site_that_cannot_be_made_leaves_the_earlier_one(tmp_path):
     with pytest.raises(site.SiteError, match=r"metrics.json is missing; the pipeline makes it: make repro"):
         site.build(folder, folder / "site")
     assert outputs.content_hash(folder / "site") == earlier
-    assert not list(folder.glob(".site-*"))
+    assert not list(folder.glob(".*.partial"))

@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 import toy_tasks
 from torch import nn
@@ -96,7 +97,7 @@ def test_the_learning_curve_is_a_table_of_the_history(tmp_path, unbroken):
     assert names(tmp_path) == {"curves.tsv"}
 
 
-@pytest.mark.parametrize("place", ["fsync", "replace", "save_file", "write_text", "limit"])
+@pytest.mark.parametrize("place", ["fsync", "replace", "save_file", "write_bytes", "limit"])
 def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch, unbroken, place):
     """Whatever part of writing fails, the error names the folder, no piece stays, and training goes on later."""
     with pytest.raises(toy_tasks.KilledHere):
@@ -105,7 +106,7 @@ def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch, unbroken, 
     kept = names(folder)
     assert len(kept) == 2
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    owner = {"fsync": os, "replace": os, "save_file": checkpoints, "write_text": Path}.get(place)
+    owner = {"fsync": os, "replace": os, "save_file": safetensors.torch, "write_bytes": Path}.get(place)
     with monkeypatch.context() as patch:
         if owner is None:  # the kernel itself refuses to write more
             resource.setrlimit(resource.RLIMIT_FSIZE, (500, limits[1]))

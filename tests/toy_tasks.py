@@ -11,10 +11,11 @@ import sys
 import time
 from pathlib import Path
 
+import safetensors.torch
 import torch
 from torch import nn
 
-from xai_utils.training import checkpoints, distributed, loop
+from xai_utils.training import distributed, loop
 
 HERE = Path(__file__).resolve().parent
 EXAMPLES, CLASSES = 25, 3  # odd on purpose: neither batches nor processes divide it
@@ -132,7 +133,7 @@ def report_and_sleep(folder: Path) -> None:
 
 def fit_and_die(folder: Path, settings: dict, moment: dict) -> None:
     """Train, and kill this process without warning at the n-th call of a function, before or after it."""
-    owner = {"batch": None, "fsync": os, "replace": os, "unlink": Path, "save_file": checkpoints}[moment["at"]]
+    owner = {"batch": None, "fsync": os, "replace": os, "unlink": Path, "save_file": safetensors.torch}[moment["at"]]
     calls = {"done": 0}
 
     def deadly(function):

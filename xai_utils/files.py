@@ -1,13 +1,31 @@
-"""Files that are whole or not there, names that stay in their folder, and hashes that stand for files."""
+"""Files and folders that are whole or not there, on a disk that may be full; their names, and hashes of them.
 
+What is still being written lies beside its place as `.NAME.01234567.partial`, locked by the process that writes it.
+The system takes the lock off when that process ends, however it ends: so `sweep` knows what nobody will ever finish.
+"""
+
+import errno
 import hashlib
 import json
+import math
 import os
 import re
-from collections.abc import Callable
+import secrets
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-PARTIAL = ".partial"  # suffix of a file that is still being written
+import numpy as np
+
+try:
+    import fcntl
+except ImportError:  # Windows: nothing is locked, and nothing swept
+    fcntl = None
+
+MARK = r"\.([^/]+)\.[0-9a-f]{8}\.partial"  # the name of what is still being written
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # no space, no more of one's quota, more than a file may hold
+NOT_SUPPORTED = {errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS}
 FILE_NAME = re.compile(r"\w(?:[\w.+-]{0,98}[\w+-])?")
 DEVICES = re.compile(r"(?i)(?:con|prn|aux|nul|com\d|lpt\d)(?:\..*)?")  # no files on Windows, whatever the suffix
 
@@ -39,22 +57,210 @@ def file_name(name: str) -> str:
     return name
 
 
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+class DiskFull(OSError):
+    """A file does not fit on its disk, into the quota or the allowed size of files."""
+
+
+def write_atomically(path: Path, write: Callable[[Path], object], *, size: int | None = None) -> None:
     """Let `write(temporary_path)` make a file, bring it to the disk, then put it at `path` in one step.
 
     After an error or a kill `path` holds what it held before. An error leaves no temporary file; a kill may leave
-    one, `path` + ".partial", which the next call replaces.
+    one, which the next call sweeps. `size`: the bytes that it needs, said if the disk is full (DiskFull).
     """
-    partial = path.with_name(path.name + PARTIAL)
-    try:
+    path = Path(path)
+    with writing(path, size), _partial(path, lambda partial: partial.touch(exist_ok=False)) as partial:
         write(partial)
         _to_disk(partial, os.O_RDWR)
         os.replace(partial, path)
+        if os.name == "posix":  # the new name itself must reach the disk too
+            _to_disk(path.parent, os.O_RDONLY)
+
+
+def write_text(path: Path, text: str) -> None:
+    """`text` as a UTF-8 file at `path`, whole or not at all."""
+    content = text.encode()
+    write_atomically(path, lambda partial: partial.write_bytes(content), size=len(content))
+
+
+def write_json(path: Path, content, **layout) -> None:
+    """`content` as a JSON file at `path`, whole or not at all, indented by 1; `layout`: other options of json.dumps."""
+    write_text(path, json.dumps(content, **{"indent": 1} | layout) + "\n")
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder to fill that is put at `path`, in place of what lies there, when the block has ended without an error.
+
+    After an error or a kill `path` holds what it held before (or, between two renamings, nothing). A kill may leave a
+    temporary folder, which the next call sweeps. DiskFull where the disk was full for what was written into it.
+    """
+    path = Path(path)
+    with partial_folder(path) as partial:
+        yield partial
+        with _partial(path, Path.mkdir) as earlier:
+            if path.exists():
+                path.rename(earlier / path.name)
+            try:
+                partial.rename(path)
+            except OSError:
+                if (earlier / path.name).exists():
+                    (earlier / path.name).rename(path)
+                raise
+
+
+@contextmanager
+def partial_folder(path: Path) -> Iterator[Path]:
+    """A folder to fill beside `path`, for the block to rename; removed if that has not happened at its end."""
+    with writing(path), _partial(path, Path.mkdir) as partial:
+        yield partial
+
+
+def new_arrays(wanted: Mapping[Path, tuple[tuple[int, ...], type]]) -> dict[Path, np.memmap]:
+    """New .npy files of zeros, mapped into memory, on space that is reserved for them: path -> (shape, dtype) wanted.
+
+    DiskFull, and none of them, where there is too little for all: a page of a mapped file that finds no space later
+    kills the process.
+    """
+    size, made = sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in wanted.values()), {}
+    try:
+        for path, (shape, dtype) in wanted.items():
+            with writing(path, size):
+                made[path] = np.lib.format.open_memmap(path, "w+", dtype, shape)
+                _reserve(path, made[path].offset)
     except BaseException:
-        partial.unlink(missing_ok=True)
+        for path in wanted:
+            path.unlink(missing_ok=True)
         raise
-    if os.name == "posix":  # the new name itself must reach the disk too
-        _to_disk(path.parent, os.O_RDONLY)
+    return made
+
+
+def _reserve(path: Path, start: int) -> None:
+    """Have the disk set aside what the file holds; all from the byte `start` on is zeros."""
+    with path.open("r+b") as file:
+        size = os.fstat(file.fileno()).st_size
+        try:
+            return os.posix_fallocate(file.fileno(), 0, size)
+        except AttributeError:  # macOS, Windows
+            pass
+        except OSError as error:
+            if error.errno not in NOT_SUPPORTED:
+                raise
+        file.seek(start)
+        for place in range(start, size, 2**20):
+            file.write(bytes(min(2**20, size - place)))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def writing(path: Path, size: int | None = None) -> Iterator[None]:
+    """While `path`, of `size` bytes, is written: whatever tells of a full disk becomes a DiskFull that names both."""
+    try:
+        yield
+    except DiskFull:
+        raise
+    except Exception as error:
+        if (reason := full_disk(error)) is None:
+            raise
+        needed = "" if size is None else f"{_megabytes(size)} are needed, "
+        place = re.sub(MARK, r"\1", str(path))  # where it would have been
+        raise DiskFull(f"cannot write {place} ({reason}): {needed}{free_space(Path(path).parent)}") from error
+
+
+def full_disk(error: Exception | str) -> str | None:
+    """Why there is no space, in the system's words, where that is what `error`, or its text, tells; None where not."""
+    told = re.search(r"(?:Errno|os error) (\d+)\b", str(error))  # Python's own; Rust's (safetensors)
+    number = int(told[1]) if told else None
+    if re.search(r"\d+ requested and \d+ written", str(error)):  # NumPy's, which has no number
+        number = errno.ENOSPC
+    return os.strerror(number) if number in FULL else None
+
+
+def free_space(folder: Path) -> str:
+    """How much is free on the disk of `folder`, and what to do."""
+    folder = next(place for place in (folder, *folder.absolute().parents) if place.is_dir())
+    usage = shutil.disk_usage(folder)
+    return (
+        f"{_megabytes(usage.free)} of {_megabytes(usage.total)} are free on its disk; free some, or raise the limit "
+        "(quota, ulimit -f), and run again"
+    )
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:,.1f} MB"
+
+
+@contextmanager
+def _partial(path: Path, make: Callable[[Path], object]) -> Iterator[Path]:
+    """What will become `path`, made empty by `make` beside it and held; removed if it is still there at the end."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sweep(path.parent, path.name)
+    while True:
+        partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+        make(partial)
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(_locked(partial, wait=True))
+                partial.stat()
+            except FileNotFoundError:  # swept before it was locked
+                continue
+            stack.callback(_remove, partial)
+            yield partial
+            return
+
+
+def sweep(folder: Path, name: str | None = None) -> None:
+    """Remove what ended processes have left half written in `folder` and below; with `name` of that, in `folder`."""
+    for place, folders, files in os.walk(folder):
+        marked = ((found, re.fullmatch(MARK, found)) for found in (*folders, *files))
+        left = [found for found, mark in marked if mark and name in (None, mark[1])]
+        for found in left:
+            with suppress(OSError), _locked(Path(place, found)) as known:
+                if known:
+                    _remove(Path(place, found))
+        folders[:] = [] if name is not None else [each for each in folders if each not in left]
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Work in `folder` (made if missing) that no other process may do at the same time: BlockingIOError where one is.
+
+    The lock ends with the process, however that ends; on a system without such locks there is none.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with _locked(folder):
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                folder.rmdir()  # where nothing was put into it
+
+
+@contextmanager
+def _locked(path: Path, *, wait: bool = False) -> Iterator[bool]:
+    """Lock a file or folder, BlockingIOError where another process has; False where the file system has no locks."""
+    if fcntl is None:
+        yield False
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            known = True
+        except BlockingIOError:
+            raise BlockingIOError(f"another process is at work in {path}; let it end, then run again") from None
+        except OSError:  # some network file systems
+            known = False
+        yield known
+    finally:
+        os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    elif path.exists():
+        path.unlink()
 
 
 def _to_disk(path: Path, flags: int) -> None:

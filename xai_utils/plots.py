@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from PIL import Image
 
+from xai_utils.files import write_atomically
 from xai_utils.images import keep_top, perturb, rank_pixels, unit_range
 
 DPI = 120
@@ -79,9 +80,8 @@ def show(figure: Figure, caption: str, path=None):
 
 def save(figure: Figure, path):
     """Write `figure` to `path`, as PNG or JPEG by its suffix (.png, .jpg)."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(encoded(rendered(figure), KINDS[path.suffix]))
+    content = encoded(rendered(figure), KINDS[Path(path).suffix])
+    write_atomically(path, lambda partial: partial.write_bytes(content), size=len(content))
 
 
 def pixels(image) -> np.ndarray:

@@ -1,8 +1,6 @@
 """Writes the prepared form of a data set (prepared.py): decoded or drawn once, at one size."""
 
 import csv
-import json
-import os
 import shutil
 from collections import defaultdict
 from pathlib import Path
@@ -14,6 +12,7 @@ from xai_utils.datasets import birds, on_disk, published
 from xai_utils.datasets.catalogue import PARTS, differing_parts, load_catalogue
 from xai_utils.datasets.errors import CorruptImage, DataError
 from xai_utils.datasets.prepared import CATALOGUE, SPLITS
+from xai_utils.files import new_arrays, new_folder, write_json
 
 GEOMETRIES = ("crop", "squash")
 
@@ -63,16 +62,13 @@ def prepare(
     if folder.exists() and any(folder.iterdir()) and not (folder / "dataset.json").is_file():
         raise ValueError(f"{folder} holds other files and would be replaced; give a new or empty folder")
 
-    temporary, earlier = (folder.parent / f".{folder.name}.{os.getpid()}.{word}" for word in ("partial", "earlier"))
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
+    with new_folder(folder) as partial:
         if (source / CATALOGUE).is_file():
             if annotation_level or drop_blacklisted:
                 raise ValueError(
                     f"{source} is a catalogue of birds; annotation_level and drop_blacklisted are not for it"
                 )
-            description = _write_birds(source, temporary, image_size, numbers, seed)
+            description = _write_birds(source, partial, image_size, numbers, seed)
         else:
             found = published.find(
                 source,
@@ -81,14 +77,8 @@ def prepare(
                 inclusive_boxes=inclusive_boxes,
                 **options,
             )
-            description = _write_images(found, temporary, image_size, geometry, numbers, seed, skip_corrupt)
-        (temporary / "dataset.json").write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
-        if folder.exists():
-            folder.rename(earlier)
-        temporary.rename(folder)
-        shutil.rmtree(earlier, ignore_errors=True)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)  # there only after a failure
+            description = _write_images(found, partial, image_size, geometry, numbers, seed, skip_corrupt)
+        write_json(partial / "dataset.json", description)
     return description
 
 
@@ -106,13 +96,14 @@ def _write_birds(source, folder, size, numbers, seed):
         if value is None:
             raise ValueError(f"{name} is None; for drawn birds give the number of images per species")
     shutil.copyfile(source / CATALOGUE, folder / CATALOGUE)
-    names, counts = list(catalogue.species), {}
+    names = list(catalogue.species)
+    counts = {split: numbers[f"{split}_per_class"] * len(names) for split in SPLITS}
+    arrays = _new_splits(folder, counts, size, parts=True)
     for split in SPLITS:
-        count = numbers[f"{split}_per_class"]
         wanted = [
             (name, label, bird_seed(seed, split, label, number, len(names)))
             for label, name in enumerate(names)
-            for number in range(count)
+            for number in range(numbers[f"{split}_per_class"])
         ]
 
         def draw(wanted=wanted):
@@ -121,8 +112,7 @@ def _write_birds(source, folder, size, numbers, seed):
                 boxes = np.array([bird.box], dtype=np.float64)
                 yield f"{name}:{image_seed}", label, bird.image, boxes, bird.parts
 
-        _write_split(folder / split, draw(), len(wanted), size, parts=True)
-        counts[split] = len(wanted)
+        _write_split(folder / split, arrays[split], draw())
     differing = defaultdict(dict)
     for (a, b), parts in differing_parts(catalogue).items():
         differing[a][b] = list(parts)
@@ -143,8 +133,13 @@ def _write_birds(source, folder, size, numbers, seed):
 
 def _write_images(found, folder, size, geometry, numbers, seed, skip_corrupt):
     counts, annotated, corrupt = {}, set(), {}
-    for number, split in enumerate(SPLITS):
-        wanted = _capped(getattr(found, split), numbers[f"{split}_per_class"], [seed, number])
+    chosen = {
+        split: _capped(getattr(found, split), numbers[f"{split}_per_class"], [seed, number])
+        for number, split in enumerate(SPLITS)
+    }
+    sizes = {split: len(wanted) for split, wanted in chosen.items()}
+    arrays = _new_splits(folder, sizes, size, parts=found.parts is not None)
+    for split, wanted in chosen.items():
 
         def decode(wanted=wanted):
             for file, label in wanted:
@@ -157,7 +152,7 @@ def _write_images(found, folder, size, geometry, numbers, seed, skip_corrupt):
                     annotated.add(label)
                 yield file, label, image, boxes, parts
 
-        labels = _write_split(folder / split, decode(), len(wanted), size, parts=found.parts is not None)
+        labels = _write_split(folder / split, arrays[split], decode())
         counts[split] = len(labels)
         for label in sorted({label for _, label in wanted} - set(labels)) if skip_corrupt else ():
             raise DataError(f"class {found.classes[label]!r}: none of its images for {split} is readable; replace them")
@@ -238,29 +233,39 @@ def _capped(images, cap, seed):
     return kept
 
 
-def _write_split(folder, pictures, count, size, *, parts):
-    """Stream at most `count` `pictures` into the split's arrays; returns their labels.
+def _new_splits(folder, counts, size, *, parts):
+    """The arrays of all splits, before any picture is made: split -> name -> array of `counts[split]` pictures."""
+    shapes = {"images": (3, size, size)} | ({"parts": (size, size)} if parts else {})
+    for split in counts:
+        (folder / split).mkdir()
+    wanted = {
+        folder / split / f"{name}.npy": ((count, *shape), np.uint8)
+        for split, count in counts.items()
+        for name, shape in shapes.items()
+    }
+    made = new_arrays(wanted)
+    return {split: {name: made[folder / split / f"{name}.npy"] for name in shapes} for split in counts}
+
+
+def _write_split(folder, arrays, pictures):
+    """Stream `pictures`, at most as many as the split's `arrays` are long, into them; returns their labels.
 
     A picture is (file, label, image (S,S,3), boxes (k,4), parts (S,S) or None); one at a time is in memory.
     """
-    folder.mkdir()
-    create, files, labels = np.lib.format.open_memmap, [], []
-    arrays = {"images": create(folder / "images.npy", mode="w+", dtype=np.uint8, shape=(count, 3, size, size))}
-    if parts:
-        arrays["parts"] = create(folder / "parts.npy", mode="w+", dtype=np.uint8, shape=(count, size, size))
+    files, labels = [], []
     with (folder / "boxes.csv").open("w", newline="", encoding="utf-8") as handle:
         rows = csv.writer(handle, lineterminator="\n")
         rows.writerow(("image", "x0", "y0", "x1", "y1"))
         for index, (file, label, image, boxes, part_map) in enumerate(pictures):
             arrays["images"][index] = image.transpose(2, 0, 1)
-            if parts:
+            if "parts" in arrays:
                 arrays["parts"][index] = part_map
             rows.writerows([index, *map(repr, map(float, box))] for box in boxes)
             files.append(file)
             labels.append(label)
     for name, array in arrays.items():
         array.flush()
-        if len(files) < count:  # some were left out
+        if len(files) < len(array):  # some were left out
             np.save(folder / f"{name}.shorter.npy", array[: len(files)])
             (folder / f"{name}.shorter.npy").replace(folder / f"{name}.npy")
     np.save(folder / "labels.npy", np.array(labels, dtype=np.int64))

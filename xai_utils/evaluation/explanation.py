@@ -1,7 +1,5 @@
 """Makes the maps of many images: in batches, shared among processes, into a folder (maps.py)."""
 
-import json
-import shutil
 from functools import partial
 from pathlib import Path
 
@@ -9,7 +7,7 @@ import numpy as np
 import torch
 
 from xai_utils import datasets, explainers, runs
-from xai_utils.files import files_fingerprint
+from xai_utils.files import files_fingerprint, new_arrays, new_folder, write_json
 from xai_utils.metrics import cost
 from xai_utils.networks import class_indices, inference_copy, logits_of, targets
 from xai_utils.training import distributed
@@ -26,17 +24,9 @@ def make_maps(settings: dict, *, compute: distributed.Compute, log=None):
     """
     compute = compute.resolved()
     explainers.check_rows(settings["methods"])
-    folder = Path(settings["maps"])
-    partial_folder = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial_folder, ignore_errors=True)
-    partial_folder.mkdir(parents=True)
-    try:
-        work = (settings | {"maps": str(partial_folder)}, compute.device, log)
+    with new_folder(settings["maps"]) as folder:
+        work = (settings | {"maps": str(folder)}, compute.device, log)
         distributed.run(_explain, *work, processes=compute.processes, threads=compute.threads, device=compute.device)
-        shutil.rmtree(folder, ignore_errors=True)
-        partial_folder.rename(folder)
-    finally:
-        shutil.rmtree(partial_folder, ignore_errors=True)
 
 
 def not_applicable(target: str, data: str, methods: dict) -> dict[str, str]:
@@ -64,8 +54,7 @@ def _explain(settings, device, log):
     model = inference_copy(targets.load(settings["target"], device), first, keep=keep)
     size = split.images.shape[-2:]
     if distributed.is_main():
-        for name in methods:
-            np.lib.format.open_memmap(folder / f"{name}.npy", "w+", np.float32, (len(indices), *size)).flush()
+        new_arrays({folder / f"{name}.npy": ((len(indices), *size), np.float32) for name in methods})
     distributed.wait_for_all()  # the files exist for every process
     arrays = {name: np.lib.format.open_memmap(folder / f"{name}.npy", "r+") for name in methods}
     starts = range(0, len(indices), BATCH)
@@ -109,7 +98,7 @@ def _explain(settings, device, log):
             "passes": passes,
             "run": run | {"maps": files_fingerprint(folder)[:20]},
         }
-        (folder / "explained.json").write_text(json.dumps(record, indent=1) + "\n")
+        write_json(folder / "explained.json", record)
 
 
 def _seeded(methods, settings, start, device):

@@ -39,7 +39,7 @@ def load(folder, run=None) -> Maps:
     """
     folder = Path(folder)
     try:
-        record = json.loads((folder / "explained.json").read_text())
+        record = json.loads((folder / "explained.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise FileNotFoundError(f"{folder} holds no maps (no explained.json); run the stage explain") from None
     if run is not None:

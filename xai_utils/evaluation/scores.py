@@ -9,7 +9,7 @@ A method's scores go to disk as soon as it is done, so that memory does not grow
 
 import hashlib
 import json
-import shutil
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ import torch
 
 from xai_utils import datasets, runs
 from xai_utils.evaluation import maps
-from xai_utils.files import file_name
+from xai_utils.files import file_name, new_folder, write_json
 from xai_utils.metrics import METRICS, metric
 from xai_utils.metrics.localisation import break_zero_ties, mean_over_categories
 from xai_utils.metrics.part_truth import THRESHOLD, area_share, deciding_parts
@@ -141,7 +141,7 @@ def score_maps(settings, log=None):
     labels = np.array([place[split.classes[label]] for label in split.labels[indices]])
     result |= {"indices": indices, "targets": classes.numpy(), "labels": labels}
     result["part_area"] = None if parts is None else area_share(parts).numpy()
-    with _Written(settings, explained, metrics, result) as written:
+    with _written(settings, explained, metrics, result) as write:
         for method, array in explained.arrays.items():
 
             def rows(items, array=array):
@@ -167,7 +167,7 @@ def score_maps(settings, log=None):
             result["scores"][method] = dict(zip(metrics, scores[:, :-1].T, strict=True))
             result["failed"][method] = scores[:, -1] > 0
             result["curves"][method] = {name: _mean(values) for name, values in drawn.items()}
-            written.add(method, drawn)
+            write(method, drawn)
             if log and distributed.is_main():
                 log(f"{method}: {len(indices)} images scored, {int(result['failed'][method].sum())} without a map")
     return result
@@ -179,41 +179,28 @@ def _mean(curves):
     return whole.mean(0) if len(whole) else np.full(curves.shape[1], np.nan)
 
 
-class _Written:
-    """The folders of scores and curves while they are filled, by the main process; on an error nothing is replaced."""
+@contextmanager
+def _written(settings, explained, metrics, result):
+    """A function (method, its curves) by which the main process fills the folders; on an error none is replaced."""
+    index = {"methods": list(explained.arrays), "metrics": metrics, "protocol": result["protocol"]}
+    index["run"] = result["run"]
+    about = json.dumps([index, explained.methods, explained.indices.tolist(), explained.targets.tolist()])
+    index["digest"] = hashlib.sha256(about.encode()).hexdigest()[:12]
+    with ExitStack() as stack:
+        wanted = [name for name in ("scores", "drawn") if settings[name] and distributed.is_main()]
+        folders = {name: stack.enter_context(new_folder(settings[name])) for name in wanted}
 
-    def __init__(self, settings, explained, metrics, result):
-        main = distributed.is_main()
-        self.folders = {name: Path(settings[name]) for name in ("scores", "drawn") if settings[name] and main}
-        self.partial = {name: folder.with_name(f".{folder.name}.partial") for name, folder in self.folders.items()}
-        self.result = result
-        self.index = {"methods": list(explained.arrays), "metrics": metrics, "protocol": result["protocol"]}
-        self.index["run"] = result["run"]
-        about = json.dumps([self.index, explained.methods, explained.indices.tolist(), explained.targets.tolist()])
-        self.index["digest"] = hashlib.sha256(about.encode()).hexdigest()[:12]
+        def add(method, drawn):
+            if "scores" in folders:
+                options = {"index": False, "float_format": "%.6g", "lineterminator": "\n"}
+                frame = _frame(result, method).assign(protocol=index["digest"])
+                frame.to_csv(folders["scores"] / f"{method}.csv", **options)
+            for name, values in drawn.items() if "drawn" in folders else ():
+                np.save(folders["drawn"] / f"{method}.{name}.npy", values)
 
-    def __enter__(self):
-        for folder in self.partial.values():
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
-        return self
-
-    def add(self, method, drawn):
-        if "scores" in self.partial:
-            options = {"index": False, "float_format": "%.6g", "lineterminator": "\n"}
-            frame = _frame(self.result, method).assign(protocol=self.index["digest"])
-            frame.to_csv(self.partial["scores"] / f"{method}.csv", **options)
-        for name, values in drawn.items() if "drawn" in self.partial else ():
-            np.save(self.partial["drawn"] / f"{method}.{name}.npy", values)
-
-    def __exit__(self, kind, error, trace):
-        for name, folder in self.partial.items():
-            if kind is None:
-                (folder / INDEX).write_text(json.dumps(self.index, indent=1) + "\n")
-                shutil.rmtree(self.folders[name], ignore_errors=True)
-                folder.rename(self.folders[name])
-            else:
-                shutil.rmtree(folder, ignore_errors=True)
+        yield add
+        for folder in folders.values():
+            write_json(folder / INDEX, index)
 
 
 def evaluate(settings, *, compute=None, log=None):
@@ -240,7 +227,7 @@ def _index(folder, run):
     """What stands in the protocol.json of a folder of scores or curves; ValueError where it is of another run."""
     if not (folder / INDEX).is_file():
         raise FileNotFoundError(f"{folder} holds no scores (no {INDEX}); run the stage evaluate")
-    return json.loads((folder / INDEX).read_text()) if run is None else runs.read(folder / INDEX, run, "evaluate")
+    return json.loads((folder / INDEX).read_bytes()) if run is None else runs.read(folder / INDEX, run, "evaluate")
 
 
 def read_scores(folder, run=None):

@@ -11,7 +11,7 @@ import torch
 import torchvision
 from safetensors import SafetensorError
 
-from xai_utils.files import sha256, write_atomically
+from xai_utils.files import sha256, write_atomically, write_json
 
 PICKLED = {".pth", ".pt", ".bin", ".ckpt"}
 SUFFIXES = {".safetensors"} | PICKLED  # of files of weights
@@ -35,10 +35,10 @@ def write(module, folder, kind, facts, *, made_with=None):
     facts_file, weights = _files(folder, kind)
     weights.parent.mkdir(parents=True, exist_ok=True)
     tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in module.state_dict().items()}
-    write_atomically(weights, lambda path: safetensors.torch.save_file(tensors, path))
+    write_tensors(tensors, weights)
     versions = {"torch": torch.__version__, "torchvision": torchvision.__version__}
     facts = facts | {"made_with": made_with or {}, "versions": versions, "sha256": sha256(weights)}
-    write_atomically(facts_file, lambda path: path.write_text(json.dumps(facts, indent=1) + "\n"))
+    write_json(facts_file, facts)
 
 
 def facts(folder, kind, names):
@@ -53,7 +53,7 @@ def facts(folder, kind, names):
             raise FileNotFoundError(f"{place} holds no {noun}: {file.name} is missing; {way}")
     file = _files(folder, kind)[0]
     try:
-        found = json.loads(file.read_text())
+        found = json.loads(file.read_text(encoding="utf-8"))
         return {name: found[name] for name in (*names, "sha256")} | found
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{file} is corrupt ({type(error).__name__}: {error}); save the {noun} again") from error
@@ -84,6 +84,12 @@ def read_into(module, folder, kind, facts):
             f"{weights} is corrupt or belongs to another {facts_file.name} (SHA-256 differs); save it again"
         )
     return fill(module, read_tensors(weights), weights).eval()
+
+
+def write_tensors(tensors, path):
+    """Write tensors of main memory by name into a .safetensors file at `path`, whole or not at all."""
+    size = sum(tensor.nbytes for tensor in tensors.values())
+    write_atomically(path, lambda partial: safetensors.torch.save_file(tensors, partial), size=size)
 
 
 def read_tensors(path):

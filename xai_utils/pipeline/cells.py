@@ -23,7 +23,7 @@ def write(notebook: Path, stage: str, params: Path = Path("params.yaml")):
     if cell is None:
         raise parameters.ParameterError(f"{notebook.name}: no cell has the tag 'parameters'")
     cell.source = source(stage, params)
-    nbformat.write(content, notebook)
+    report.save(content, notebook)
 
 
 def source(stage: str, params: Path = Path("params.yaml")) -> str:

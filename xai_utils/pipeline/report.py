@@ -5,10 +5,13 @@ The only script is our own, which sorts tables; the policy of each page allows i
 
 import base64
 import hashlib
+import html
 import re
 from pathlib import Path
 
 import nbformat
+
+from xai_utils.files import write_text
 
 TEMPLATES = Path(__file__).parent / "report_template"
 RESULTS_START, RESULTS_END = "<!-- results: `make readme` writes this -->", "<!-- end of results -->"
@@ -36,7 +39,7 @@ def _normalise_output(output, root: Path):
 
     def clean(text):
         text = text if isinstance(text, str) else "".join(text)
-        return re.sub(r" at 0x[0-9a-f]+", "", text.replace(f"{root}/", "").replace(str(root), "."))
+        return re.sub(r" at 0x[0-9a-f]+", "", without_root(text, root))
 
     if "text" in output:
         output["text"] = clean(output["text"])
@@ -48,6 +51,18 @@ def _normalise_output(output, root: Path):
     return output
 
 
+def without_root(text: str, root: Path) -> str:
+    """`text`, plain or HTML, with `root` taken off the paths that begin with it; a tag or another path stays whole.
+
+    A checkout at /p ends no paragraph: of </p> nothing is a path.
+    """
+    if root == Path(root.anchor):  # all paths lie below it
+        return text
+    names = "|".join(re.escape(name) for name in (str(root), html.escape(str(root))))
+    begin, end = r"""(?<![^\s"'`=(\[{,;:>|])|(?<=file://)""", r"""(?=$|[\s"'`<&)\]},;:|]|\.(?!\w))"""
+    return re.sub(rf"(?:{begin})(?:{names})(?:/|{end})", lambda found: "" if found[0][-1] == "/" else ".", text)
+
+
 def strip(notebook):
     """The source as it is committed and depended on: no outputs, counts or run metadata."""
     notebook = normalise(notebook, root=Path("/nonexistent"))
@@ -57,6 +72,11 @@ def strip(notebook):
         if cell.cell_type == "code":
             cell.outputs = []
     return notebook
+
+
+def save(notebook, path: Path):
+    """Write the notebook to `path`, whole or not at all."""
+    write_text(path, nbformat.writes(notebook).rstrip("\n") + "\n")
 
 
 def parameters_cell(notebook):
@@ -87,7 +107,7 @@ def script_hash(script: str) -> str:
 def _dress() -> dict:
     """What the templates of all pages share: the style, the script, and what its policy calls it."""
     script = sorting_script()
-    return {"style": (TEMPLATES / "style.css").read_text(), "script": script, "script_hash": script_hash(script)}
+    return {"style": (TEMPLATES / "style.css").read_text("utf-8"), "script": script, "script_hash": script_hash(script)}
 
 
 def render(notebook, page: Path, pages: list[tuple[str, str]]):
@@ -105,7 +125,7 @@ def render(notebook, page: Path, pages: list[tuple[str, str]]):
     links = [{"file": f, "title": t, "current": f == page.name} for f, t in pages]
     resources = {"page_title": title(notebook), "pages": links} | _dress()
     body, _ = exporter.from_notebook_node(notebook, resources)
-    _replace(page, _linked(body, page.with_suffix("")))
+    write_text(page, _linked(body, page.with_suffix("")))
 
 
 def _linked(body: str, folder: Path) -> str:
@@ -124,27 +144,20 @@ def write_index(folder: Path, notebooks: dict[str, Path], picture: Path, table: 
     from jinja2 import Environment
 
     sources = {stage: nbformat.read(path, as_version=4) for stage, path in notebooks.items()}
-    template = Environment(autoescape=True).from_string((TEMPLATES / "front.html.j2").read_text())
+    template = Environment(autoescape=True).from_string((TEMPLATES / "front.html.j2").read_text("utf-8"))
     cards = [
         {"file": f"{stage}.html", "title": title(nb), "summary": first_paragraph(nb)} for stage, nb in sources.items()
     ]
     page = template.render(
         cards=cards, picture=picture.relative_to(folder).as_posix(), table=table, protocol=protocol, **_dress()
     )
-    _replace(folder / "index.html", page)
+    write_text(folder / "index.html", page)
 
 
 def update_readme(readme: Path, results: str):
     """Replace what stands between the two markers in `readme` by `results` (Markdown)."""
-    text = readme.read_text()
+    text = readme.read_text(encoding="utf-8")
     pattern = re.compile(re.escape(RESULTS_START) + ".*?" + re.escape(RESULTS_END), re.DOTALL)
     if not pattern.search(text):
         raise ValueError(f"{readme} lacks the markers '{RESULTS_START}' and '{RESULTS_END}'")
-    _replace(readme, pattern.sub(lambda _: f"{RESULTS_START}\n{results}\n{RESULTS_END}", text))
-
-
-def _replace(path: Path, text: str):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    write_text(readme, pattern.sub(lambda _: f"{RESULTS_START}\n{results}\n{RESULTS_END}", text))

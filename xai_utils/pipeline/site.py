@@ -21,6 +21,7 @@ from pathlib import Path
 import nbformat
 from jinja2 import Environment, FileSystemLoader
 
+from xai_utils.files import new_folder
 from xai_utils.pipeline import outputs, parameters, report
 from xai_utils.pipeline import stage as pipeline
 
@@ -45,9 +46,8 @@ def build(root: Path, target: Path, tell=lambda text: None):
     made = {stage: f"{stage}.html" for stage in notebooks if f"{stage}.html" in found.written}
     titles = {file: report.title(notebooks[stage]) for stage, file in made.items()}
     page = _renderer({"index.html": "Results"} | titles)
-    with tempfile.TemporaryDirectory(prefix=".site-", dir=target.parent) as scratch:
-        folder = Path(scratch) / "site"
-        (folder / "notebooks").mkdir(parents=True)
+    with new_folder(target) as folder:
+        (folder / "notebooks").mkdir()
         copied = [name for name in found.written if not name.endswith(".html")]
         for name in copied:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -71,9 +71,6 @@ def build(root: Path, target: Path, tell=lambda text: None):
         text = page("index.html.j2", "index.html", title="Saliency maps: results", **values)
         (folder / "index.html").write_text(text, encoding="utf-8", newline="\n")
         (folder / ".nojekyll").touch()  # GitHub Pages serves a branch as it is only with this
-        if target.exists():
-            target.rename(Path(scratch) / "earlier")
-        folder.rename(target)
     tell(outputs.listing(target))
     if others := [outputs.printable(f"{pipeline.REPORTS}/{name}") for name in found.others]:
         tell(f"left out, for no stage wrote it: {', '.join(others)}")

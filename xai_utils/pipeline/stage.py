@@ -20,12 +20,14 @@ sys.modules.setdefault("rfc3987_syntax", None)
 
 import nbformat  # noqa: E402
 
+from xai_utils import files  # noqa: E402
 from xai_utils.pipeline import cells, check, dependencies, parameters, raw_data, report, terminal  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 HEADLINE = ("insertion", "deletion", "faithfulness_offset", "average_drop", "box_average_precision", "part_truth")
 STAGE = "XAI_STAGE"  # in the environment of a notebook that the pipeline runs: its stage
 STRIPPED, RUNS, FAILED, REPORTS = Path("build/notebooks"), Path("build/runs"), Path(".runs"), Path("reports")
+LEFTOVERS = (Path("build"), Path(".checkpoints"), FAILED, REPORTS)  # where a killed stage may have left some
 
 
 def enter_project():
@@ -87,10 +89,9 @@ def depended_on(path: Path):
 def strip_all(source=Path("notebooks"), target=STRIPPED):
     """Copies that stages depend on, so that looking at a notebook, or trying other values in it, reruns nothing."""
     copies = {path.name: depended_on(path) for path in sorted(source.glob("*.ipynb"))}
-    shutil.rmtree(target, ignore_errors=True)
-    target.mkdir(parents=True)
-    for name, notebook in copies.items():
-        nbformat.write(notebook, target / name)
+    with files.new_folder(target) as folder:
+        for name, notebook in copies.items():
+            report.save(notebook, folder / name)
 
 
 def run(stage: str) -> int:
@@ -111,12 +112,14 @@ def run(stage: str) -> int:
     executed = FAILED / f"{stage}.ipynb"
     for path in (FAILED, RUNS, REPORTS):
         try:
-            path.mkdir(parents=True, exist_ok=True)
-            (path / ".writable").touch()
-            (path / ".writable").unlink()
+            with files.partial_folder(path / "writable"):
+                pass
         except OSError as error:
-            print(f"cannot write into {path}/: {error.strerror}; the checkout must be writable", file=sys.stderr)
+            reason = error.strerror or error
+            print(f"cannot write into {path}/: {reason}; the checkout must be writable", file=sys.stderr)
             return 1
+    for path in LEFTOVERS:
+        files.sweep(path)
     scale, begun = parameters.read()["scale"], time.monotonic()
     progress(terminal.announcement(stage, scale, RUNS))
     failure = _execute(stage, source, executed, given)
@@ -128,7 +131,7 @@ def run(stage: str) -> int:
     pages = [("index.html", "all reports")]
     pages += [(f"{name}.html", report.title(stripped(path))) for name, path in notebooks().items()]
     report.render(result, REPORTS / f"{stage}.html", pages)
-    nbformat.write(result, RUNS / f"{stage}.ipynb")
+    report.save(result, RUNS / f"{stage}.ipynb")
     executed.unlink()
     terminal.record(stage, scale, time.monotonic() - begun)
     return 0
@@ -194,12 +197,17 @@ def _execute(stage: str, source: Path, executed: Path, given: dict) -> str | Non
         plain = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback))  # without the colours
         lines = [line for line in plain.splitlines() if line.strip()]
         first = error.source.strip().splitlines()[0] if error.source.strip() else ""
-        return f" in cell {error.cell_index} ({first} …):\n" + "\n".join(lines[-12:])
+        return f" in cell {error.cell_index} ({first} …):\n" + "\n".join([*lines[-12:], *_space(error.evalue)])
     except KeyboardInterrupt:
         return ": interrupted"
     except Exception as error:  # a kernel that was killed, a full disk: the same words and the same tidying
-        return f": {type(error).__name__}: {error}"
+        return "\n".join([f": {type(error).__name__}: {error}", *_space(error)])
     return None
+
+
+def _space(error) -> list[str]:
+    """How much space there is, where an error tells that there is too little."""
+    return [f"{reason}: {files.free_space(Path())}"] if (reason := files.full_disk(error)) else []
 
 
 def _remove_outputs(stage: str):
@@ -223,7 +231,7 @@ def write_derived():
     for stage, path in notebooks().items():
         cells.write(path, stage)
     text = Path("dvc.yaml").read_text(encoding="utf-8")
-    Path("dvc.yaml").write_text(dependencies.written(text, notebooks()), encoding="utf-8")
+    files.write_text(Path("dvc.yaml"), dependencies.written(text, notebooks()))
 
 
 def headline(summary: dict) -> str:
@@ -259,6 +267,6 @@ def main():
     elif chosen.headlines:
         print("\n".join(terminal.headlines(REPORTS)))
     elif chosen.readme:
-        report.update_readme(Path("README.md"), headline(json.loads((REPORTS / "metrics.json").read_text())))
+        report.update_readme(Path("README.md"), headline(json.loads((REPORTS / "metrics.json").read_bytes())))
     else:
         sys.exit(run(chosen.stage))

@@ -7,13 +7,12 @@ Its settings are those of `experiment` that matter to it, with data_hash (of the
     layer, statistic, share, least, scale     layer level: as in `layer_masked_model`
 """
 
-import json
 from pathlib import Path
 
 from xai_utils import sources
 from xai_utils.explainers import registry
 from xai_utils.explainers.registry import explainer
-from xai_utils.files import files_fingerprint, fingerprint, write_atomically
+from xai_utils.files import files_fingerprint, fingerprint, write_json
 from xai_utils.retraining import levels, trainings
 
 KINDS = {  # what is made -> function(settings, path, compute)
@@ -29,7 +28,7 @@ def work(path, kind, chosen, compute):
     """Do a job of `KINDS` and leave its result at `path`, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     result = KINDS[kind](chosen, path, compute)
-    write_atomically(path, lambda partial: partial.write_text(json.dumps(result), encoding="utf-8"))
+    write_json(path, result, indent=None)
 
 
 def key_of(kind, chosen, compute):

@@ -1,12 +1,10 @@
 """The maps by which ROAR and KAR mask images: made once for all trainings, kept as one byte a pixel."""
 
-import shutil
-
 import numpy as np
 
 from xai_utils import datasets
 from xai_utils.explainers.registry import explain, explainer, method_of
-from xai_utils.files import files_fingerprint
+from xai_utils.files import files_fingerprint, new_arrays, partial_folder
 from xai_utils.networks import inference_copy, targets
 from xai_utils.retraining.inputs import batches, images_of
 from xai_utils.retraining.masks import levels
@@ -17,22 +15,19 @@ def explained_levels(chosen, path, compute):
     model = targets.load(chosen["explained"], compute.device)
     model = inference_copy(model, images_of(chosen, "train")[0]([0]).to(compute.device))
     method, options = method_of(None, chosen["row"])
-    temporary = path.with_suffix(".partial")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    for number, split in enumerate(datasets.SPLITS):
-        fetch, labels, _ = images_of(chosen, split)
-        file, size = temporary / f"{split}.npy", fetch([0]).shape[-2:]
-        array = np.lib.format.open_memmap(file, "w+", np.uint8, (len(labels), *size))
-        for rows in batches(len(labels)):
-            seed = 1_000_003 * chosen["seed"] + 2 * int(rows[0]) + number
-            given = explainer(method).seeded(options, seed, compute.device)
-            maps = explain(model, fetch(rows).to(compute.device), method=method, **given)
-            array[rows] = levels(maps.cpu(), chosen["percentages"]).numpy()
-        array.flush()
-    content = files_fingerprint(temporary)[:20]
-    if (path.parent / content).exists():
-        shutil.rmtree(temporary)
-    else:
-        temporary.rename(path.parent / content)
+    images = {split: images_of(chosen, split) for split in datasets.SPLITS}
+    with partial_folder(path.with_suffix("")) as folder:
+        files = {split: folder / f"{split}.npy" for split in images}
+        shapes = {split: (len(labels), *fetch([0]).shape[-2:]) for split, (fetch, labels, _) in images.items()}
+        arrays = new_arrays({files[split]: (shapes[split], np.uint8) for split in images})
+        for number, (split, (fetch, labels, _)) in enumerate(images.items()):
+            for rows in batches(len(labels)):
+                seed = 1_000_003 * chosen["seed"] + 2 * int(rows[0]) + number
+                given = explainer(method).seeded(options, seed, compute.device)
+                maps = explain(model, fetch(rows).to(compute.device), method=method, **given)
+                arrays[files[split]][rows] = levels(maps.cpu(), chosen["percentages"]).numpy()
+            arrays[files[split]].flush()
+        content = files_fingerprint(folder)[:20]
+        if not (path.parent / content).exists():
+            folder.rename(path.parent / content)
     return {"levels": content}

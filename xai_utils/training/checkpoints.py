@@ -12,19 +12,30 @@ the checkpoint alone (other tensor files in it are removed), and one process at 
 
 import json
 from collections.abc import Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
-from xai_utils.files import PARTIAL, sha256, write_atomically
+from xai_utils import files
+from xai_utils.files import sha256, write_json
+from xai_utils.networks.stored import write_tensors
 
 RECORD = "checkpoint.json"
 
 
 class CheckpointError(RuntimeError):
     """A checkpoint that cannot be written, read or used; the message names the path and the way out."""
+
+
+@contextmanager
+def held(folder: Path):
+    """Keep other processes from the checkpoint in `folder`, and remove what those that have ended left there."""
+    with files.held(folder):
+        sweep(folder)
+        yield
 
 
 def save(folder: Path, tensors: Mapping[str, torch.Tensor], record: Mapping) -> None:
@@ -37,16 +48,14 @@ def save(folder: Path, tensors: Mapping[str, torch.Tensor], record: Mapping) -> 
     try:
         folder.mkdir(parents=True, exist_ok=True)
         fresh = folder / "tensors.safetensors"
-        write_atomically(fresh, lambda path: save_file(tensors, path))
+        write_tensors(tensors, fresh)
         digest = sha256(fresh)
         named = fresh.replace(folder / f"{digest[:16]}.safetensors")
-        text = json.dumps({"file": named.name, "sha256": digest, **record}, indent=1)
-        write_atomically(folder / RECORD, lambda path: path.write_text(text + "\n", encoding="utf-8"))
-    except (OSError, SafetensorError) as error:  # safetensors reports a full disk as its own error
+        write_json(folder / RECORD, {"file": named.name, "sha256": digest, **record})
+    except (OSError, SafetensorError) as error:
         sweep(folder)
         raise CheckpointError(
-            f"cannot write the checkpoint in {folder}: {error}. Free some space there, or name another folder, and run "
-            "again: the checkpoint before it, if there was one, is untouched."
+            f"cannot write the checkpoint in {folder}: {error}. The one before it, if there was one, is untouched."
         ) from error
     sweep(folder)
 
@@ -85,9 +94,9 @@ def load(folder: Path) -> tuple[dict[str, torch.Tensor], dict] | None:
 def sweep(folder: Path) -> None:
     """Remove what the record does not name: older tensor files and pieces that a kill or a failure left."""
     record = read_record(folder)
-    for path in folder.glob("*"):
-        leftover = path.suffix == ".safetensors" and (record is None or path.name != record["file"])
-        if leftover or path.suffix == PARTIAL:
+    files.sweep(folder)
+    for path in folder.glob("*.safetensors"):
+        if record is None or path.name != record["file"]:
             path.unlink(missing_ok=True)
 
 

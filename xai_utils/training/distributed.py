@@ -73,7 +73,7 @@ def world_size() -> int:
 
 def is_main() -> bool:
     """Whether this is the process that writes files and logs."""
-    return rank() == 0
+    return rank() == 0 if distributed.is_initialized() else os.environ.get("RANK", "0") == "0"  # torchrun's
 
 
 def shard(count: int) -> range:

@@ -18,6 +18,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -25,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from xai_utils import sources
-from xai_utils.files import fingerprint, write_atomically
+from xai_utils.files import fingerprint, write_text
 from xai_utils.networks import evaluating
 from xai_utils.training import checkpoints as storage
 from xai_utils.training import distributed
@@ -94,7 +95,7 @@ def fit(
     package (`sources.closure`), kind of device, precision, threads and processes. So another setting is another
     training, and a finished one is returned at once. A checkpoint is written after every epoch (at most every
     `checkpoint_seconds`, and after the last) and every `checkpoint_steps` steps. `log` gets one line per epoch, in the
-    main process.
+    main process. BlockingIOError where another process is at this very training.
 
     An epoch's examples are shuffled and split into ceil(examples / batch_size) batches, as evenly as can be: no last
     batch is too small for batch statistics. Raises DivergenceError, CheckpointError, ValueError for unusable settings.
@@ -115,12 +116,12 @@ def fit(
     }
     key = fingerprint(made_from)
     folder = Path(checkpoints) / key
-    before = storage.read_record(folder)
-    storage.sweep(folder)
-    if before is None or not before["finished"]:
-        work = (make_task, settings, compute, folder, made_from, checkpoint_steps, checkpoint_seconds, log)
-        distributed.run(_train, *work, processes=compute.processes, threads=compute.threads, device=compute.device)
-    tensors, record = storage.load(folder)
+    with storage.held(folder) if distributed.is_main() else nullcontext():
+        before = storage.read_record(folder)
+        if before is None or not before["finished"]:
+            work = (make_task, settings, compute, folder, made_from, checkpoint_steps, checkpoint_seconds, log)
+            distributed.run(_train, *work, processes=compute.processes, threads=compute.threads, device=compute.device)
+        tensors, record = storage.load(folder)
     steps_before = before["progress"]["steps_done"] if before else 0
     return Fitted(_model_state(tensors), record["progress"]["history"], key, folder, steps_before)
 
@@ -139,7 +140,7 @@ def write_curves(history: Sequence[Mapping], path: Path) -> None:
     names = list(dict.fromkeys(name for row in history for name in row))
     rows = [names, *([str(row.get(name, "")) for name in names] for row in history)]
     text = "".join("\t".join(row) + "\n" for row in rows)
-    write_atomically(Path(path), lambda partial: partial.write_text(text, encoding="utf-8"))
+    write_text(path, text)
 
 
 class _Training:
