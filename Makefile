@@ -2,6 +2,12 @@
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONPATH := $(CURDIR)
+$(if $(findstring :,$(CURDIR)),$(error $(CURDIR) has a colon in it, which PATH and PYTHONPATH cannot hold: move the checkout))
+# a home folder that is missing or cannot be written: what libraries keep in one, they keep here
+HOMES = IPYTHONDIR JUPYTER_CONFIG_DIR JUPYTER_DATA_DIR JUPYTER_RUNTIME_DIR MPLCONFIGDIR XDG_CACHE_HOME
+ifeq ($(shell test -w "$$HOME" || echo no), no)
+$(foreach name,$(HOMES),$(eval export $(name) = $$(CURDIR)/.runs/home))
+endif
 unexport PYTHONDONTWRITEBYTECODE # without .pyc files every process parses torch anew: 10 s instead of 4
 
 .PHONY: repro test bench lab inspect notebooks site publish lint lock readme setup data clean

@@ -40,7 +40,7 @@ def peak_bytes(function):
         function()
     with tempfile.TemporaryDirectory() as folder:
         profile.export_chrome_trace(str(Path(folder, "trace.json")))
-        events = json.loads(Path(folder, "trace.json").read_text())["traceEvents"]
+        events = json.loads(Path(folder, "trace.json").read_bytes())["traceEvents"]
     held = largest = 0
     for event in sorted((e for e in events if e.get("name") == "[memory]"), key=lambda event: event["ts"]):
         held += event["args"]["Bytes"]

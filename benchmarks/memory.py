@@ -40,14 +40,14 @@ def project(folder: Path, count: int):
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(random.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)).save(file)
         boxes.append(f"{file.relative_to(folder / 'source')},8,8,48,64")
-    (folder / "source" / "boxes.csv").write_text("\n".join(boxes) + "\n")
+    (folder / "source" / "boxes.csv").write_text("\n".join(boxes) + "\n", encoding="utf-8")
     datasets.prepare(folder / "source", folder / "data", image_size=SIZE, geometry="squash")
     torch.manual_seed(0)
     networks.save(networks.build("small_resnet", ["a", "b"]).eval(), folder / "target")
     (folder / "maps").mkdir()
     explained = {"split": "validation", "indices": list(range(count)), "targets": [n % 2 for n in range(count)]}
     explained |= {"methods": {name: {} for name in METHODS}, "passes": dict.fromkeys(METHODS, 1.0)}
-    (folder / "maps" / "explained.json").write_text(json.dumps(explained))
+    (folder / "maps" / "explained.json").write_text(json.dumps(explained), encoding="utf-8")
     for name in METHODS:
         np.save(folder / "maps" / f"{name}.npy", random.random((count, SIZE, SIZE), dtype=np.float32))
 
@@ -59,7 +59,7 @@ def peak(folder: Path) -> int:
     def watch():
         nonlocal most
         while not done.wait(0.005):
-            status = Path("/proc/self/status").read_text()
+            status = Path("/proc/self/status").read_text(encoding="utf-8")
             most = max(most, int(status.split("RssAnon:")[1].split()[0]))
 
     watcher = threading.Thread(target=watch)
@@ -93,4 +93,4 @@ if __name__ == "__main__":
     print(f"ratio {ratio:.3f} (promised {GROWTH:.2f})")
     if arguments.json:
         about = {"peak_kilobytes": peaks, "ratio": round(ratio, 4), "promised": GROWTH, "torch": torch.__version__}
-        arguments.json.write_text(json.dumps(about, indent=1) + "\n")
+        arguments.json.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")

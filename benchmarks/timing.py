@@ -128,4 +128,4 @@ def run(description, model, images, rows, *, further=None):
             "forward_seconds": {"median": round(statistics.median(passes), 4), "min": round(min(passes), 4)},
             "rows": results,
         } | (further or {})
-        arguments.json.write_text(json.dumps(facts, indent=1) + "\n")
+        arguments.json.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")

@@ -12,11 +12,10 @@ import os
 import re
 import secrets
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-
-import numpy as np
 
 try:
     import fcntl
@@ -95,9 +94,9 @@ def new_folder(path: Path) -> Iterator[Path]:
     temporary folder, which the next call sweeps. DiskFull where the disk was full for what was written into it.
     """
     path = Path(path)
-    with partial_folder(path) as partial:
+    with writing(path), partial_folder(path) as partial:
         yield partial
-        with _partial(path, Path.mkdir) as earlier:
+        with partial_folder(path) as earlier:
             if path.exists():
                 path.rename(earlier / path.name)
             try:
@@ -111,16 +110,25 @@ def new_folder(path: Path) -> Iterator[Path]:
 @contextmanager
 def partial_folder(path: Path) -> Iterator[Path]:
     """A folder to fill beside `path`, for the block to rename; removed if that has not happened at its end."""
-    with writing(path), _partial(path, Path.mkdir) as partial:
+    with _partial(path, Path.mkdir) as partial:
         yield partial
 
 
-def new_arrays(wanted: Mapping[Path, tuple[tuple[int, ...], type]]) -> dict[Path, np.memmap]:
+@contextmanager
+def scratch_folder(name: str) -> Iterator[Path]:
+    """A folder of this user's own where the system keeps temporary files, by a short path; removed at the end."""
+    with _partial(Path(tempfile.gettempdir(), name), lambda partial: partial.mkdir(mode=0o700)) as partial:
+        yield partial
+
+
+def new_arrays(wanted: Mapping[Path, tuple[tuple[int, ...], type]]) -> dict:
     """New .npy files of zeros, mapped into memory, on space that is reserved for them: path -> (shape, dtype) wanted.
 
     DiskFull, and none of them, where there is too little for all: a page of a mapped file that finds no space later
     kills the process.
     """
+    import numpy as np  # a site is made without it
+
     size, made = sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in wanted.values()), {}
     try:
         for path, (shape, dtype) in wanted.items():
@@ -169,11 +177,10 @@ def writing(path: Path, size: int | None = None) -> Iterator[None]:
 
 def full_disk(error: Exception | str) -> str | None:
     """Why there is no space, in the system's words, where that is what `error`, or its text, tells; None where not."""
+    if re.search(r"\d+ requested and \d+ written", str(error)):  # NumPy's
+        return "only a part of it was written"
     told = re.search(r"(?:Errno|os error) (\d+)\b", str(error))  # Python's own; Rust's (safetensors)
-    number = int(told[1]) if told else None
-    if re.search(r"\d+ requested and \d+ written", str(error)):  # NumPy's, which has no number
-        number = errno.ENOSPC
-    return os.strerror(number) if number in FULL else None
+    return os.strerror(int(told[1])) if told and int(told[1]) in FULL else None
 
 
 def free_space(folder: Path) -> str:
@@ -193,11 +200,11 @@ def _megabytes(count: int) -> str:
 @contextmanager
 def _partial(path: Path, make: Callable[[Path], object]) -> Iterator[Path]:
     """What will become `path`, made empty by `make` beside it and held; removed if it is still there at the end."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sweep(path.parent, path.name)
     while True:
         partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
-        make(partial)
+        with _into(path.parent):
+            sweep(path.parent, path.name)
+            make(partial)
         with ExitStack() as stack:
             try:
                 stack.enter_context(_locked(partial, wait=True))
@@ -207,6 +214,18 @@ def _partial(path: Path, make: Callable[[Path], object]) -> Iterator[Path]:
             stack.callback(_remove, partial)
             yield partial
             return
+
+
+@contextmanager
+def _into(folder: Path) -> Iterator[None]:
+    """Make `folder` if it is missing, and say of it why nothing can be put into it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        if error.errno in FULL:
+            raise
+        raise type(error)(f"cannot write into {folder}/: {error.strerror}; it must be writable") from error
 
 
 def sweep(folder: Path, name: str | None = None) -> None:
@@ -227,7 +246,8 @@ def held(folder: Path) -> Iterator[None]:
 
     The lock ends with the process, however that ends; on a system without such locks there is none.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    with _into(folder):
+        pass
     with _locked(folder):
         try:
             yield

@@ -24,7 +24,7 @@ def _prepared(surrogate):
 
 def _lambda(surrogate, folder):
     """λ as text, by which a person tells surrogates apart; the folder's name where it is not known."""
-    made_with = json.loads((folder / f"{KIND}.json").read_text()).get("made_with") or {}
+    made_with = json.loads((folder / f"{KIND}.json").read_bytes()).get("made_with") or {}
     weight = made_with.get("l1_weights", {}).get(folder.name)
     return folder.name if weight is None else f"{weight:g}"
 

@@ -93,7 +93,7 @@ def of_reports(reports, run) -> list[dict]:
     rows = []
     for paper, stage in (("FastCAM", "remove_and_retrain"), ("AMG", "train_attention")):
         path = Path(reports) / f"{stage}.json"
-        numbers = json.loads(path.read_text()) if path.is_file() else {"claims": {}, "run": run}
+        numbers = json.loads(path.read_bytes()) if path.is_file() else {"claims": {}, "run": run}
         if told := runs.difference(numbers.get("run"), run):
             here = f"{path.name} is of another run ({told}); run the stage {stage} again"
             rows.append({"paper": paper, "claim": "all of them", "here": here, "verdict": "not of this run"})

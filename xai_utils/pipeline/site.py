@@ -234,7 +234,8 @@ def publish(root: Path, target: Path, remote: str, branch: str, tell=lambda text
 def _git(root: Path, *arguments: str, environment=None) -> str:
     """The output of a git command."""
     environment = os.environ | (environment or {})
-    done = subprocess.run(["git", *arguments], cwd=root, env=environment, capture_output=True, text=True)
+    options = {"capture_output": True, "encoding": "utf-8", "errors": "replace"}
+    done = subprocess.run(["git", *arguments], cwd=root, env=environment, **options)
     if done.returncode:
         said = done.stderr.strip() or f"exit status {done.returncode}"
         raise SiteError(f"git {' '.join(arguments)} failed: {said}")

@@ -115,8 +115,7 @@ def run(stage: str) -> int:
             with files.partial_folder(path / "writable"):
                 pass
         except OSError as error:
-            reason = error.strerror or error
-            print(f"cannot write into {path}/: {reason}; the checkout must be writable", file=sys.stderr)
+            print(error, file=sys.stderr)
             return 1
     for path in LEFTOVERS:
         files.sweep(path)
@@ -167,8 +166,8 @@ def _execute(stage: str, source: Path, executed: Path, given: dict) -> str | Non
     class ThisPython(AsyncKernelManager):
         """The interpreter that runs this module runs the notebook, whatever kernels are installed."""
 
-        def __init__(self, **options):
-            super().__init__(**options | {"transport": "ipc"})  # no port, and no warning about TCP
+        def __init__(self, **options):  # no port, and no warning about TCP
+            super().__init__(**options | {"transport": "ipc", "connection_file": str(sockets / "kernel.json")})
 
         @property
         def kernel_spec(self):
@@ -177,22 +176,24 @@ def _execute(stage: str, source: Path, executed: Path, given: dict) -> str | Non
 
     os.environ[STAGE] = stage
     os.environ["PYTHONPATH"] = str(ROOT)  # this checkout's package, not an installed one
+    os.environ["PYTHONUTF8"] = "1"  # names of images are UTF-8, whatever the locale says
     for what in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"):  # bytes; glibc keeps what a step of a training
         os.environ.setdefault(what, str(2**30))  # has freed for the next, which need not ask for new pages
     try:
-        papermill.execute_notebook(
-            stripped(source),
-            str(executed),
-            given,
-            kernel_name="python3",
-            language="python",
-            progress_bar=False,
-            record_timing=False,
-            coalesce_streams=True,
-            stdout_file=sys.stdout,
-            stderr_file=sys.stderr,
-            kernel_manager_class=ThisPython,
-        )
+        with files.scratch_folder("xai-kernel") as sockets:  # whose names may not be long
+            papermill.execute_notebook(
+                stripped(source),
+                str(executed),
+                given,
+                kernel_name="python3",
+                language="python",
+                progress_bar=False,
+                record_timing=False,
+                coalesce_streams=True,
+                stdout_file=sys.stdout,
+                stderr_file=sys.stderr,
+                kernel_manager_class=ThisPython,
+            )
     except papermill.PapermillExecutionError as error:
         plain = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback))  # without the colours
         lines = [line for line in plain.splitlines() if line.strip()]
@@ -252,21 +253,23 @@ def main():
     what.add_argument("--headlines", action="store_true", help="print the numbers of the last run that come first")
     what.add_argument("--readme", action="store_true", help="put the last result table into README.md")
     chosen = parser.parse_args()
+    sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that knows ASCII alone stops nothing
     try:
         enter_project()
-    except FileNotFoundError as error:
+        if chosen.check:
+            said = check.problems(notebook=lambda stage, given: _check_parameters_cell(_notebook_of(stage), given))
+            sys.exit("\n".join(said) or None)
+        elif chosen.write:
+            write_derived()
+        elif chosen.strip:
+            raw_data.pull()
+            strip_all()
+        elif chosen.headlines:
+            print("\n".join(terminal.headlines(REPORTS)))
+        elif chosen.readme:
+            report.update_readme(Path("README.md"), headline(json.loads((REPORTS / "metrics.json").read_bytes())))
+        else:
+            with files.held(FAILED):  # one stage at a time in a checkout
+                sys.exit(run(chosen.stage))
+    except OSError as error:  # no project, no space, no permission
         sys.exit(str(error))
-    if chosen.check:
-        said = check.problems(notebook=lambda stage, given: _check_parameters_cell(_notebook_of(stage), given))
-        sys.exit("\n".join(said) or None)
-    elif chosen.write:
-        write_derived()
-    elif chosen.strip:
-        raw_data.pull()
-        strip_all()
-    elif chosen.headlines:
-        print("\n".join(terminal.headlines(REPORTS)))
-    elif chosen.readme:
-        report.update_readme(Path("README.md"), headline(json.loads((REPORTS / "metrics.json").read_bytes())))
-    else:
-        sys.exit(run(chosen.stage))

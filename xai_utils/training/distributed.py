@@ -13,16 +13,16 @@ import pickle
 import platform
 import signal
 import sys
-import tempfile
 import traceback
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from torch import distributed, multiprocessing
+
+from xai_utils.files import scratch_folder
 
 HOST = torch.device("cpu")
 DEVICES = ("auto", "cpu", "cuda")
@@ -153,14 +153,14 @@ def run(function: Callable, *args, processes: int = 1, threads: int = 1, device:
         raise ValueError(f"{processes} processes need a GPU each; this machine has {torch.cuda.device_count()}")
     for value in (function, *args):
         _check_importable(value)
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch_folder("xai-processes") as folder:
         shared = (function, args, processes, threads, device, folder, os.getpid())
         context = multiprocessing.spawn(_worker, shared, nprocs=processes, join=False)
         try:
             while not context.join():
                 pass
         except Exception as error:
-            first = min(Path(folder).glob("error-*"), key=lambda path: path.stat().st_mtime_ns, default=None)
+            first = min(folder.glob("error-*"), key=lambda path: path.stat().st_mtime_ns, default=None)
             if first is None:  # killed from outside, or an exception that cannot travel
                 raise
             cause, trace = pickle.loads(first.read_bytes())
@@ -170,7 +170,7 @@ def run(function: Callable, *args, processes: int = 1, threads: int = 1, device:
             for process in context.processes:
                 process.kill()
                 process.join()
-        return pickle.loads(Path(folder, "result").read_bytes())
+        return pickle.loads((folder / "result").read_bytes())
 
 
 def pool(workers: int, device: str = "cpu") -> ProcessPoolExecutor:
@@ -225,14 +225,14 @@ def _worker(number: int, function: Callable, args: tuple, processes: int, thread
     """One spawned process: its result or its exception goes into a file in `folder`."""
     _die_with(parent)
     try:
-        rendezvous = Path(folder, "rendezvous").as_uri()
+        rendezvous = (folder / "rendezvous").as_uri()
         _open_group(device, number, init_method=rendezvous, rank=number, world_size=processes)
         result = _call(function, args, threads)
     except Exception as error:
-        Path(folder, f"error-{number}").write_bytes(pickle.dumps((error, traceback.format_exc())))
+        (folder / f"error-{number}").write_bytes(pickle.dumps((error, traceback.format_exc())))
         raise
     if number == 0:
-        Path(folder, "result").write_bytes(pickle.dumps(result))
+        (folder / "result").write_bytes(pickle.dumps(result))
     distributed.destroy_process_group()
 
 
