@@ -2,6 +2,7 @@
 
 import csv
 import json
+import resource
 import shutil
 from pathlib import Path
 
@@ -11,7 +12,8 @@ import torch
 from PIL import Image
 
 from xai_utils import datasets
-from xai_utils.datasets import DataError, preparation
+from xai_utils.datasets import DataError, on_disk, preparation
+from xai_utils.files import DiskFull
 
 SPECIES = Path(__file__).resolve().parent.parent / "data" / "birds"
 
@@ -157,6 +159,23 @@ def test_a_failure_keeps_the_earlier_result(tmp_path):
     with pytest.raises(DataError, match=r"b/3.png: not a readable image"):
         datasets.prepare(root, tmp_path / "out", image_size=8)
     assert (tmp_path / "out" / "dataset.json").read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "set"]
+
+
+def test_a_full_disk_is_said_before_any_image_is_read(tmp_path, monkeypatch):
+    """The space for all arrays is reserved first; the message names it, and the earlier prepared data stay."""
+    root = folder_of(tmp_path / "set")
+    datasets.prepare(root, tmp_path / "out", image_size=8)
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    monkeypatch.setattr(on_disk, "read_image", lambda path: pytest.fail(f"{path} was read"))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))  # the system refuses larger files
+    try:
+        with pytest.raises(DiskFull, match=r"cannot write .*/out \(File too large\): 0\.\d MB are needed"):
+            datasets.prepare(root, tmp_path / "out", image_size=64)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "set"]
 
 

@@ -92,7 +92,7 @@ def test_space_is_reserved_for_all_arrays_before_any_is_filled(tmp_path, monkeyp
             raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", second_fails)
-    with pytest.raises(files.DiskFull, match=r"b.npy \(No space left on device\): 0.1 MB are needed"):
+    with pytest.raises(files.DiskFull, match=rf"{tmp_path} \(No space left on device\): 0.1 MB are needed"):
         files.new_arrays(wanted)
     assert names(tmp_path) == ["plain.npy"]
 

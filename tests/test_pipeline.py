@@ -32,20 +32,20 @@ def stage_of(folder, *cells, assigned=PARAMETERS):
     return folder
 
 
-def command(folder):
+def command(folder, **variables):
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
     return {
         "args": [sys.executable, "-m", "xai_utils.pipeline", "figures"],
         "cwd": folder,
-        "env": environment | {"PYTHONPATH": str(ROOT)},
+        "env": environment | {"PYTHONPATH": str(ROOT)} | variables,
         "stdout": subprocess.PIPE,
         "stderr": subprocess.PIPE,
         "text": True,
     }
 
 
-def run(folder):
-    process = subprocess.Popen(**command(folder))
+def run(folder, **variables):
+    process = subprocess.Popen(**command(folder, **variables))
     out, error = process.communicate(timeout=120)
     return process.returncode, out, error
 
@@ -206,6 +206,32 @@ def test_a_checkout_that_cannot_be_written_is_named(tmp_path):
     status, out, error = run(folder)
     assert (status, out) == (1, "")
     assert "cannot write into .runs/" in error
+
+
+def test_a_stage_runs_wherever_it_is(tmp_path):
+    """In a folder of any name, under the C locale and without a home; what killed runs left is gone, sockets too."""
+    print_both = "print('×', __import__('pathlib').Path('notebooks').resolve())"
+    folder = stage_of(tmp_path / "sp ace ü#%41[x](y)&", print_both)
+    places = ("build", "build/a", ".checkpoints/b", "reports", ".runs")
+    left = [folder / place / ".name.01234567.partial" for place in places]
+    for path in left:
+        path.mkdir(parents=True)
+        (path / "half").touch()
+    (tmp_path / ".xai-kernel.01234567.partial").mkdir()
+    locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    status, out, error = run(folder, **locale, HOME="/proc/nothing", TMPDIR=str(tmp_path))
+    assert (status, out.startswith("\\xd7")) == (0, True), error
+    assert "<pre>× notebooks\n</pre>" in (folder / "reports" / "figures.html").read_text("utf-8")
+    assert not any(path.exists() for path in left)
+    assert [path.name for path in tmp_path.iterdir() if path.suffix == ".partial"] == []
+    assert not [path for path in folder.iterdir() if path.is_socket()]
+
+
+def test_a_full_disk_is_said_of_whatever_a_notebook_writes():
+    """How much is free stands under the last lines of the cell; under those of other errors it does not."""
+    [line] = stage._space("[Errno 28] No space left on device")
+    assert re.match(r"No space left on device: [\d,.]+ MB of [\d,.]+ MB are free on its disk", line)
+    assert stage._space("[Errno 2] No such file") == []
 
 
 def test_a_saved_notebook_is_stripped_to_the_same_source(tmp_path):

@@ -37,6 +37,27 @@ def page(tmp_path_factory) -> Path:
     return path
 
 
+@pytest.mark.parametrize(
+    ("root", "text", "without"),
+    [
+        (
+            "/code",
+            "<code>/code/a.py</code>, /code. '/code'; /codec/x /x/code/y",
+            "<code>a.py</code>, .. '.'; /codec/x /x/code/y",
+        ),
+        ("/p", "<p>file:///p/a</p> 1 /p-value (/p/b) &quot;/p/c&quot;", "<p>file://a</p> 1 /p-value (b) &quot;c&quot;"),
+        ("/a b&c", "<td>/a b&amp;c/x</td>\n/a b&c/y", "<td>x</td>\ny"),
+        ("/[x]+ü", "PosixPath('/[x]+ü/y') /x/y", "PosixPath('y') /x/y"),
+        ("/", "<p>/x</p>", "<p>/x</p>"),
+    ],
+)
+def test_only_whole_paths_lose_the_place_of_the_checkout(root, text, without):
+    """Wherever a checkout lies, its place is in no report, and nothing that only looks like it is missing."""
+    output = nbformat.v4.new_output("display_data", {"text/html": text})
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("", outputs=[output])])
+    assert report.normalise(notebook, root=Path(root)).cells[0].outputs[0].data["text/html"] == without
+
+
 def test_a_picture_that_the_stage_has_saved_is_kept_once(tmp_path):
     """The page takes it from the folder of its name, and embeds what lies in no folder, or in another stage's."""
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# A stage\n\nWhat it does.")])

@@ -199,6 +199,32 @@ def test_an_import_that_runs_up_is_named():
     ]
 
 
+def without_encoding(text):
+    """The lines that read or write text as the locale would have it, and not as UTF-8."""
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name | ast.Attribute):
+            name = node.func.id if isinstance(node.func, ast.Name) else node.func.attr
+            by_word = {word.arg for word in node.keywords} & {"encoding", "formats"}  # formats: of pictures
+            modes = [part.value for part in node.args if isinstance(part, ast.Constant) and part.value is not None]
+            given = {"read_text": len(node.args) > 0, "write_text": len(node.args) > 1}
+            given["open"] = any(isinstance(mode, str) and "b" in mode for mode in modes)
+            of_system = isinstance(node.func, ast.Attribute) and ast.unparse(node.func.value) == "os"
+            if not given.get(name, True) and not by_word and not of_system:
+                yield node.lineno
+
+
+def test_text_is_utf_8_in_every_locale():
+    """Under the C locale Python would read our own style sheet as ASCII."""
+    assert [*without_encoding("a.read_text()\nb.open()\nc.open('rb')\nd.write_text('', 'utf-8')")] == [1, 2]
+    sources = {
+        path: path.read_text("utf-8") for room in ("xai_utils", "benchmarks") for path in (ROOT / room).rglob("*.py")
+    }
+    for path in NOTEBOOKS:
+        code = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+        sources[path] = "\n".join(code)
+    assert {path.name: lines for path, text in sources.items() if (lines := [*without_encoding(text)])} == {}
+
+
 def test_committed_text_names_no_machine_and_no_registry():
     """Reports, locks and sources carry no path of the machine that made them and no package host."""
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)

@@ -14,6 +14,7 @@ import torch
 import toy_tasks
 from torch import nn
 
+from xai_utils import files
 from xai_utils.training import checkpoints, loop
 
 SGD = {"dropout": 0.2, "loss_noise": 0.1}  # momentum, a schedule, dropout, augmentation, noise in the loss
@@ -76,6 +77,17 @@ def test_a_finished_training_is_returned_and_not_repeated(tmp_path, unbroken, mo
     assert (first.resumed_from, second.resumed_from) == (0, STEPS)
     assert [line.split(":")[0] for line in lines] == ["epoch 1 of 3", "epoch 2 of 3", "epoch 3 of 3"]
     assert "accuracy" in lines[0]
+
+
+def test_a_training_that_another_process_is_at_is_refused(tmp_path):
+    """Its files are left alone; when the other has ended the training goes on."""
+    folder = toy_tasks.fit(tmp_path, SGD).folder
+    (folder / "not-yet-recorded.safetensors").touch()
+    with files.held(folder), pytest.raises(BlockingIOError, match=f"another process is at work in {folder}"):
+        toy_tasks.fit(tmp_path, SGD)
+    assert len(names(folder)) == 3
+    toy_tasks.fit(tmp_path, SGD)
+    assert len(names(folder)) == 2
 
 
 def test_short_epochs_share_a_checkpoint(tmp_path, unbroken):

@@ -130,15 +130,16 @@ def new_arrays(wanted: Mapping[Path, tuple[tuple[int, ...], type]]) -> dict:
     import numpy as np  # a site is made without it
 
     size, made = sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in wanted.values()), {}
-    try:
-        for path, (shape, dtype) in wanted.items():
-            with writing(path, size):
+    with writing(os.path.commonpath(wanted), size):
+        try:
+            for path, (shape, dtype) in wanted.items():
                 made[path] = np.lib.format.open_memmap(path, "w+", dtype, shape)
                 _reserve(path, made[path].offset)
-    except BaseException:
-        for path in wanted:
-            path.unlink(missing_ok=True)
-        raise
+        except BaseException:
+            made.clear()  # what is mapped keeps its space
+            for path in wanted:
+                path.unlink(missing_ok=True)
+            raise
     return made
 
 
