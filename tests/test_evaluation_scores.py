@@ -8,10 +8,12 @@ import numpy as np
 import pandas
 import pytest
 import torch
+import toy_tasks
 from PIL import Image
 
 from xai_utils import datasets, networks, runs
 from xai_utils.evaluation import scores
+from xai_utils.files import DiskFull
 from xai_utils.metrics.localisation import break_zero_ties, pointing_game
 from xai_utils.metrics.perturbation import deletion, faithfulness
 from xai_utils.training.distributed import Compute
@@ -214,8 +216,8 @@ def test_scores_of_another_run_are_never_mixed(scored, tmp_path):
         scores.score_maps(settings(scored, target=str(tmp_path / "target")))
 
 
-def test_a_broken_evaluation_leaves_the_scores_before_it(scored, tmp_path):
-    """An error in the second method leaves the folder of the earlier run as it was, and nothing half-written."""
+def test_a_broken_evaluation_leaves_the_scores_before_it(scored, tmp_path, monkeypatch):
+    """An error in the second method, or a full disk, leaves the earlier run's folder as it was and no other."""
     folder = tmp_path / "scores"
     scores.evaluate(settings(scored, scores=str(folder)))
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
@@ -225,5 +227,8 @@ def test_a_broken_evaluation_leaves_the_scores_before_it(scored, tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         scores.evaluate(settings(scored, scores=str(folder), batch=2), log=breaking)
+    monkeypatch.setattr(pandas.DataFrame, "to_csv", toy_tasks.disk_full)
+    with pytest.raises(DiskFull, match=rf"cannot write {folder}/\w+.csv \(No space left on device\)"):
+        scores.evaluate(settings(scored, scores=str(folder), drawn=str(tmp_path / "curves")))
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert [path.name for path in tmp_path.iterdir()] == ["scores"]

@@ -18,7 +18,7 @@ import torch
 
 from xai_utils import datasets, runs
 from xai_utils.evaluation import maps
-from xai_utils.files import file_name, new_folder, write_json
+from xai_utils.files import file_name, new_folder, write_json, writing
 from xai_utils.metrics import METRICS, metric
 from xai_utils.metrics.localisation import break_zero_ties, mean_over_categories
 from xai_utils.metrics.part_truth import THRESHOLD, area_share, deciding_parts
@@ -194,9 +194,11 @@ def _written(settings, explained, metrics, result):
             if "scores" in folders:
                 options = {"index": False, "float_format": "%.6g", "lineterminator": "\n"}
                 frame = _frame(result, method).assign(protocol=index["digest"])
-                frame.to_csv(folders["scores"] / f"{method}.csv", **options)
+                with writing(path := folders["scores"] / f"{method}.csv"):
+                    frame.to_csv(path, **options)
             for name, values in drawn.items() if "drawn" in folders else ():
-                np.save(folders["drawn"] / f"{method}.{name}.npy", values)
+                with writing(path := folders["drawn"] / f"{method}.{name}.npy"):
+                    np.save(path, values)
 
         yield add
         for folder in folders.values():

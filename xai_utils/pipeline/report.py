@@ -6,7 +6,6 @@ The only script is our own, which sorts tables; the policy of each page allows i
 import base64
 import hashlib
 import html
-import os
 import re
 from pathlib import Path
 
@@ -59,8 +58,7 @@ def without_root(text: str, root: Path) -> str:
     """
     if root == Path(root.anchor):  # all paths lie below it
         return text
-    place = os.fsencode(root).decode(errors="replace")  # as the kernel, which takes names for UTF-8, has written it
-    names = "|".join(re.escape(name) for name in (place, html.escape(place)))
+    names = "|".join(re.escape(name) for name in (str(root), html.escape(str(root))))
     begin, end = r"""(?<![^\s"'`=(\[{,;:>|])|(?<=file://)""", r"""(?=$|[\s"'`<&)\]},;:|]|\.(?!\w))"""
     return re.sub(rf"(?:{begin})(?:{names})(?:/|{end})", lambda found: "" if found[0][-1] == "/" else ".", text)
 

@@ -234,8 +234,7 @@ def publish(root: Path, target: Path, remote: str, branch: str, tell=lambda text
 def _git(root: Path, *arguments: str, environment=None) -> str:
     """The output of a git command."""
     environment = os.environ | (environment or {})
-    options = {"capture_output": True, "encoding": "utf-8", "errors": "replace"}
-    done = subprocess.run(["git", *arguments], cwd=root, env=environment, **options)
+    done = subprocess.run(["git", *arguments], cwd=root, env=environment, capture_output=True, text=True)
     if done.returncode:
         said = done.stderr.strip() or f"exit status {done.returncode}"
         raise SiteError(f"git {' '.join(arguments)} failed: {said}")
@@ -243,6 +242,7 @@ def _git(root: Path, *arguments: str, environment=None) -> str:
 
 
 def main():
+    pipeline.begin_in_utf_8()
     parser = argparse.ArgumentParser(prog="python -m xai_utils.pipeline.site", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("build", help=f"make {SITE}/ from the reports of the last run")

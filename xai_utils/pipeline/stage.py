@@ -176,7 +176,7 @@ def _execute(stage: str, source: Path, executed: Path, given: dict) -> str | Non
 
     os.environ[STAGE] = stage
     os.environ["PYTHONPATH"] = str(ROOT)  # this checkout's package, not an installed one
-    os.environ["PYTHONUTF8"] = "1"  # names of images are UTF-8, whatever the locale says
+    os.environ["PYTHONUTF8"] = "1"  # as this process (`begin_in_utf_8`)
     for what in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"):  # bytes; glibc keeps what a step of a training
         os.environ.setdefault(what, str(2**30))  # has freed for the next, which need not ask for new pages
     try:
@@ -243,7 +243,14 @@ def headline(summary: dict) -> str:
     return tables.markdown(summary | {"metrics": shown})
 
 
+def begin_in_utf_8():
+    """Start this process anew where the locale (C, POSIX) would take text and the names of files for ASCII."""
+    if sys.getfilesystemencoding() != "utf-8":
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+
+
 def main():
+    begin_in_utf_8()
     parser = argparse.ArgumentParser(prog="python -m xai_utils.pipeline", description=__doc__.splitlines()[0])
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("stage", nargs="?", help=", ".join(parameters.STAGES))
@@ -253,7 +260,6 @@ def main():
     what.add_argument("--headlines", action="store_true", help="print the numbers of the last run that come first")
     what.add_argument("--readme", action="store_true", help="put the last result table into README.md")
     chosen = parser.parse_args()
-    sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that knows ASCII alone stops nothing
     try:
         enter_project()
         if chosen.check:
