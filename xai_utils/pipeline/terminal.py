@@ -66,7 +66,7 @@ def _span(seconds: float) -> str:
 
 def headlines(reports: Path) -> list[str]:
     """The numbers of the last run that come first: the target's accuracy, the best method of four metrics."""
-    target, summary = (json.loads((reports / f"{name}.json").read_text()) for name in ("finetune_target", "metrics"))
+    target, summary = (json.loads((reports / f"{name}.json").read_bytes()) for name in ("finetune_target", "metrics"))
     lines = [f"target: {target['top1']:.1%} top-1 on {target['images']} held-out images"]
     for name in HEADLINES:
         about = summary["metrics"].get(name)
