@@ -21,7 +21,7 @@ sys.modules.setdefault("rfc3987_syntax", None)
 import nbformat  # noqa: E402
 
 from xai_utils import files  # noqa: E402
-from xai_utils.pipeline import cells, check, dependencies, parameters, raw_data, report, terminal  # noqa: E402
+from xai_utils.pipeline import cells, check, dependencies, lockfile, parameters, raw_data, report, terminal  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 HEADLINE = ("insertion", "deletion", "faithfulness_offset", "average_drop", "box_average_precision", "part_truth")
@@ -262,7 +262,10 @@ def main():
     chosen = parser.parse_args()
     try:
         enter_project()
+        if "DVC_STAGE" in os.environ:
+            lockfile.keep()
         if chosen.check:
+            lockfile.mend()
             said = check.problems(notebook=lambda stage, given: _check_parameters_cell(_notebook_of(stage), given))
             sys.exit("\n".join(said) or None)
         elif chosen.write:
