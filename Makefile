@@ -11,7 +11,7 @@ $(foreach name,$(HOMES),$(eval export $(name) = $$(CURDIR)/.runs/home))
 endif
 unexport PYTHONDONTWRITEBYTECODE # without .pyc files every process parses torch anew: 10 s instead of 4
 
-.PHONY: repro test bench lab inspect notebooks site publish lint lock readme setup data clean
+.PHONY: repro test faults bench lab inspect notebooks site publish lint lock readme setup data clean
 
 repro: setup data ## run the whole pipeline: reports/index.html
 	python -m xai_utils.pipeline --check
@@ -20,6 +20,9 @@ repro: setup data ## run the whole pipeline: reports/index.html
 
 test: setup data ## run the tests
 	python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
+faults: setup ## kill every stage, fill the disk, run twice at once, and compare the results; at most 30 min
+	python tests/faults.py
 
 bench: setup ## measure our maps beside other libraries', one benchmark after the other
 	for name in cams fastcam gradients surrogate mask_predictor rise curves memory; do python benchmarks/$$name.py --json benchmarks/$$name.json || exit 1; done
