@@ -146,12 +146,13 @@ def test_methods_of_a_recorded_run_are_not_looked_up_again(tmp_path, monkeypatch
     change(tmp_path / "params.yaml", **{"dataset": "data/birds", "evaluate.metrics": ["inserton"]})
     values = parameters.read(tmp_path / "params.yaml")
     recorded = {
-        name: {"params": {"params.yaml": {"scale": values["scale"], name: values[name]}}} for name in parameters.STAGES
+        name: {"params": {"params.yaml": {"scale": values["scale"], name: values[name]}}, "outs": []}
+        for name in parameters.STAGES
     }
     (weights := tmp_path / "data" / "weights" / "mine.pth").parent.mkdir()
     weights.write_text("abc")
     recorded["finetune_target"]["deps"] = [{"path": "data/weights", "size": 3}]
-    (tmp_path / "dvc.lock").write_text(json.dumps({"stages": recorded}))
+    (tmp_path / "dvc.lock").write_text(json.dumps({"stages": recorded}) + "\n")
     assert checked(monkeypatch) is None
     weights.write_text("abcd")
     assert "metric 'inserton' is unknown" in checked(monkeypatch)
