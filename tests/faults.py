@@ -99,7 +99,7 @@ class Started:
         while self.running():
             if process := self.found(command_of(stage)):
                 return process
-            if self.found("|".join(map(command_of, later)) or "$^"):
+            if self.found("|".join(map(command_of, later)) or "(?!)"):
                 return None
             time.sleep(0.05)
         return None
@@ -107,7 +107,7 @@ class Started:
     def ended(self) -> str:
         """How it ended: its status or signal, and the first line that tells of an error."""
         try:
-            status = self.process.wait(1200)
+            status = self.process.wait(3600)
         except psutil.TimeoutExpired:
             os.killpg(self.process.pid, signal.SIGKILL)
             return f"hung; see {self.log}"
