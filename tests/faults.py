@@ -265,15 +265,18 @@ def disturbed(folder: Path, faults: list[Fault], small_disk: bool):
     wrong += [f"still runs: {process}" for process in psutil.wait_procs(seen | run.seen, timeout=30)[1]]
     found = results(project) if not wrong else {}
     if small_disk:  # it goes when this process ends
-        shutil.copytree(project, folder / "as it was left", symlinks=True)
+        with contextlib.suppress(shutil.Error):  # of a socket
+            shutil.copytree(project, folder / "as it was left", symlinks=True)
         subprocess.run(["umount", "--lazy", project], check=True)
     return happened, found, wrong
 
 
 def results(project: Path) -> dict[str, str]:
     """Path -> hash of all that a run leaves in build/, reports/ and .runs/, and of all outs in dvc.lock."""
-    files = [path for top in ("build", "reports", ".runs") for path in (project / top).rglob("*") if path.is_file()]
-    found = {str(path.relative_to(project)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    found = {path.name: "" for path in project.iterdir()}  # nothing else beside them
+    for path in (path for top in ("build", "reports", ".runs") for path in (project / top).rglob("*")):
+        content = path.read_bytes() if path.is_file() else b""
+        found[str(path.relative_to(project))] = hashlib.sha256(content).hexdigest()
     for stage, about in YAML(typ="safe").load(project / "dvc.lock")["stages"].items():
         found |= {f"{stage}: {out['path']}": out["md5"] for out in about["outs"]}
     return {name: value for name, value in found.items() if UNEQUAL not in name and name != ".runs/dvc.lock"}
