@@ -211,6 +211,7 @@ def test_scores_of_another_run_are_never_mixed(scored, tmp_path):
     for read, folder in ((scores.read_scores, folders["scores"]), (scores.read_curves, folders["drawn"])):
         with pytest.raises(ValueError, match=r"protocol.json is of another run \(maps of a test instead of others\)"):
             read(folder, run | {"maps": "others"})
+    torch.manual_seed(7)
     networks.save(networks.build("small_resnet", ["a", "b"]).eval(), tmp_path / "target")
     with pytest.raises(ValueError, match=r"maps is of another run \(target small_resnet \w+ instead of small_resnet"):
         scores.score_maps(settings(scored, target=str(tmp_path / "target")))

@@ -6,6 +6,7 @@ import re
 import resource
 import subprocess
 import sys
+import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -127,6 +128,13 @@ def test_a_full_disk_is_known_by_what_each_library_says():
     assert [files.full_disk(error) for error in (OSError(errno.EACCES, "no"), ValueError("28"))] == [None, None]
 
 
+@pytest.fixture
+def short_path():
+    """A folder with a path so short that sockets fit into it, as in that of the system's temporary files."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        yield Path(folder)
+
+
 WORKER = """
 import sys, time
 from pathlib import Path
@@ -138,33 +146,33 @@ with files.held(here / "work"), files.new_folder(here / "deep" / "made") as fold
 """
 
 
-def test_what_a_killed_process_left_is_swept_and_what_a_living_one_writes_is_not(tmp_path):
+def test_what_a_killed_process_left_is_swept_and_what_a_living_one_writes_is_not(short_path):
     """The same names, the same folder: only the end of the process makes leftovers of them, and frees its work."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path / "deep")}
-    (tmp_path / "deep").mkdir()
-    command = [sys.executable, "-c", WORKER, str(tmp_path)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(short_path / "deep")}
+    (short_path / "deep").mkdir()
+    command = [sys.executable, "-c", WORKER, str(short_path)]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "begun\n"
 
     def partial():
-        return sorted(path.name.split(".")[1] for path in tmp_path.rglob(".*.partial"))
+        return sorted(path.name.split(".")[1] for path in short_path.rglob(".*.partial"))
 
-    files.sweep(tmp_path)
-    files.write_text(tmp_path / "file", "ours")
+    files.sweep(short_path)
+    files.write_text(short_path / "file", "ours")
     assert partial() == ["file", "made", "xai-test"]
-    work = tmp_path / "work"
+    work = short_path / "work"
     with pytest.raises(BlockingIOError, match=rf"another process is at work in {work}; let it end"), files.held(work):
         pytest.fail("two at once")
     process.kill()
     process.wait()
-    with files.new_folder(tmp_path / "deep" / "made"):  # its own leftover goes by itself, and no other's
+    with files.new_folder(short_path / "deep" / "made"):  # its own leftover goes by itself, and no other's
         assert len(partial()) == 3
     assert partial() == ["file", "xai-test"]
-    files.sweep(tmp_path)
+    files.sweep(short_path)
     assert partial() == []
     with files.held(work):
-        assert names(tmp_path) == ["deep", "file", "work"]
-    assert (tmp_path / "file").read_text() == "ours"
+        assert names(short_path) == ["deep", "file", "work"]
+    assert (short_path / "file").read_text() == "ours"
     assert not work.exists()  # nothing was put into it
 
 

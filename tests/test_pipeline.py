@@ -6,6 +6,8 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -218,13 +220,15 @@ def test_a_stage_runs_wherever_it_is(tmp_path):
     for path in left:
         path.mkdir(parents=True)
         (path / "half").touch()
-    (tmp_path / ".xai-kernel.01234567.partial").mkdir()
+    (short := Path(tempfile.mkdtemp(dir="/tmp")) / ".xai-kernel.01234567.partial").mkdir()
     locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-    status, out, error = run(folder, **locale, HOME="/proc/nothing", TMPDIR=str(tmp_path))
+    status, out, error = run(folder, **locale, HOME="/proc/nothing", TMPDIR=str(short.parent))
     assert (status, out) == (0, f"× {folder}/notebooks\n"), error
     assert "<pre>× notebooks\n</pre>" in (folder / "reports" / "figures.html").read_text("utf-8")
     assert not any(path.exists() for path in left)
-    assert [path.name for path in tmp_path.iterdir() if path.suffix == ".partial"] == []
+    assert list(short.parent.glob(".xai-*")) == []
+    shutil.rmtree(short.parent)
+    assert run(folder, TMPDIR=str(tmp_path / ("long" * 30)))[0] == 0
     assert not [path for path in folder.iterdir() if path.is_socket()]
 
 

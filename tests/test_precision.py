@@ -52,6 +52,9 @@ def test_logits_that_are_no_numbers_are_an_error(method, value, images):
         return
     model, options = deep_copy(explained()), generated(method)
     model.network.fc.bias.data[0] = value
+    if (part := EXPLAINERS[method].part) is not None:
+        options[part.option] = deep_copy(options[part.option])
+        part.adopt(options[part.option], model)
     with pytest.raises(ValueError, match=r"logits are NaN or infinite for images \[0, 1"):
         explain(model, images, torch.tensor([1, 2]), method=method, **options)
 

@@ -27,7 +27,8 @@ def test_what_is_left_of_a_run(project):
     assert terminal.remaining("evaluate", described, made) == ["measure_speed", "figures"]
     assert terminal.remaining("figures", described, made) == []
     behind = ["evaluate", "measure_speed", "figures"]
-    assert terminal.remaining("train_mask_predictor", described, made) == ["explain", *behind]
+    assert terminal.remaining("explain", described, made) == behind
+    assert terminal.remaining("train_attention", described, made) == ["explain", "evaluate", *STAGES[7:]]
     assert terminal.remaining("measure_speed", described, made | {"explain": 2.0}) == ["evaluate", "figures"]
 
 

@@ -184,9 +184,8 @@ def own_network(method, options, device="cpu"):
     `options` of the method name a network or its folder; FileNotFoundError where there is none.
     """
     record = EXPLAINERS[method]
-    if record.part is None:
+    if (given := record.brought(options)) is None:
         return None
-    given = record.brought(options)
     return (deep_copy(given) if isinstance(given, nn.Module) else record.part.read(given, device)).eval()
 
 

@@ -96,35 +96,36 @@ class Part:
         """The stage of the pipeline that trains it."""
         return STAGES[self.kind]
 
-    def read(self, folder, device="cpu"):
-        """The network in `folder`, as it was saved; FileNotFoundError and ValueError say what to train or to pass."""
-        instead = f"or pass `{self.option}`: another folder, or the network itself ({self.network.__name__})"
-        instead += f"; {self.option}=None {self.without}" if self.without else ""
-        if not isinstance(folder, str | Path):
-            given = folder if isinstance(folder, int | float | None) else type(folder).__name__
-            raise ValueError(f"{self.option} is {given}; train one (`dvc repro {self.stage}`), {instead}")
-        try:
-            return self.load(folder, device=device)
-        except FileNotFoundError as error:
-            raise FileNotFoundError(f"{error}, {instead}") from None
-
     @property
     def optional(self) -> bool:
         """Whether the method knows a way without one, None."""
         return bool(self.without)
 
-    def check(self, method: str, value):
-        """ValueError for what is neither such a network nor the path of a folder."""
+    @property
+    def _instead(self) -> str:
+        told = f"or pass `{self.option}`: another folder, or the network itself ({self.network.__name__})"
+        return f"{told}; {self.option}=None {self.without}" if self.without else told
+
+    def check(self, value, method=""):
+        """ValueError for what is neither such a network nor the path of a folder; it says what to train or to pass."""
         if not isinstance(value, self.network | str | Path) and not (value is None and self.optional):
-            without = ", or null to do without" if self.optional else ""
-            raise ValueError(f"{method}: {self.option} is {value!r}; give the folder of a trained one{without}")
+            given = value if isinstance(value, int | float | None) else type(value).__name__
+            advice = f"train one (`dvc repro {self.stage}`), {self._instead}"
+            raise ValueError(f"{f'{method}: ' if method else ''}{self.option} is {given}; {advice}")
+
+    def read(self, folder, device="cpu"):
+        """The network in `folder`, as it was saved; FileNotFoundError and ValueError say what to train or to pass."""
+        self.check(folder)
+        try:
+            return self.load(folder, device=device)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{error}, {self._instead}") from None
 
     def of(self, given, model, device):
         """The network that is given, or lies in the folder that is given, opened once; of this model."""
         network, source = given, f"the given {self.kind.replace('_', ' ')}"
         if not isinstance(given, self.network):
-            if not isinstance(given, str | Path):
-                self.read(given)
+            self.check(given)
             facts, source = Path(given) / f"{self.kind}.json", given
             written = facts.stat().st_mtime_ns if facts.is_file() else None
             network = _opened(self, str(Path(given).resolve()), written, str(device))
@@ -188,7 +189,7 @@ class Explainer:
             if (option := self.option(name)) is not None:
                 option.check(method, value)
             elif self.part is not None and name == self.part.option:
-                self.part.check(method, value)
+                self.part.check(value, method)
             elif not isinstance(value, torch.Generator | None):
                 raise ValueError(f"{method}: {name} is {value!r}; give a torch.Generator, from code")
 
