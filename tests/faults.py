@@ -35,6 +35,7 @@ RUN = ("sh", "-c", "python -m xai_utils.pipeline --check && dvc repro")  # as `m
 SMALL = {"scale": "smoke", "remove_and_retrain.statistics": ["smoe_scale", "mean"]}
 STAGES = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
 UNEQUAL = "measure_speed"  # its results are times
+NOTES = (".runs/dvc.lock", ".runs/seconds.json")  # a copy, and how long stages took
 NAMESPACE = "FAULTS_NAMESPACE"  # set in the namespace where small disks can be mounted
 
 GROUP, KERNEL, TERM, INTERRUPT = KILLS = ("SIGKILL, group", "SIGKILL, kernel", "SIGTERM, dvc", "SIGINT, group")
@@ -279,7 +280,7 @@ def results(project: Path) -> dict[str, str]:
         found[str(path.relative_to(project))] = hashlib.sha256(content).hexdigest()
     for stage, about in YAML(typ="safe").load(project / "dvc.lock")["stages"].items():
         found |= {f"{stage}: {out['path']}": out["md5"] for out in about["outs"]}
-    return {name: value for name, value in found.items() if UNEQUAL not in name and name != ".runs/dvc.lock"}
+    return {name: value for name, value in found.items() if UNEQUAL not in name and name not in NOTES}
 
 
 def may_mount() -> bool:
