@@ -232,8 +232,17 @@ def strike(fault: Fault, run: Started, command: psutil.Process):
         (kernel or command).kill()
     elif fault.kind == FULL:
         room = int(fault.share * 2**16) if fault.moment == OUT else 0  # bytes
-        with (run.project / "ballast").open("wb") as file:
-            os.posix_fallocate(file.fileno(), 0, max(1, shutil.disk_usage(run.project).free - room))
+        fill(run.project / "ballast", room)
+
+
+def fill(ballast: Path, room: int):
+    """Leave about `room` bytes on the disk of `ballast`, to which others write meanwhile."""
+    with ballast.open("wb") as file:
+        while (size := shutil.disk_usage(ballast.parent).free - room) > 0:
+            try:
+                return os.posix_fallocate(file.fileno(), 0, size)
+            except OSError:  # it has just become less
+                room += 2**12
 
 
 def disturbed(folder: Path, faults: list[Fault], small_disk: bool):
