@@ -1,6 +1,6 @@
 """Kill every stage, fill its disk, start it twice: the numbers must stay those of an undisturbed run.
 
-    python tests/faults.py [--seed 0] [--rounds 4] [--only STAGE] [--side-by-side 2]
+    python tests/faults.py [--seed 0] [--rounds 2] [--only STAGE] [--side-by-side 2]
 
 Clones of the last commit run in a temporary folder at the smoke scale, one of them undisturbed. In each of the others
 something goes wrong at every stage, at a moment drawn from the seed; then the run is started again with the same
@@ -320,7 +320,7 @@ def table(rounds: list[tuple[list[Fault], list[str]]]) -> str:
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=0, help="of the moments and their order")
-    parser.add_argument("--rounds", type=int, default=4, help="in each of them every stage is killed once")
+    parser.add_argument("--rounds", type=int, default=2, help="in each of them every stage is killed once")
     parser.add_argument("--only", choices=STAGES, help="disturb this stage alone")
     parser.add_argument("--side-by-side", type=int, default=2, help="clones that run at a time")
     chosen = parser.parse_args()
