@@ -89,6 +89,19 @@ def test_values_are_given_as_the_pipeline_gives_them(project):
         stage.begin("prepare_data", names | {"image_size": 7})
 
 
+def test_a_data_set_beside_the_project_is_that_of_the_cell(project):
+    """A path that leaves the project is one of the project's folder, not of the scratch folder."""
+    names = parameters.resolve(parameters.read(), "prepare_data", written=True) | {"dataset": "../birds of mine"}
+    stage.begin("prepare_data", names)
+    assert names["dataset"] == str(project.parent / "birds of mine")
+
+
+def test_a_notebook_that_has_not_begun_cannot_end(project):
+    """The last cell run first is told so."""
+    with pytest.raises(RuntimeError, match="has not begun: run its cells from the first on"):
+        stage.end()
+
+
 def test_what_an_earlier_stage_has_not_made_is_named(project):
     """A stage whose inputs are missing says which stage makes them."""
     names = parameters.resolve(parameters.read(), "evaluate", written=True)
@@ -144,7 +157,8 @@ def test_a_saved_notebook_stays_the_source(project):
 
 def test_in_jupyterlab_nothing_of_the_pipeline_changes(project, browser, tmp_path):
     """A real JupyterLab in a real browser: a value is edited, all cells run, and the notebook is saved."""
-    command = subprocess.run(["make", "-n", "lab"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    asked = ["make", "-n", "--no-print-directory", "lab"]
+    command = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     command = shlex.split(command.strip().splitlines()[-1])
     assert command[0] == "jupyter"
     port, before = free_port(), kept(project)

@@ -45,7 +45,7 @@ def served(tmp_path_factory):
         for key, value in os.environ.items()
         if key not in ("PYTHONDONTWRITEBYTECODE", "JUPYTER_TOKEN", "JUPYTER_TOKEN_FILE")
     }
-    environment |= {"PYTHONPATH": str(ROOT), "BROWSER": f"{sys.executable} '{folder.parent}/browser.py' %s"}
+    environment |= {"PYTHONPATH": str(ROOT), "BROWSER": f"'{sys.executable}' '{folder.parent}/browser.py' %s"}
     log = folder / "voila.log"
     with log.open("w") as output:
         server = subprocess.Popen(
@@ -241,7 +241,10 @@ def test_nobody_comes_in_without_the_token(served):
 def test_the_browser_is_given_the_token_in_a_file_of_this_user(served):
     """The arguments of a browser are everybody's to read; the file that they name leads to the printed address."""
     printed, folder = served
-    address = (folder.parent / "opened").read_text()
+    opened, deadline = folder.parent / "opened", time.monotonic() + PATIENCE / 1000
+    while not (opened.is_file() and (address := opened.read_text())):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
     file = Path(urlsplit(address).path)
     assert "token" not in address
     assert printed in file.read_text()

@@ -32,6 +32,8 @@ def begin(stage: str, names: dict) -> None:
     given = parameters.resolve(raw, stage, written=True)
     tried = {name: names[name] for name in given if name in names}
     names.update(parameters.checked(tried, stage, source="the parameters cell"))
+    if Path(names.get("dataset", "")).parts[:1] == ("..",):  # beside the project, not beside the scratch folder
+        names["dataset"] = str(Path(names["dataset"]).resolve())
     read = [path for path in about[stage]["deps"] if path.startswith(MADE) and not path.startswith("build/notebooks/")]
     for path in read:
         if not Path(path).exists():
@@ -54,7 +56,8 @@ def begin(stage: str, names: dict) -> None:
 
 def end() -> None:
     """Say where the results are, and what makes them the pipeline's."""
-    stage = Path.cwd().name
+    if (stage := Path.cwd().name) not in _overrides:
+        raise RuntimeError("this notebook has not begun: run its cells from the first on")
     print(f"Results of this run by hand: {PLACE / stage}/\n{_advice(stage)}")
 
 
