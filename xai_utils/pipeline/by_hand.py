@@ -14,7 +14,7 @@ from pathlib import Path
 
 import nbformat
 
-from xai_utils.files import write_atomically
+from xai_utils.files import write_text
 from xai_utils.pipeline import cells, dependencies, parameters, report
 
 PLACE = Path("build/by-hand")
@@ -131,7 +131,7 @@ def keep_source(model: dict, path: str, contents_manager, **_) -> None:
     model["content"] = source
     copy = project / PLACE / f"{place.stem.lstrip('0123456789_')}.ipynb"
     copy.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(copy, lambda partial: partial.write_text(shown + "\n", encoding="utf-8"))
+    write_text(copy, shown + "\n")
 
 
 def _same_names(source: str, before: str) -> bool:

@@ -4,7 +4,7 @@ import json
 from functools import cache
 from pathlib import Path
 
-from xai_utils.files import write_atomically
+from xai_utils.files import write_json
 from xai_utils.pipeline import dependencies, parameters
 
 SECONDS = Path(".runs/seconds.json")  # scale -> stage -> seconds that it took here last
@@ -50,7 +50,7 @@ def record(stage: str, scale: str, seconds: float) -> None:
     found = _recorded()
     found.setdefault(scale, {})[stage] = round(seconds, 1)
     SECONDS.parent.mkdir(exist_ok=True)
-    write_atomically(SECONDS, lambda path: path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8"))
+    write_json(SECONDS, found)
 
 
 def _recorded() -> dict:
