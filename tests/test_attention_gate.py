@@ -50,8 +50,7 @@ def opened(gate):
 
 def test_sizes_are_the_papers():
     """Behind a ResNet-50 the channel gate has 526,464 parameters, the spatial one 98 weights and a batch norm's two."""
-    with torch.device("meta"):
-        made = gate_for(build("resnet50", range(1000)), torch.empty(1, 3, 224, 224))
+    made = gate_for(build("resnet50", range(1000)), torch.rand(1, 3, 64, 64))
     assert (made.layer, made.channels) == ("layer4", 2048)
     assert sum(weight.numel() for weight in made.channel.parameters()) == 526_464
     assert sum(weight.numel() for weight in made.spatial.parameters()) == 98 + 2
@@ -65,9 +64,8 @@ def test_sizes_are_the_papers():
      ("alexnet", None, 256), ("tiny_resnet", "layer4", 64)],
 )  # fmt: skip
 def test_channels_are_counted_on_any_network(architecture, layer, channels):
-    """The default layer's channels are found by a pass, without weights being read."""
-    with torch.device("meta"):
-        made = gate_for(Target(ARCHITECTURES[architecture](20), architecture, range(20)), torch.empty(1, 3, 128, 128))
+    """The default layer's channels are found by a pass."""
+    made = gate_for(Target(ARCHITECTURES[architecture](20), architecture, range(20)), torch.rand(1, 3, 64, 64))
     assert made.layer == layer or layer is None
     assert (made.channels, made.architecture) == (channels, architecture)
 
@@ -198,15 +196,15 @@ def test_bad_input_is_named():
     model, images = target(), torch.rand(2, 3, 64, 64)
     made = gate(model)
     for layer, message in (
-        ("avgpool", r"'avgpool' returns \(1, 128, 1, 1\) for images of \(64, 64\), not a map"),
-        ("fc", r"'fc' returns \(1, 3\)"),
+        ("avgpool", r"'avgpool' returns \(N, 128, 1, 1\) for images of 64 x 64 pixels, no map"),
+        ("fc", r"'fc' returns \(N, 3\)"),
         ("layer5", "'layer5' is unknown; close names: layer4"),
     ):
         with pytest.raises(ValueError, match=message):
             gate(model, layer=layer)
-    with pytest.raises(ValueError, match=r"'layer4' returns \(1, 128, 1, 1\) for images of \(16, 16\)"):
-        gate(model, images[..., :16, :16])
-    with pytest.raises(ValueError, match=r"returns \(2, 128, 1, 1\), not a map .* larger images"):
+    with pytest.raises(ValueError, match=r"'layer4' returns \(N, 128, 1, 1\) for images of 16 x 16"):
+        gate(model, images[..., :16, :16], layer="layer4")
+    with pytest.raises(ValueError, match=r"returns \(N, 128, 1, 1\) .* no map .* larger images"):
         amg(model, images[..., :16, :16], gate=made)
     for options, message in (
         ({"gate_input": "weights"}, "gate_input is 'weights'; give one of activations, weighted"),

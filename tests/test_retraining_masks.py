@@ -6,6 +6,7 @@ from torch import nn
 
 from xai_utils.explainers.activation_statistics import STATISTICS
 from xai_utils.networks import build, captured, find_layer, pre_activations
+from xai_utils.networks.layouts import layout_of
 from xai_utils.retraining import masks
 
 LAYERS = ("relu", "layer1", "layer2", "layer3", "layer4")
@@ -59,6 +60,7 @@ def test_a_masked_layer_by_hand(tiny, images, layer, statistic):
     positions = plain[0, 0].numel()
     count = masks.kept_count(0.1, positions)
     masked, behind = masks.layer_masked_model(tiny, layer, statistic=statistic, share=0.1), []
+    layout_of(masked.model, images, layer)  # looks at the network once
     following = {"relu": "maxpool", "layer1": "layer2", "layer2": "layer3", "layer3": "layer4", "layer4": "avgpool"}
     find_layer(masked.model, following[layer]).register_forward_pre_hook(
         lambda _, given: behind.append(given[0].clone())

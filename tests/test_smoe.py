@@ -15,7 +15,7 @@ from torchvision import models
 
 from xai_utils.explainers import explain
 from xai_utils.explainers.activation_statistics import PRE_ACTIVATION, STATISTICS, smoe_scale
-from xai_utils.explainers.lovi import LAYER_WEIGHTS, hsv_to_rgb, lovi, lovi_heat_map
+from xai_utils.explainers.lovi import LAYER_WEIGHTS, hsv_to_rgb, layer_weights, lovi, lovi_heat_map
 from xai_utils.explainers.smoe import combine, gamma_cdf, layer_maps, normal_cdf, statistic_maps
 from xai_utils.images import resize, unit_range
 from xai_utils.networks import build, captured, pre_activations, scale_layers
@@ -37,23 +37,22 @@ def images():
 
 def test_scale_layers_of_the_papers_networks():
     """ResNet, VGG and GoogLeNet have the five layers of the paper's list."""
-    with torch.device("meta"):  # names need no weights
-        vgg16, vgg19, resnet = models.vgg16(), models.vgg19_bn(), models.resnet50()
-    assert scale_layers(resnet, None) == ("relu", "layer1", "layer2", "layer3", "layer4")
-    assert scale_layers(vgg16, None) == ("features.3", "features.8", "features.15", "features.22", "features.29")
-    relus = [vgg19.get_submodule(name) for name in scale_layers(vgg19, None)]
+    images, vgg16, vgg19 = torch.rand(1, 3, 64, 64), build("vgg16", range(3)), build("vgg19_bn", range(3))
+    assert scale_layers(models.resnet50(), images) == ("relu", "layer1", "layer2", "layer3", "layer4")
+    assert scale_layers(vgg16, images) == ("features.3", "features.8", "features.15", "features.22", "features.29")
+    relus = [vgg19.network.get_submodule(name) for name in scale_layers(vgg19, images)]
     assert len(relus) == 5
     assert all(isinstance(module, nn.ReLU) for module in relus)
     google = build("googlenet", range(3))
-    assert scale_layers(google, None) == ("conv1", "conv3", "inception3b", "inception4e", "inception5b")
+    assert scale_layers(google, images) == ("conv1", "conv3", "inception3b", "inception4e", "inception5b")
 
 
 PROBED = {  # sides of the maps of 96-pixel images, and whether all are a ReLU's outputs
-    "mobilenet_v2": ([48, 24, 12, 6, 3], True),
-    "densenet121": ([48, 24, 12, 6, 3], True),
+    "mobilenet_v2": ([48, 24, 12, 6, 3], False),  # linear bottlenecks end its stages
+    "densenet121": ([48, 24, 12, 6, 3], False),
     "efficientnet_b0": ([48, 24, 12, 6, 3], False),
     "squeezenet1_1": ([47, 23, 11, 5], True),
-    "alexnet": ([23, 11, 5, 2], True),
+    "alexnet": ([23, 11, 5], True),
 }
 
 
@@ -66,7 +65,7 @@ def test_torchvision_networks_work(architecture):
     layers = scale_layers(model, batch)
     maps = statistic_maps(model, batch)
     assert tuple(maps) == layers
-    with captured(model, layers) as activations, torch.no_grad():
+    with captured(model, layers, reduce=lambda _, output: output.clone()) as activations, torch.no_grad():
         model(batch)
     for name, activation in activations.items():
         torch.testing.assert_close(maps[name], smoe_scale(activation.relu()), rtol=1e-4, atol=1e-9)
@@ -83,7 +82,7 @@ def test_torchvision_networks_work(architecture):
 
 @pytest.mark.parametrize("architecture", ["resnet18", "googlenet", "mobilenet_v2", "efficientnet_b0"])
 def test_pre_activations(architecture):
-    """Before the ReLU: rectified again it gives the layer's output, and it has negative values."""
+    """Before the ReLU: rectified again it gives the layer's output, and it has negative values; no ReLU, as it is."""
     torch.manual_seed(0)
     model, batch = build(architecture, range(3)).eval(), torch.rand(1, 3, 64, 64)
     layers = scale_layers(model, batch)
@@ -91,7 +90,7 @@ def test_pre_activations(architecture):
         model(batch)
     for name in layers:
         ceiling = 6 if architecture == "mobilenet_v2" else math.inf
-        rectified = before[name] if architecture == "efficientnet_b0" else before[name].clamp(0, ceiling)
+        rectified = before[name] if after[name].amin() < 0 else before[name].clamp(0, ceiling)
         assert torch.equal(rectified, after[name])
         assert before[name].amin() < 0
     maps = statistic_maps(model, batch, statistic="truncated_normal_mean", layers=layers)
@@ -118,6 +117,7 @@ def test_pre_activations_against_a_hook():
 
 def test_maps_of_one_pass(small, images):
     """Every statistic of every layer costs one forward pass, and no activation is left in memory."""
+    statistic_maps(small, images)  # which looks at the network once
     passes = []
     handle = small.network.conv1.register_forward_hook(lambda *_: passes.append(1))
     for statistic in STATISTICS:
@@ -181,7 +181,7 @@ def test_combined_map_is_a_convex_combination():
     """Weights do not depend on their scale, and the result is the weighted mean of the resized maps."""
     maps = [torch.rand(2, side, side + 1) for side in (12, 6, 3)]
     for weights in ([3, 1, 0], [0.2, 0.5, 0.1], "linear", "equal", "prior"):
-        values = {"linear": [1, 2, 3], "equal": [1, 1, 1], "prior": [0.37, 0.40, 0.72]}.get(str(weights), weights)
+        values = {"linear": [1, 2, 3], "equal": [1, 1, 1], "prior": [0.18, 0.37, 0.72]}.get(str(weights), weights)
         resized = [resize(each, (20, 24)) for each in maps]
         expected = sum(w * each for w, each in zip(values, resized, strict=True)) / sum(values)
         combined = combine(maps, weights, size=(20, 24))
@@ -195,7 +195,7 @@ def test_combined_map_is_a_convex_combination():
 
 
 def test_bad_weights():
-    """Weights of the wrong length, all zero, negative, unknown, or the paper's five for six layers are refused."""
+    """Weights of the wrong length, all zero, negative or unknown are refused; the paper's five serve any number."""
     stack = torch.rand(1, 3, 4, 4)
     for weights, message in (
         ([1, 2], r"shape \(2,\); give one for each of 3 layers"),
@@ -206,8 +206,8 @@ def test_bad_weights():
     ):
         with pytest.raises(ValueError, match=message):
             combine(stack, weights)
-    with pytest.raises(ValueError, match="'prior' serve five layers, not 6"):
-        combine(torch.rand(1, 6, 4, 4))
+    expected = torch.tensor([0.18, 0.165, 0.15, 0.26, 0.37, 0.385, 0.40, 0.56, 0.72], dtype=torch.float64)
+    torch.testing.assert_close(layer_weights("prior", 9), expected)
     with pytest.raises(ValueError, match=r"give maps \(N, h, w\)"):
         combine(stack[0])
 

@@ -19,7 +19,8 @@ from torch import nn
 
 from xai_utils.explainers import EXPLAINERS, check_options
 from xai_utils.networks import checked_target, class_indices, deep_copy, evaluating, logits_of
-from xai_utils.networks.layers import is_map, layer_root, makes_weights, observed
+from xai_utils.networks.layers import find_layer, layer_root, makes_weights, observed
+from xai_utils.networks.layouts import layouts
 
 NOISE = 0.02  # standard deviation of the noise on pixels in [0, 1]: 5 of 255 grey levels, hardly seen
 UNCHANGED = 0.9  # mean rank correlation from which on maps count as not changed; what reads the network is far below
@@ -62,19 +63,25 @@ def seeded(method, **options):
     return explain
 
 
-def layer_stages(model, run):
+def layer_stages(model, run, images=None):
     """The layers that have parameters, from the output down: a dict name of a stage's lowest layer -> layer names.
 
     In the reverse order of the pass that `run()` makes; a new stage begins where the maps change their size. A ResNet
     has its head, then the layers of each spatial scale. Layers that the pass does not meet stand in the last stage.
+    With `images`, of a network that takes them, sizes are those of `layouts`; else outputs are read as (N, C, h, w).
     """
+    grids = None if images is None else {name: layout.grid for name, layout in layouts(model, images).items()}
     layers = {name: module for name, module in layer_root(model).named_modules() if _has_parameters(module)}
     met = {}
 
     def watch(name, layer, output):
         met.pop(name, None)  # a layer that is called several times counts with its last call
-        sized = is_map(output) and not isinstance(layer, CHANNELS_LAST) and not makes_weights(name)
-        met[name] = output.shape[-2:] if sized else None
+        if grids is not None:
+            met[name] = grids.get(name)
+        else:
+            read = isinstance(output, torch.Tensor) and output.ndim == 4 and not isinstance(layer, CHANNELS_LAST)
+            sized = read and output[0, 0].numel() > 1 and not makes_weights(name)
+            met[name] = output.shape[-2:] if sized else None
 
     with observed(model, watch, modules=layers), evaluating(model), torch.no_grad():
         run()
@@ -118,7 +125,7 @@ def parameter_randomisation(explain, model, images, target=None, *, stages=None,
     `layer_stages`) can name fewer layers. The class is that of the trained network throughout. `batch` images are
     explained at once. Costs one explanation per stage, and one more where `maps` of the model are not given.
     """
-    stages = layer_stages(model, lambda: model(images[:1])) if stages is None else stages
+    stages = layer_stages(model, lambda: model(images[:1]), images) if stages is None else stages
     target = _explained(model, images, target, batch)
     maps = _batched(explain, model, images, target, batch) if maps is None else maps
     with torch.inference_mode(False):
@@ -126,7 +133,7 @@ def parameter_randomisation(explain, model, images, target=None, *, stages=None,
     similarities = {}
     for stage, layers in stages.items():
         for name in layers:
-            _forget(layer_root(forgetting).get_submodule(name), layer_root(fresh).get_submodule(name))
+            _forget(*(find_layer(network, name) if name else layer_root(network) for network in (forgetting, fresh)))
         similarities[stage] = rank_correlation(maps, _batched(explain, forgetting, images, target, batch))
     return similarities
 
@@ -242,7 +249,7 @@ def sanity(method, model, images, target=None, *, options=None, cascade=True, no
     maps = _batched(explain, model, images, target, batch)
 
     def forget(explain, network, run, cascade=cascade):
-        stages = layer_stages(network, run)
+        stages = layer_stages(network, run, images if network is model else None)
         stages = stages if cascade else {"all": sum(stages.values(), ())}
         return parameter_randomisation(
             explain, network, images, target, stages=stages, maps=maps, seed=seed, batch=batch

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 LAYER_WEIGHTS = {  # of the scales, finest first
@@ -84,18 +85,15 @@ def lovi_heat_map(stack, weights="prior"):
 def layer_weights(weights, layers):
     """Weights (L,) float64 of L layers: a name of LAYER_WEIGHTS, or one number each, none negative, not all zero.
 
-    Named weights serve five layers; fewer take the last of "prior", linear and equal ones are made for any number.
+    Named weights are made for any number: the five of "prior" are interpolated linearly between first and last layer.
     """
     if isinstance(weights, str):
         if weights not in LAYER_WEIGHTS:
             raise ValueError(
                 f"weights {weights!r} are unknown; choose {', '.join(LAYER_WEIGHTS)}, or give {layers} numbers"
             )
-        if weights == "prior" and layers > len(LAYER_WEIGHTS["prior"]):
-            raise ValueError(
-                f"weights 'prior' serve five layers, not {layers}; choose 'linear' or 'equal', or give numbers"
-            )
-        named = {"prior": LAYER_WEIGHTS["prior"][-layers:], "linear": range(1, layers + 1), "equal": [1] * layers}
+        prior = np.interp(np.linspace(0, 1, layers), np.linspace(0, 1, 5), LAYER_WEIGHTS["prior"])
+        named = {"prior": prior.tolist(), "linear": range(1, layers + 1), "equal": [1] * layers}
         weights = list(named[weights])
     values = torch.as_tensor(weights, dtype=torch.float64)
     if values.shape != (layers,):

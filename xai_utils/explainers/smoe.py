@@ -31,6 +31,7 @@ from xai_utils.networks import (
     pre_activations,
     scale_layers,
 )
+from xai_utils.networks.layouts import layout_of
 
 LARGEST_SHAPE = 18.0  # of the gamma distribution fitted to a map, as in the published code
 
@@ -68,14 +69,15 @@ def _named(kind, name, choices):
     return choices[name]
 
 
-def _reducer(model, statistic, layers):
+def _reducer(statistic, layers, layouts):
     """What turns a layer's output into its statistic's map; errors name the layer.
 
     Where the network chose the `layers` itself (None), one that is not behind a ReLU is rectified here.
     """
     function = _named("statistic", statistic, STATISTICS)
 
-    def reduce(name, activation):
+    def reduce(name, output):
+        activation = layouts[name].as_map(output)
         if layers is None and statistic == "smoe_scale":
             values = fast_smoe_scale(activation)  # nearly always a ReLU's output: negative values show as NaN
             if values.isfinite().all():
@@ -99,7 +101,8 @@ def _capturing(model, statistic, layers, images):
             f"{', '.join(scale_layers(model, images))} (all names: {', '.join(layer_names(model))})"
         )
     capture = pre_activations if statistic in PRE_ACTIVATION else captured
-    return capture(model, names, reduce=_reducer(model, statistic, layers)), names
+    held = {name: layout_of(model, images, name) for name in names}
+    return capture(model, names, reduce=_reducer(statistic, layers, held)), names
 
 
 def statistic_maps(model, images, *, statistic="smoe_scale", layers=None):

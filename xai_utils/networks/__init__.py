@@ -1,22 +1,21 @@
 """Networks: the classifiers to be explained, and what can be asked of their layers."""
 
-from xai_utils.networks.activations import captured, pre_activations, scale_layers
+from xai_utils.networks.activations import captured, head_gradient, pre_activations
 from xai_utils.networks.architectures import ARCHITECTURES
 from xai_utils.networks.attention import ATTENTION, BAM, CBAM
 from xai_utils.networks.attention_gate import AttentionGate, gate_for, load_gate, save_gate
+from xai_utils.networks.defaults import cam_layer, describe, last_convolution, scale_layers
 from xai_utils.networks.inference import inference_copy
 from xai_utils.networks.layers import (
-    cam_layer,
     checked_target,
     class_indices,
     deep_copy,
     evaluating,
     find_layer,
-    head_gradient,
-    last_convolution,
     layer_names,
     logits_of,
 )
+from xai_utils.networks.layouts import Layout
 from xai_utils.networks.mask_predictor import (
     MaskPredictor,
     encoded,
@@ -43,6 +42,7 @@ __all__ = [
     "AttentionGate",
     "AttentiveStudent",
     "ExplanationNetwork",
+    "Layout",
     "MaskPredictor",
     "Surrogate",
     "Target",
@@ -52,6 +52,7 @@ __all__ = [
     "checked_target",
     "class_indices",
     "deep_copy",
+    "describe",
     "encoded",
     "evaluating",
     "find_layer",

@@ -1,29 +1,24 @@
-"""The activations of named layers during a pass, and which layers end the network's spatial scales.
+"""The activations of named layers during a pass, and the gradient that begins at one of them.
 
 Hooks live only inside the `with`; the user's model is left as it was found, also after an exception.
 """
 
-import math
 from contextlib import contextmanager
 
 import torch
-from torch import nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
-from torchvision import models
 
-from xai_utils.networks.layers import evaluating, find_layer, is_map, layer_root, observed
-
-SCALE_LAYERS = {  # the last tensor, behind its ReLU, of each of the five spatial scales (FastCAM §3)
-    models.ResNet: ("relu", "layer1", "layer2", "layer3", "layer4"),
-    models.GoogLeNet: ("conv1", "conv3", "inception3b", "inception4e", "inception5b"),
-}
+from xai_utils.networks.layers import class_indices, evaluating, find_layer, logits_of, observed
+from xai_utils.networks.layouts import layout_of, tensor_of, with_tensor
 
 
 @contextmanager
 def captured(model, layers, *, reduce=None):
     """The outputs of the named layers in the passes made inside the `with`: a dict name -> tensor, the last call's.
+
+    Of a layer that returns several, the first.
 
         with captured(model, ["layer3", "layer4"]) as activations, torch.no_grad():
             model(images)
@@ -35,8 +30,9 @@ def captured(model, layers, *, reduce=None):
     activations, versions = {}, {}
 
     def keep(name, _, output):
-        if not isinstance(output, torch.Tensor):
-            raise TypeError(f"layer {name!r} returns a {type(output).__name__}, not a tensor; choose another layer")
+        given, output = output, tensor_of(output)
+        if output is None:
+            raise TypeError(f"layer {name!r} returns a {type(given).__name__}, not a tensor; choose another layer")
         if reduce is not None:
             activations[name] = reduce(name, output)
             return
@@ -116,48 +112,32 @@ def pre_activations(model, layers, *, reduce=None):
             yield activations
 
 
-def scale_layers(model, images):
-    """The names of the layers that end the network's spatial scales, finest first: a tuple.
+def head_gradient(model, images, layer, target=None):
+    """One pass and the gradient of each image's class logit at `layer`: everything a class activation map needs.
 
-    ResNet, VGG and GoogLeNet have their five in a table (FastCAM §3). Any other model is probed with the first
-    image: layers are grouped by how often the image was halved, and of each group the last one without negative
-    values (a ReLU's output), else the last one, is taken. ValueError where there is only one scale.
+    Returns activation (N, C, h, w), gradient (N, C, h, w), logits (N, K) and target (N,), all without graph.
+    The trunk up to the layer runs without gradients, only the head behind it is recorded and differentiated; a layer
+    that is called several times counts with its last call. Neither the parameters' `grad` nor their `requires_grad`
+    is touched; works inside `no_grad` and `inference_mode`, in train mode (explained as in eval mode), and with
+    frozen parameters. ValueError where the layer is unknown, returns no map (`layout_of`), or does not reach the
+    logits.
     """
-    root = layer_root(model)
-    for family, names in SCALE_LAYERS.items():
-        if isinstance(root, family):
-            return names
-    if isinstance(root, models.VGG):
-        features = list(root.features)
-        pools = [place for place, module in enumerate(features) if isinstance(module, nn.MaxPool2d)]
-        return tuple(f"features.{place - 1}" for place in pools)
-    scales = {}
-    for name, (halvings, rectified) in _probed(model, images).items():
-        group = scales.setdefault(halvings, {})
-        group[rectified] = name
-    names = [scales[halvings].get(True, scales[halvings].get(False)) for halvings in sorted(scales)]
-    if len(names) < 2:
-        raise ValueError(
-            f"{type(root).__name__} has {len(names)} spatial scale{'s' * (len(names) != 1)} {names} for images of "
-            f"{images.shape[-2]} x {images.shape[-1]} pixels; scale statistics need maps (N, C, h, w) of two sizes or "
-            "more: name layers with `layers`, or give larger images"
-        )
-    return tuple(names)
+    layout, module, leaf = layout_of(model, images, layer), find_layer(model, layer), None
 
+    def begin_graph(_, __, output):
+        nonlocal leaf
+        leaf = tensor_of(output).detach().requires_grad_()
+        torch.set_grad_enabled(True)  # until the no_grad below ends
+        return with_tensor(output, leaf.clone())  # a following in-place ReLU writes into the copy
 
-def _probed(model, images):
-    """name -> (times that the image was halved, whether nothing is negative), in the order of the last calls."""
-    found, pooled = (
-        {},
-        (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d),
-    )  # they may enlarge a map again: no scale of its own
-
-    def probe(name, module, output):
-        if name and not isinstance(module, pooled) and is_map(output) and output.shape[1] > 1:
-            shrunk = math.log2(images.shape[-2] * images.shape[-1] / (output.shape[-2] * output.shape[-1])) / 2
-            found.pop(name, None)
-            found[name] = max(0, round(shrunk)), bool(output.amin() >= 0)
-
-    with observed(model, probe), evaluating(model), torch.no_grad():
-        model(images[:1])
-    return found
+    with evaluating(model), torch.inference_mode(False), torch.no_grad():
+        with observed(model, begin_graph, modules={layer: module}):
+            logits = logits_of(model, images)
+        target, gradient = class_indices(logits, target).clone(), None  # the caller may be in inference mode
+        if logits.requires_grad:
+            with torch.enable_grad():
+                score = logits.gather(1, target[:, None]).sum()  # images do not mix in eval mode
+            (gradient,) = torch.autograd.grad(score, leaf, allow_unused=True)
+        if gradient is None:
+            raise ValueError(f"the logits do not depend differentiably on layer {layer!r}; choose another layer")
+        return layout.as_map(leaf.detach()), layout.as_map(gradient), logits.detach(), target

@@ -7,10 +7,11 @@ import torch
 from torch import nn
 
 from xai_utils.networks import stored
-from xai_utils.networks.activations import captured
 from xai_utils.networks.attention import CBAM
+from xai_utils.networks.defaults import cam_layer
 from xai_utils.networks.digests import made_for
-from xai_utils.networks.layers import cam_layer, evaluating, find_layer, is_map, observed
+from xai_utils.networks.layers import find_layer, observed
+from xai_utils.networks.layouts import layout_of, probed, tensor_of, with_tensor
 from xai_utils.networks.targets import require_known
 
 GATE_INPUTS = ("activations", "weighted")
@@ -90,27 +91,25 @@ def gate_for(target, images, *, layer=None, **options):
     """A new gate for `layer` (None: `cam_layer`) of `target`, whose channels are counted on the first image.
 
     `options`: objective, gate_input and reduction of `AttentionGate`. Its weights follow torch's global generator.
-    ValueError where the layer is unknown, is not run, or returns no map (N, C, h, w) with h * w > 1.
+    ValueError where the layer is unknown, or returns no map of more than one place.
     """
     layer = layer or cam_layer(target, images)
-    with captured(target, [layer], reduce=lambda _, output: output) as found, evaluating(target), torch.no_grad():
-        target(images[:1])
-    output = found.get(layer)
-    if not is_map(output):
-        shape = "nothing" if output is None else tuple(output.shape)
-        raise ValueError(
-            f"layer {layer!r} returns {shape} for images of {tuple(images.shape[-2:])}, not a map (N, C, h, w) with "
-            "h * w > 1; choose a convolutional layer (default: cam_layer) or larger images"
-        )
-    gate = AttentionGate(target.architecture, target.classes, layer=layer, channels=output.shape[1], **options)
+    layout_of(target, images, layer)  # an error where it has no map
+    (seen,) = (each for each in probed(target, images) if each.name == layer)
+    gate = AttentionGate(target.architecture, target.classes, layer=layer, channels=seen.channels, **options)
     gate.made_for = made_for(target)
     return gate
 
 
 def gated_logits(model, layer, features, images):
     """The logits (N, K) of `model` if `layer` had returned `features` (N, C, h, w); differentiable in the features."""
-    with observed(model, lambda *_: features.clone(), modules={layer: find_layer(model, layer)}):
-        return model(images)  # of a copy, for a ReLU behind the layer may overwrite it
+    layout = layout_of(model, images, layer)
+
+    def place(_, __, output):  # a copy, for a ReLU behind the layer may overwrite it
+        return with_tensor(output, layout.with_map(tensor_of(output), features).clone())
+
+    with observed(model, place, modules={layer: find_layer(model, layer)}):
+        return model(images)
 
 
 def save_gate(gate, folder, *, made_with=None):

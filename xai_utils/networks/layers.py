@@ -15,25 +15,25 @@ from functools import partial
 
 import torch
 from torch import nn
-from torch.nn import functional
-from torch.overrides import TorchFunctionMode
-from torch.utils.weak import WeakTensorKeyDictionary
-from torchvision import models
 
-LAST_MAPS = {  # the last convolutional map before pooling
-    models.ResNet: "layer4",
-    models.GoogLeNet: "inception5b",
-    models.Inception3: "Mixed_7c",
-    models.MobileNetV2: "features",
-    models.MobileNetV3: "features",
-    models.DenseNet: "features",
-    models.EfficientNet: "features",
-}
+COMPILED = "_orig_mod"  # where torch.compile keeps the module that it was given
+
+
+def bare(model):
+    """The module inside torch.compile, DataParallel and DistributedDataParallel, whose layers run where hooks are."""
+    while True:
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif COMPILED in model._modules:
+            model = model._modules[COMPILED]
+        else:
+            return model
 
 
 def layer_root(model):
     """The module that layer names are relative to."""
-    return getattr(model, "layer_root", model)
+    model = bare(model)
+    return bare(getattr(model, "layer_root", model))
 
 
 def makes_weights(name):
@@ -41,19 +41,23 @@ def makes_weights(name):
     return "parametrizations" in name.split(".")
 
 
-def _layers(model):
-    """name -> module, the root ("") first."""
-    return {name: module for name, module in layer_root(model).named_modules() if not makes_weights(name)}
+def named_layers(model):
+    """name -> module, the root ("") first; compiled or not, a layer has the same name."""
+    return {
+        ".".join(part for part in name.split(".") if part != COMPILED): module
+        for name, module in layer_root(model).named_modules()
+        if not makes_weights(name)
+    }
 
 
 def layer_names(model):
     """The names of all layers, in the order of their definition."""
-    return [name for name in _layers(model) if name]
+    return [name for name in named_layers(model) if name]
 
 
 def find_layer(model, name):
     """The module called `name`; an unknown name is a ValueError with the nearest names."""
-    layers = _layers(model)
+    layers = named_layers(model)
     if name in layers and name:
         return layers[name]
     names = layer_names(model)
@@ -75,10 +79,13 @@ def evaluating(model):
     """The model in eval mode, and no pass of it can write into the tensors that it is called with: it gets copies.
 
     Afterwards each module has the training flag that it had; where threads share the model, after the last of them.
-    Every pass of a method or metric is made inside.
+    Every pass of a method or metric is made inside. What was compiled runs as it was written, or no hook would be met.
     """
     modules = list(model.modules())
+    compiled = any(COMPILED in module._modules or module._compiled_call_impl is not None for module in modules)
     with _CHANGING:
+        if compiled:
+            _run_eagerly()
         for module in modules:
             _EVALUATED.setdefault(module, [0, module.training])[0] += 1
     try:
@@ -92,6 +99,22 @@ def evaluating(model):
                 _EVALUATED[module][0] -= 1
                 if not _EVALUATED[module][0]:
                     module.training = _EVALUATED.pop(module)[1]
+            if compiled:
+                _compile_again()
+
+
+_EAGERLY = []  # for each `evaluating` of a compiled model: what ends the first one's stance, which is the process's
+
+
+def _run_eagerly():
+    _EAGERLY.append(None if _EAGERLY else torch.compiler.set_stance("force_eager"))
+
+
+def _compile_again():
+    """The last `evaluating` to end gives torch.compile its stance back."""
+    stance = _EAGERLY.pop(1 if len(_EAGERLY) > 1 else 0)
+    if stance is not None:
+        stance.__exit__(None, None, None)
 
 
 def _copies(_, given):
@@ -147,11 +170,6 @@ def logits_of(model, images):
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
-def is_map(output):
-    """Whether a layer's output is a map (N, C, h, w) with more than one position."""
-    return isinstance(output, torch.Tensor) and output.ndim == 4 and output.shape[2] * output.shape[3] > 1
-
-
 @contextmanager
 def observed(model, see, *, modules=None):
     """Inside the `with`, `see(name, module, output)` is called as each layer of a pass of this thread finishes.
@@ -159,81 +177,12 @@ def observed(model, see, *, modules=None):
     What it returns, unless that is None, takes the output's place. `modules`: name -> module, by default all of
     `layer_root`'s, the root itself ("") included.
     """
-    modules = _layers(model) if modules is None else modules
+    modules = named_layers(model) if modules is None else modules
     acts = [
         (module, lambda module, _, output, name=name: see(name, module, output)) for name, module in modules.items()
     ]
     with _hooked(lambda module, hook: module.register_forward_hook(hook), acts):
         yield
-
-
-class _Enlarged(TorchFunctionMode):
-    """While active, remembers maps that pooling or interpolation made larger: `made(output)`.
-
-    They show no more places than what they were made from (AlexNet pools a single one into 6 x 6 at 64 pixels).
-    """
-
-    FUNCTIONS = (functional.adaptive_avg_pool2d, functional.adaptive_max_pool2d, functional.interpolate)
-
-    def __init__(self):
-        super().__init__()
-        self.outputs = WeakTensorKeyDictionary()
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        output = function(*args, **kwargs)
-        if function in self.FUNCTIONS and isinstance(output, torch.Tensor):
-            before = args[0] if args else kwargs["input"]
-            self.outputs[output] = output[0, 0].numel() > before[0, 0].numel()
-        return output
-
-    def made(self, output):
-        return self.outputs.get(output, False)
-
-
-def cam_layer(model, images):
-    """The name of the layer that class activation maps explain by default: the last convolutional map.
-
-    torchvision's families have theirs in a table (VGG: the last ReLU before the last pooling). Any other model is
-    probed with the first image: the module that finishes last with an output (N, C, h, w), h * w > 1, that is no
-    smaller map made larger. ValueError where there is none.
-    """
-    root = layer_root(model)
-    for family, name in LAST_MAPS.items():
-        if isinstance(root, family):
-            return name
-    if isinstance(root, models.VGG):
-        return f"features.{max(i for i, module in enumerate(root.features) if isinstance(module, nn.ReLU))}"
-    return _last_map(model, images, lambda name, module: name != "", "layer")
-
-
-def last_convolution(model, images):
-    """The name of the convolution that runs last, before its norm and ReLU; those of ResNets' shortcuts do not count.
-
-    ResNet-50: layer4.2.conv3. Where the network ends in branches (GoogLeNet) it is the last one's, and sees a part of
-    the channels.
-    """
-    return _last_map(
-        model, images, lambda name, module: isinstance(module, nn.Conv2d) and "downsample" not in name, "convolution"
-    )
-
-
-def _last_map(model, images, counts, kind):
-    """The name of the module that finishes last with an output (N, C, h, w), h * w > 1, of those that count."""
-    root, found, enlarged = layer_root(model), [], _Enlarged()
-
-    def see(name, module, output):
-        if counts(name, module) and is_map(output) and not enlarged.made(output):
-            found.append(name)
-
-    with observed(model, see), evaluating(model), torch.no_grad(), enlarged:
-        model(images[:1])
-    if not found:
-        raise ValueError(
-            f"no {kind} of {type(root).__name__} returns a map (N, C, h, w) with h * w > 1 for images of shape "
-            f"{tuple(images.shape)}; name one with `layer`, or give larger images"
-        )
-    return found[-1]
 
 
 def checked_target(target, images, classes=None):
@@ -262,41 +211,3 @@ def checked_target(target, images, classes=None):
 def class_indices(logits, target=None):
     """`target` as class indices (N,), checked against `logits` (N, K); None is the predicted class."""
     return logits.argmax(1) if target is None else checked_target(target, logits, logits.shape[1])
-
-
-def head_gradient(model, images, layer, target=None):
-    """One pass and the gradient of each image's class logit at `layer`: everything a class activation map needs.
-
-    Returns activation (N, C, h, w), gradient (N, C, h, w), logits (N, K) and target (N,), all without graph.
-    The trunk up to the layer runs without gradients, only the head behind it is recorded and differentiated; a layer
-    that is called several times counts with its last call. Neither the parameters' `grad` nor their `requires_grad`
-    is touched; works inside `no_grad` and `inference_mode`, in train mode (explained as in eval mode), and with
-    frozen parameters. ValueError where the layer is unknown, has no map (N, C, h, w), or does not reach the logits.
-    """
-    module, leaf = find_layer(model, layer), None
-
-    def begin_graph(_, __, output):
-        nonlocal leaf
-        if not is_map(output):
-            shape = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
-            raise ValueError(
-                f"layer {layer!r} returns {shape}, not a map (N, C, h, w) with h * w > 1; choose a convolutional "
-                f"layer (default: cam_layer) or larger images than {tuple(images.shape[-2:])}"
-            )
-        leaf = output.detach().requires_grad_()
-        torch.set_grad_enabled(True)  # until the no_grad below ends
-        return leaf.clone()  # a following in-place ReLU writes into the copy
-
-    with evaluating(model), torch.inference_mode(False), torch.no_grad():
-        with observed(model, begin_graph, modules={layer: module}):
-            logits = logits_of(model, images)
-        if leaf is None:
-            raise ValueError(f"layer {layer!r} is not run by the model's forward pass; choose another layer")
-        target, gradient = class_indices(logits, target).clone(), None  # the caller may be in inference mode
-        if logits.requires_grad:
-            with torch.enable_grad():
-                score = logits.gather(1, target[:, None]).sum()  # images do not mix in eval mode
-            (gradient,) = torch.autograd.grad(score, leaf, allow_unused=True)
-        if gradient is None:
-            raise ValueError(f"the logits do not depend differentiably on layer {layer!r}; choose another layer")
-        return leaf.detach(), gradient, logits.detach(), target

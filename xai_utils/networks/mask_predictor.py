@@ -14,9 +14,11 @@ from torch import nn
 from torch.nn import functional
 
 from xai_utils.networks import stored
-from xai_utils.networks.activations import captured, scale_layers
+from xai_utils.networks.activations import captured
+from xai_utils.networks.defaults import scale_layers
 from xai_utils.networks.digests import made_for
 from xai_utils.networks.layers import evaluating, logits_of
+from xai_utils.networks.layouts import layout_of
 
 SCALES = 4  # feature maps that a generator reads, each half as wide as the one before
 UPSAMPLERS = ("subpixel", "transpose")
@@ -205,10 +207,11 @@ class MaskPredictor(nn.Module):
 
 
 def encoded(model, images, layers):
-    """One pass: the outputs of `layers` (a list, in their order) and the logits (N, K)."""
-    with captured(model, layers) as activations:
-        logits = logits_of(model, images)
-    return [activations[name] for name in layers], logits
+    """One pass: the maps (N, C, h, w) of `layers` (a list, in their order) and the logits (N, K)."""
+    held = {name: layout_of(model, images, name) for name in layers}
+    with captured(model, layers, reduce=lambda name, output: held[name].as_map(output).clone()) as maps:
+        logits = logits_of(model, images)  # copies, for a ReLU behind a layer may overwrite its output (DenseNet)
+    return [maps[name] for name in layers], logits
 
 
 def predictor_of(target, images, **options):

@@ -11,6 +11,7 @@ from xai_utils.explainers.activation_statistics import PRE_ACTIVATION, STATISTIC
 from xai_utils.images import keep_top, perturb, rank_pixels
 from xai_utils.networks import captured, deep_copy, evaluating, find_layer, pre_activations
 from xai_utils.networks.layers import observed
+from xai_utils.networks.layouts import layout_of, tensor_of, with_tensor
 
 
 def kept_count(share, positions):
@@ -34,7 +35,8 @@ class LayerMasked(nn.Module):
         self.statistic, self.share, self.least, self.scale = statistic, share, least, scale
         self.frozen = []  # a plain list of modules that the model holds anyway
 
-    def _kept(self, _, activation):
+    def _kept(self, _, output):
+        activation = self.layout.as_map(output)
         saliency = (
             torch.rand(len(activation), *activation.shape[2:], device=activation.device)
             if self.statistic is None
@@ -44,10 +46,13 @@ class LayerMasked(nn.Module):
 
     def forward(self, images):
         def mask(layer, _, output):
-            positions = kept[layer]  # (N, h, w), made by the hook before this one
+            positions, tensor = kept[layer], tensor_of(output)  # (N, h, w), made by the hook before this one
             factor = positions[0].numel() / positions[0].sum() if self.scale else 1
-            return output * (positions[:, None] * factor).to(output.dtype)
+            features = self.layout.as_map(tensor)
+            features = features * (positions[:, None] * factor).to(features.dtype)
+            return with_tensor(output, self.layout.with_map(tensor, features))
 
+        self.layout = layout_of(self.model, images, self.layer)
         capture = pre_activations if self.statistic in PRE_ACTIVATION else captured
         masked = {self.layer: find_layer(self.model, self.layer)}
         with capture(self.model, [self.layer], reduce=self._kept) as kept, observed(self.model, mask, modules=masked):

@@ -21,7 +21,7 @@ from xai_utils.explainers.records import FLAG, LAYER
 from xai_utils.images import baseline, keep_top, perturb, rank_pixels
 from xai_utils.metrics.cost import plain_forward
 from xai_utils.metrics.perturbation import area_under_curve, perturbation_curves
-from xai_utils.networks.layers import is_map, observed
+from xai_utils.networks.layouts import layouts
 from xai_utils.widgets.background import watched
 
 QUICK = 4  # passes that nobody needs to wait for: such maps are made at once
@@ -124,15 +124,8 @@ class Subject:
 
     def _layers(self):
         """Names of layers with a map, blocks of blocks at most (layer4.0)."""
-        found = []
-
-        def see(name, _, output):
-            if name and name.count(".") < 2 and is_map(output) and name not in found:
-                found.append(name)
-
-        with observed(self.model, see):
-            plain_forward(self.model, torch.zeros(1, 3, self.size, self.size, device=self.device))
-        return found
+        probe = torch.zeros(1, 3, self.size, self.size, device=self.device)
+        return [name for name in layouts(self.model, probe) if name.count(".") < 2]
 
     def key(self, picture, target, method, options):
         """What a map depends on, and nothing else: pixels, class, method (as it is now), options, weights."""

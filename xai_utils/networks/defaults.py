@@ -1,0 +1,192 @@
+"""The layers that methods read where none is named, and why: of any network, as a probe shows it (layouts.py).
+
+A network's scale is how often the image was halved. What ends a scale is the last map of that scale that is not the
+inside of a layer which halves it once more.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torchvision import models
+
+from xai_utils.networks.activations import head_gradient
+from xai_utils.networks.layers import bare, layer_root, named_layers
+from xai_utils.networks.layouts import probed
+
+RESNET_SCALES = ("relu", "layer1", "layer2", "layer3", "layer4")  # FastCAM §3; small ones halve less often than that
+BLOCKS = 5  # of a network of one scale, spread over its depth
+
+
+class Choice(NamedTuple):
+    """Layers (names) and, in words, why these."""
+
+    layers: tuple[str, ...]
+    why: str
+
+
+def cam_layer(model, images):
+    """The name of the layer that class activation maps explain by default; ValueError where the model has no map.
+
+    The last stage's output: what ends the scale of the last map. Where the head reads class tokens alone, the last
+    stage's places have no gradient: then the first map inside the last block, its norm (`describe` tells which it is).
+    """
+    return _for_cams(model, images).layers[0]
+
+
+def _for_cams(model, images):
+    seen = _maps(model, images)
+    last = _end(_outside(seen, seen[-1].scale))
+    if not last.layout.prefix or _reached(model, images, last.name):
+        return Choice((last.name,), "the last stage's output")
+    for block in _blocks(seen)[:-3:-1]:  # a class token may be read in a block of its own
+        if _reached(model, images, block.name):
+            return Choice((block.name,), "the last block's output that the head reads")
+        inside = next((each.name for each in seen if each.name.startswith(f"{block.name}.")), None)
+        if inside and (_reached(model, images, inside) or not _reached(model, images, seen[0].name)):
+            return Choice((inside,), "the first map of the last block: of what follows the head reads the class token")
+    return Choice((last.name,), "the last map; the logits do not depend on it")
+
+
+def scale_layers(model, images):
+    """The names of the layers that end the network's spatial scales, finest first: a tuple.
+
+    ResNets have their five in a table (FastCAM §3), for small ones end two scales at one size. A network of one scale
+    (ViT, Mixer) gives the outputs of five blocks spread over its depth. ValueError where it has neither.
+    """
+    return _for_statistics(model, images).layers
+
+
+def _for_statistics(model, images):
+    for name, module in named_layers(model).items():
+        if isinstance(module, models.ResNet):
+            prefix = f"{name}." if name else ""
+            return Choice(tuple(prefix + layer for layer in RESNET_SCALES), "the five scales of FastCAM (§3)")
+    seen = _maps(model, images)
+    scales = sorted({each.scale for each in seen})
+    ends = {scale: _outside(seen, scale) for scale in scales}
+    names = tuple(_end(maps).name for maps in ends.values() if maps)
+    blocks = [each.name for each in _blocks(seen)]
+    if len(names) > 1:
+        return Choice(names, "the ends of the stages, one for each scale")
+    if len(blocks) > 1:
+        count = min(BLOCKS, len(blocks))
+        places = [round(len(blocks) * (place + 1) / count) - 1 for place in range(count)]
+        return Choice(tuple(blocks[place] for place in places), f"{count} of {len(blocks)} blocks: there is one scale")
+    raise ValueError(
+        f"{type(layer_root(model)).__name__} has {len(names)} spatial scale{'s' * (len(names) != 1)} {list(names)} for "
+        f"images of {images.shape[-2]} x {images.shape[-1]} pixels; scale statistics need maps of two sizes or two "
+        "blocks: name layers with `layers`, or give larger images"
+    )
+
+
+def last_convolution(model, images):
+    """The name of the convolution that runs last, before its norm and ReLU; those of ResNets' shortcuts do not count.
+
+    ResNet-50: layer4.2.conv3. Where the network ends in branches (GoogLeNet) it is the last one's, and sees a part of
+    the channels.
+    """
+    layers = named_layers(model)
+    found = [
+        each.name
+        for each in probed(model, images)
+        if isinstance(layers[each.name], nn.Conv2d) and "downsample" not in each.name
+    ]
+    if not found:
+        raise ValueError(_no_map(model, images, "convolution"))
+    return found[-1]
+
+
+class Description(NamedTuple):
+    """What methods read of a model by default; printed, a table."""
+
+    rows: tuple[tuple[str, str, str, str, str], ...]  # for, layer, layout, grid, why
+
+    HEAD = ("for", "layer", "layout", "grid", "why")
+
+    def __str__(self):
+        table = [Description.HEAD, *self.rows]
+        widths = [max(len(row[column]) for row in table) for column in range(4)]
+        return "\n".join(
+            "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[4]]) for row in table
+        )
+
+
+def describe(model, images):
+    """The layers that class activation maps and scale statistics read of `model` by default, and why: a Description.
+
+    `images` (N, 3, H, W): their size decides, too. ValueError where the model has no map of them.
+    """
+    seen, rows = {each.name: each.layout for each in probed(model, images)}, []
+    for used, choose in (("class activation maps", _for_cams), ("statistics of scales", _for_statistics)):
+        try:
+            choice = choose(model, images)
+        except ValueError as error:
+            if not rows:
+                raise
+            rows.append((used, "none", "", "", str(error)))
+            continue
+        for name in choice.layers:
+            grid = " x ".join(map(str, seen[name].grid)) if name in seen else "not run"
+            rows.append((used, name, str(seen.get(name, "")), grid, choice.why))
+    return Description(tuple(rows))
+
+
+def _no_map(model, images, kind):
+    return (
+        f"no {kind} of {type(layer_root(model)).__name__} returns a map of the image with more than one place for "
+        f"images of shape {tuple(images.shape)}; name one with `layer`, or give larger images"
+    )
+
+
+def _maps(model, images):
+    """What was seen of the network's maps, less those that pooling made: they show no more than what it was given."""
+    found = [each for each in probed(model, images) if not each.pooled]
+    if not found:
+        raise ValueError(_no_map(model, images, "layer"))
+    return found
+
+
+def _outside(seen, scale):
+    """The maps of one scale that are not the inside of a layer that takes such a map and halves it."""
+    halving, starts = [], {}
+    for place, each in enumerate(seen):
+        starts.setdefault(each.name, place)
+        for parent in _parents(each.name):
+            starts.setdefault(parent, place)
+    for each in seen:
+        before = starts[each.name] - 1
+        if each.block and before >= 0 and seen[before].scale == scale == each.scale - 1:
+            halving.append(f"{each.name}.")
+    return [each for each in seen if each.scale == scale and not each.name.startswith(tuple(halving))]
+
+
+def _parents(name):
+    parts = name.split(".")
+    return [".".join(parts[:count]) for count in range(1, len(parts))]
+
+
+def _end(maps):
+    """Of the maps of one scale the last, if a ReLU made it; else the last that a block returns, no norm behind it."""
+    blocks = [each for each in maps if each.block]
+    return maps[-1] if maps[-1].rectified or not blocks else blocks[-1]
+
+
+def _blocks(seen):
+    """The longest row of blocks that stand side by side and return maps of one layout and as many channels."""
+    rows = {}
+    for each in seen:
+        if each.block:
+            parent = each.name.rpartition(".")[0]
+            rows.setdefault((parent, each.layout, each.channels), []).append(each)
+    return max(rows.values(), key=len, default=[])
+
+
+def _reached(model, images, layer):
+    """Whether the logits change with the places of a layer's map."""
+    with torch.no_grad():
+        try:
+            _, gradient, _, _ = head_gradient(bare(model), images[:1], layer)
+        except ValueError:
+            return False
+    return bool(gradient.any())
