@@ -10,6 +10,7 @@ from torch import nn
 
 from xai_utils.images import (
     BASELINES,
+    as_maps,
     baseline,
     gaussian_blur,
     keep_top,
@@ -101,6 +102,49 @@ def test_blur_passes_gradients_and_refuses_nonsense():
             gaussian_blur(images, 1.0, **options)
     with pytest.raises(ValueError, match="positive sigma"):
         gaussian_blur(images, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("given", "dtype"),
+    [
+        (lambda maps: maps.half(), torch.float32),
+        (lambda maps: maps[:, None].bfloat16().requires_grad_(), torch.float32),
+        (lambda maps: maps.double(), torch.float64),
+        (lambda maps: maps.numpy().astype("float16")[:, None], torch.float32),
+        (lambda maps: maps.numpy().astype(">f8"), torch.float64),  # of another machine's order of bytes
+        (lambda maps: maps.flip(0, 2).numpy()[::-1, :, ::-1], torch.float32),  # negative strides
+        (lambda maps: maps.numpy().astype("uint8"), torch.float32),
+    ],
+)
+def test_maps_of_any_library_are_the_same_maps(given, dtype):
+    """Arrays and tensors of any real type, (N, H, W) or (N, 1, H, W), give the same values, single or double."""
+    maps = torch.arange(24.0).reshape(2, 3, 4)
+    found = as_maps(given(maps), torch.zeros(2, 3, 3, 4))
+    assert found.dtype == dtype
+    assert not found.requires_grad
+    assert found.tolist() == maps.tolist()
+    assert torch.equal(rank_pixels(given(maps)), 11 - torch.arange(12).reshape(1, 3, 4).expand(2, 3, 4))
+
+
+@pytest.mark.parametrize(
+    ("maps", "message"),
+    [
+        (torch.rand(3, 4), r"\(3, 4\); .*; of a single map: maps\[None\]"),
+        (np.ones((2, 3, 3, 4)), r"\(2, 3, 3, 4\); .*; reduce the channels first, e\.g\. abs\(maps\)\.sum\(1\)"),
+        (np.ones((2, 6, 4, 3)), r"\(2, 6, 4, 3\); .*; reduce the channels first, e\.g\. abs\(maps\)\.sum\(-1\)"),
+        (torch.rand(4), r"shape \(4,\); give a NumPy array or a tensor of real numbers, \(N, H, W\) or"),
+        ([[[1.0]]], "maps are list; give a NumPy array or a tensor"),
+        (np.ones((2, 3, 4), dtype=complex), "maps are complex128; give"),
+        (torch.ones(2, 3, 4, dtype=torch.complex64), r"maps are torch\.complex64; give"),
+        (np.array([[["a"]]]), "maps are <U1; give"),
+        (torch.rand(1, 3, 4), r"maps are \(1, 3, 4\) and images \(2, 3, 3, 4\); give one map per image"),
+        (torch.rand(2, 1, 2, 2), r"maps are \(2, 1, 2, 2\) and images .* resize\(as_maps\(maps\), \(3, 4\)\)"),
+    ],
+)
+def test_other_maps_are_named_with_the_way_to_mend_them(maps, message):
+    """A single map, channels, another size or number, and what is no numbers: the shape, what is taken, the fix."""
+    with pytest.raises(ValueError, match=message):
+        as_maps(maps, torch.zeros(2, 3, 3, 4))
 
 
 def test_ranks_are_stable_and_row_major():

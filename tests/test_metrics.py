@@ -216,6 +216,20 @@ def test_a_batch_scores_like_its_images_and_leaves_the_model_alone():
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+@pytest.mark.parametrize("name", METRICS)
+def test_a_metric_takes_the_maps_of_any_library(name):
+    """An array (N, 1, H, W) of halves scores like the tensor; channels, and too few or too many maps, are refused."""
+    model, images, chosen = Small().eval(), torch.rand(2, 3, 12, 12), METRICS[name]
+    maps, masks = torch.rand(3, 12, 12).half(), torch.rand(2, 12, 12) > 0.7
+    extra = {chosen.needs: masks} if chosen.needs.endswith("masks") else {}
+    expected = chosen.function(model, images, None, maps[:2].float(), **extra)
+    found = chosen.function(model, images, None, maps[:2, None].numpy(), **extra)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+    for wrong, message in ((maps, r"\(3, 12, 12\)"), (maps[:1], r"\(1, 12, 12\)"), (images, "reduce the channels")):
+        with pytest.raises(ValueError, match=message):
+            chosen.function(model, images, None, wrong, **extra)
+
+
 def test_perturbation_errors_say_what_is_allowed():
     """Unknown curves, directions, chunks and classes are refused with the choices."""
     model, maps, ranks = Odds([[2, 3], [5, 1]]), torch.rand(1, 2, 2), torch.arange(4).reshape(1, 2, 2)

@@ -10,6 +10,7 @@ them to another size.
 import math
 from functools import lru_cache, wraps
 
+import numpy as np
 import torch
 from scipy.ndimage import gaussian_filter1d
 from torch.nn import functional
@@ -119,8 +120,36 @@ def gaussian_blur(images, sigma, *, kernel_size=None, padding="reflect"):
     return _smooth(images, weights / weights.sum(), padding)
 
 
-def finite_maps(maps):
-    """The maps (N, H, W), if all their values are finite; ValueError naming the images of those that are not."""
+def as_maps(maps, images=None):
+    """Maps of any library as a tensor (N, H, W) without graph, float64 where they are, else float32.
+
+    `maps`: a NumPy array or a tensor, (N, H, W) or (N, 1, H, W), on any device. `images`, if given, (N, C, H, W), are
+    what they must be of: one map each, of their height and width. ValueError for all else, saying how to mend it.
+    """
+    wanted = "give a NumPy array or a tensor of real numbers, (N, H, W) or (N, 1, H, W)"
+    if isinstance(maps, np.ndarray) and maps.dtype.kind in "biuf":
+        wide = maps.dtype.kind == "f" and maps.dtype.itemsize > 4
+        maps = torch.from_numpy(maps.astype(np.float64 if wide else np.float32, order="C"))  # of any strides and bytes
+    elif not isinstance(maps, torch.Tensor) or maps.is_complex():
+        raise ValueError(f"maps are {getattr(maps, 'dtype', type(maps).__name__)}; {wanted}")
+    shape, mend = tuple(maps.shape), None
+    if maps.ndim == 2:
+        mend = "of a single map: maps[None]"
+    elif maps.ndim == 4 and shape[1] != 1:
+        mend = f"reduce the channels first, e.g. abs(maps).sum({-1 if shape[-1] < shape[1] else 1})"
+    if mend or maps.ndim not in (3, 4):
+        raise ValueError(f"maps have shape {shape}; {wanted}{f'; {mend}' if mend else ''}")
+    maps = maps.detach().reshape(len(maps), *shape[-2:])
+    if images is not None and maps.shape != (len(images), *images.shape[-2:]):
+        mend = f"xai_utils.images: resize(as_maps(maps), {tuple(images.shape[-2:])})"
+        given = f"maps are {shape} and images {tuple(images.shape)}"
+        raise ValueError(f"{given}; give one map per image, of its height and width ({mend})")
+    return maps if maps.dtype == torch.float64 else maps.float()
+
+
+def finite_maps(maps, images=None):
+    """`as_maps`, and a ValueError that names the images whose maps are not finite."""
+    maps = as_maps(maps, images)
     finite = maps.flatten(1).isfinite().all(1)
     if not finite.all():
         broken = (~finite).nonzero().flatten().tolist()
@@ -128,14 +157,13 @@ def finite_maps(maps):
     return maps
 
 
-def rank_pixels(maps):
-    """Ranks (N, H, W) int64 of the pixels of `maps` (N, H, W): 0 = most salient, ties by row-major index.
+def rank_pixels(maps, images=None):
+    """Ranks (N, H, W) int64 of the pixels of `maps` (as in `finite_maps`): 0 = most salient, ties by row-major index.
 
-    A stable sort, so that any count of top pixels is exact even on a constant map. ValueError as in `finite_maps`.
+    A stable sort, so that any count of top pixels is exact even on a constant map.
     """
-    if maps.ndim != 3:
-        raise ValueError(f"maps have shape {tuple(maps.shape)}; ranking needs (N, H, W)")
-    flat = finite_maps(maps).reshape(len(maps), -1)  # (N, H*W)
+    maps = finite_maps(maps, images)
+    flat = maps.flatten(1)  # (N, H*W)
     order = torch.argsort(flat, dim=1, descending=True, stable=True)
     positions = torch.arange(flat.shape[1], device=maps.device).expand_as(order)
     return torch.empty_like(order).scatter_(1, order, positions).reshape(maps.shape)

@@ -8,4 +8,4 @@ def mean_intensity(model, images, target, maps):
 
     Low: the map points at little; 1 would be the image itself, a constant map counts 0. Needs neither model nor masks.
     """
-    return unit_range(finite_maps(maps.detach()).float()).mean((1, 2)).cpu()
+    return unit_range(finite_maps(maps, images).float()).mean((1, 2)).cpu()

@@ -25,11 +25,9 @@ def _checked(images, maps, chunk):
             f"images reach from {float(low):.4g} to {float(high):.4g}; give pixels in [0, 1], not normalised, or black "
             "is no black"
         )
-    if maps.shape != (len(images), *images.shape[-2:]):
-        raise ValueError(f"maps are {tuple(maps.shape)} and images {tuple(images.shape)}; give maps (N, H, W) of them")
     if chunk < 1:
         raise ValueError(f"chunk is {chunk}; give the number of masked images per batch, at least 1")
-    return finite_maps(maps.detach()).float().to(images.device)
+    return finite_maps(maps, images).float().to(images.device)
 
 
 def _answers(model, images, target, masks, baseline, chunk):
@@ -54,8 +52,8 @@ def top_mask(maps, percent):
     """The `percent` most salient pixels of each map as bool (N, H, W): exactly round(percent / 100 · H · W)."""
     if not 0 <= percent <= 100:
         raise ValueError(f"percent is {percent}; give a share of the pixels in percent, 0 to 100")
-    count = math.floor(percent / 100 * maps.shape[-2] * maps.shape[-1] + 0.5)
-    return keep_top(rank_pixels(maps), count)
+    ranks = rank_pixels(maps)
+    return keep_top(ranks, math.floor(percent / 100 * ranks[0].numel() + 0.5))
 
 
 def explained_probabilities(model, images, target, maps, *, percent=None, baseline="black", chunk=64):

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from xai_utils.images import BLUR_SIGMA, finite_maps, gaussian_blur, rank_pixels, scaled_length
+from xai_utils.images import BLUR_SIGMA, as_maps, finite_maps, gaussian_blur, rank_pixels, scaled_length
 
 TIE_WEIGHT = 1e-4
 
@@ -14,6 +14,7 @@ def break_zero_ties(maps):
     Sparse and rectified maps leave large areas at exactly zero, whose order would otherwise be that of reading.
     A constant map has no evidence to be near to and stays exactly as it is.
     """
+    maps = as_maps(maps)
     moved = maps + TIE_WEIGHT * gaussian_blur(maps, scaled_length(BLUR_SIGMA, maps.shape[-2:]))
     constant = maps.amax((-2, -1), keepdim=True) == maps.amin((-2, -1), keepdim=True)
     return torch.where(constant, maps, moved)
@@ -21,12 +22,11 @@ def break_zero_ties(maps):
 
 def aligned(maps, masks):
     """Masks as bool and maps, both on the CPU; ValueError where they are not of the same images, or not finite."""
-    masks = torch.as_tensor(masks)
+    maps, masks = finite_maps(maps).cpu(), torch.as_tensor(masks)
     if masks.shape != maps.shape:
         shapes = f"masks are {tuple(masks.shape)} and maps {tuple(maps.shape)}"
         raise ValueError(f"{shapes}; both must be (N, H, W) of the same images")
-    maps = finite_maps(maps.detach()).cpu()
-    return masks.bool().cpu(), maps if maps.dtype == torch.float64 else maps.float()
+    return masks.bool().cpu(), maps
 
 
 def box_average_precision(model, images, target, maps, *, masks):

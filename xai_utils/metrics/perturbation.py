@@ -134,7 +134,7 @@ def perturbation_curves(model, images, target, maps, *, curves=tuple(CURVES), ch
     if unknown:
         raise ValueError(f"curves {unknown} are unknown; choose among {', '.join(CURVES)}")
     protocols = [CURVES[name](images.shape[-2:], **options.get(name, {})) for name in curves]
-    return probability_curves(model, images, target, rank_pixels(maps), protocols, chunk=chunk)
+    return probability_curves(model, images, target, rank_pixels(maps, images), protocols, chunk=chunk)
 
 
 def area_under_curve(curves):
