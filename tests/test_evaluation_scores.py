@@ -91,6 +91,32 @@ def test_scores_equal_the_metrics_on_their_own(scored):
     assert result["part_area"] is None
 
 
+def test_maps_at_hand_score_like_those_of_a_folder(scored):
+    """Arrays and tensors (N, 1, H, W) in memory give the frame of the files, the broken map included."""
+    expected = scores.score_frame(scores.evaluate(settings(scored)))
+    split, model = datasets.load(scored / "data").validation, networks.load(scored / "target")
+    indices = [0, 1, 2, 3, 5, 6, 7]
+    arrays = {method: np.load(scored / "maps" / f"{method}.npy") for method in ("first", "second")}
+    given = {"first": arrays["first"], "second": torch.from_numpy(arrays["second"])[:, None]}
+    found = scores.score_methods(
+        model,
+        split.tensor(indices),
+        torch.tensor([0, 1, 0, 1, 1, 0, 1]),
+        given,
+        labels=split.labels[indices],
+        masks=split.box_masks(indices),
+        metrics=METRICS,
+        curves=CURVES,
+        options=OPTIONS,
+    )
+    assert list(found) == list(expected)
+    assert found["image"].tolist() == [*range(7), *range(7)]
+    pandas.testing.assert_frame_equal(found.drop(columns="image"), expected.drop(columns="image"), rtol=1e-3, atol=1e-4)
+    assert scores.score_table(found, ["insertion"], seed=0)["insertion_n"].tolist() == [6, 6]
+    with pytest.raises(ValueError, match=r"maps are \(6, 24, 24\) and images \(7, 3, 24, 24\); give one map per image"):
+        scores.score_methods(model, split.tensor(indices), None, {"first": arrays["first"][1:]}, metrics=["deletion"])
+
+
 def test_two_processes_score_like_one(scored):
     """Images shared between two processes come back in order, with the scores and curves of one process."""
     one = scores.evaluate(settings(scored))

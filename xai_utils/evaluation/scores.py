@@ -19,12 +19,13 @@ import torch
 from xai_utils import datasets, runs
 from xai_utils.evaluation import maps
 from xai_utils.files import file_name, new_folder, write_json, writing
+from xai_utils.images import as_maps
 from xai_utils.metrics import METRICS, metric
 from xai_utils.metrics.localisation import break_zero_ties, mean_over_categories
 from xai_utils.metrics.part_truth import THRESHOLD, area_share, deciding_parts
-from xai_utils.metrics.perturbation import CURVES, perturbation_curves
+from xai_utils.metrics.perturbation import CURVES, explained_classes, perturbation_curves
 from xai_utils.metrics.statistics import holm, paired_tests, summary
-from xai_utils.networks import inference_copy, targets
+from xai_utils.networks import evaluating, inference_copy, targets
 from xai_utils.training import distributed
 
 REQUIRED = ("target", "data", "maps", "metrics")
@@ -73,6 +74,7 @@ def score_batch(
     """
     options = options or {}
     given = {"masks": {"masks": masks}, "part_masks": {"part_masks": part_masks}, "model": {"chunk": chunk}}
+    maps = as_maps(maps, images)
     finite = maps.flatten(1).isfinite().all(1)  # (N,)
     maps = torch.where(finite[:, None, None], maps, 0)
     drawn, which = {}, needed_curves(metrics)
@@ -90,6 +92,25 @@ def score_batch(
     for values in (*scores.values(), *drawn.values()):
         values[~finite.cpu()] = torch.nan
     return scores, drawn
+
+
+def score_methods(model, images, target, maps, *, labels=None, break_ties=True, chunk=64, **settings):
+    """The `score_frame` of maps that are at hand, of any library: a dict method -> maps (`images.as_maps`) of `images`.
+
+    `labels` (N,) are the true classes, by default the explained ones; `settings` (metrics, masks, …) and NaN as in
+    `score_batch`, `break_ties` as in `DEFAULTS`. `score_table` and `compare_methods` take the frame.
+    """
+    with torch.inference_mode(), evaluating(model):
+        target = explained_classes(model, images, target, chunk)
+    maps = {method: as_maps(given, images) for method, given in maps.items()}
+    scores = {}
+    for method, given in maps.items():
+        ordered = break_zero_ties(given) if break_ties else given
+        scores[method], _ = score_batch(model, images, target, ordered, chunk=chunk, **settings)
+    failed = {method: ~given.flatten(1).isfinite().all(1).cpu().numpy() for method, given in maps.items()}
+    labels = target if labels is None else torch.as_tensor(labels)
+    about = {"indices": range(len(images)), "targets": target.cpu(), "labels": labels.cpu()}
+    return score_frame(about | {"scores": scores, "failed": failed})
 
 
 def score_maps(settings, log=None):
