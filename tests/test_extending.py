@@ -36,6 +36,22 @@ def upper_half(model, images, target, maps):
     return mass[:, : maps.shape[1] // 2].sum((1, 2)).cpu() / mass.sum((1, 2)).clamp(min=1e-12).cpu()
 
 
+def require_rules_over_the_methods(method):
+    """Each rule that test_explainers.py generates over the methods holds for `method`, too."""
+    rules = [
+        rule
+        for name, rule in vars(test_explainers).items()
+        if name.startswith("test_")
+        and any(mark.name == "parametrize" and mark.args[1] is EXPLAINERS for mark in getattr(rule, "pytestmark", []))
+    ]
+    assert len(rules) >= 6
+    images = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(5))
+    available = {"method": method, "small": explained(), "images": images}
+    for rule in rules:
+        wanted = rule.__code__.co_varnames[: rule.__code__.co_argcount]
+        rule(**{name: available[name] for name in wanted})
+
+
 @pytest.fixture(scope="module")
 def extended(tmp_path_factory):
     """A small project whose stages explain, evaluate and figures ran while the registries had one entry more each."""
@@ -111,18 +127,7 @@ def test_the_inspector_offers_the_method_and_its_options(extended):
 
 def test_the_tests_over_the_registry_hold_for_the_method(extended):
     """Each rule that test_explainers.py generates over the methods is one for this one, too."""
-    rules = [
-        rule
-        for name, rule in vars(test_explainers).items()
-        if name.startswith("test_")
-        and any(mark.name == "parametrize" and mark.args[1] is EXPLAINERS for mark in getattr(rule, "pytestmark", []))
-    ]
-    assert len(rules) >= 6
-    images = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(5))
-    available = {"method": "input_times_gradient", "small": explained(), "images": images}
-    for rule in rules:
-        wanted = rule.__code__.co_varnames[: rule.__code__.co_argcount]
-        rule(**{name: available[name] for name in wanted})
+    require_rules_over_the_methods("input_times_gradient")
 
 
 def test_the_option_is_checked_by_the_record(extended):
