@@ -23,6 +23,7 @@ from xai_utils.files import file_name
 from xai_utils.images import BASELINES
 from xai_utils.networks import checked_target
 from xai_utils.networks.attention_gate import GATE_INPUTS
+from xai_utils.networks.layers import bare
 
 AT_LAYER = Option("layer", LAYER)
 SAMPLES = Option("samples", low=1, high=100_000, offered=(1, 2000), multiplies=True)
@@ -241,6 +242,7 @@ def explain_many(model, images, target=None, methods=("grad_cam",)):
     for method, options in asked.values():
         check_options(method, options)
     _checked_images(images)
+    model = bare(model)  # whose classes and layers can be asked for
     if target is not None:  # a model without named classes is checked by the methods, against its logits
         target = checked_target(target, images, len(getattr(model, "classes", ())))
     maps = {}

@@ -95,7 +95,7 @@ def gate_for(target, images, *, layer=None, **options):
     """
     layer = layer or cam_layer(target, images)
     layout_of(target, images, layer)  # an error where it has no map
-    (seen,) = (each for each in probed(target, images) if each.name == layer)
+    (seen,) = (each for each in probed(target, images).maps if each.name == layer)
     gate = AttentionGate(target.architecture, target.classes, layer=layer, channels=seen.channels, **options)
     gate.made_for = made_for(target)
     return gate

@@ -31,7 +31,15 @@ def cam_layer(model, images):
     The last stage's output: what ends the scale of the last map. Where the head reads class tokens alone, the last
     stage's places have no gradient: then the first map inside the last block, its norm (`describe` tells which it is).
     """
-    return _for_cams(model, images).layers[0]
+    return _chosen(model, images, _for_cams).layers[0]
+
+
+def _chosen(model, images, choose):
+    """The Choice of a function (model, images), made once for a network that was looked at."""
+    choices = probed(model, images).choices
+    if choose not in choices:
+        choices[choose] = choose(model, images)
+    return choices[choose]
 
 
 def _for_cams(model, images):
@@ -54,7 +62,7 @@ def scale_layers(model, images):
     ResNets have their five in a table (FastCAM §3), for small ones end two scales at one size. A network of one scale
     (ViT, Mixer) gives the outputs of five blocks spread over its depth. ValueError where it has neither.
     """
-    return _for_statistics(model, images).layers
+    return _chosen(model, images, _for_statistics).layers
 
 
 def _for_statistics(model, images):
@@ -89,7 +97,7 @@ def last_convolution(model, images):
     layers = named_layers(model)
     found = [
         each.name
-        for each in probed(model, images)
+        for each in probed(model, images).maps
         if isinstance(layers[each.name], nn.Conv2d) and "downsample" not in each.name
     ]
     if not found:
@@ -117,10 +125,10 @@ def describe(model, images):
 
     `images` (N, 3, H, W): their size decides, too. ValueError where the model has no map of them.
     """
-    seen, rows = {each.name: each.layout for each in probed(model, images)}, []
+    seen, rows = {each.name: each.layout for each in probed(model, images).maps}, []
     for used, choose in (("class activation maps", _for_cams), ("statistics of scales", _for_statistics)):
         try:
-            choice = choose(model, images)
+            choice = _chosen(model, images, choose)
         except ValueError as error:
             if not rows:
                 raise
@@ -141,7 +149,7 @@ def _no_map(model, images, kind):
 
 def _maps(model, images):
     """What was seen of the network's maps, less those that pooling made: they show no more than what it was given."""
-    found = [each for each in probed(model, images) if not each.pooled]
+    found = [each for each in probed(model, images).maps if not each.pooled]
     if not found:
         raise ValueError(_no_map(model, images, "layer"))
     return found

@@ -5,15 +5,19 @@ from weakref import WeakKeyDictionary
 
 import torch
 
+from xai_utils.networks.layers import bare
+
 _known = WeakKeyDictionary()  # model -> (its tensors as they were, its digest)
 
 
 def digest(model) -> str:
     """20 hexadecimal digits that stand for all weights and buffers of `model`, by name; a trained step changes them.
 
-    The same on every device, in every memory format, and in float64. A copy from `inference_copy` has its original's as
-    long as nobody changes it. Half precision rounds weights, which makes another model.
+    The same on every device, in every memory format, in float64, and of a compiled or distributed model. A copy from
+    `inference_copy` has its original's as long as nobody changes it. Half precision rounds weights, which makes
+    another model.
     """
+    model = bare(model)
     tensors = {name: value for name, value in model.state_dict(keep_vars=True).items() if torch.is_tensor(value)}
     marks = _marks([*tensors.values()])
     before, known = _known.get(model, (None, None))
@@ -51,6 +55,7 @@ def mark_copy(copied, model):
 
 def made_for(model) -> dict:
     """What a trained part keeps of the `model` that it is trained for: architecture, number of classes, digest."""
+    model = bare(model)
     root = getattr(model, "layer_root", model)
     classes = getattr(model, "classes", None)
     return {

@@ -8,7 +8,7 @@ from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from xai_utils.networks.digests import mark_copy
-from xai_utils.networks.layers import deep_copy, evaluating, find_layer
+from xai_utils.networks.layers import bare, deep_copy, evaluating, find_layer
 
 TOLERANCE = 1e-4  # of the largest logit: rounding of a refactored product, far below any real difference
 
@@ -112,7 +112,7 @@ def inference_copy(model, images=None, *, keep=()):
     with torch.inference_mode(False), torch.no_grad():
 
         def frozen_copy():
-            return deep_copy(model).eval().requires_grad_(False)
+            return deep_copy(bare(model)).eval().requires_grad_(False)
 
         faster = frozen_copy()
         if images is None:

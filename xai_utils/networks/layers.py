@@ -24,7 +24,7 @@ def bare(model):
     while True:
         if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
             model = model.module
-        elif COMPILED in model._modules:
+        elif COMPILED in getattr(model, "_modules", ()):
             model = model._modules[COMPILED]
         else:
             return model

@@ -8,13 +8,14 @@ half. How much each place of an output answers to either half is its coordinate;
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from xai_utils.networks.layers import bare, evaluating, find_layer, layer_root, named_layers, observed
+from xai_utils.networks.layers import bare, evaluating, find_layer, layer_root, observed
 
 HALVES = ("left", "right", "upper", "lower")
 IN_ORDER = 0.5  # least correlation of coordinates with columns and rows; noise of 36 places or more stays below
@@ -108,25 +109,29 @@ class _Pooled(TorchFunctionMode):
         return self.outputs.get(output, False)
 
 
-_known = WeakKeyDictionary()  # model -> {(its layers, the images' shape): (maps, what each layer returned)}
+class Probe(NamedTuple):
+    """What one look at a network has shown."""
+
+    maps: tuple[Seen, ...]  # in the order in which their layers finish
+    returned: dict[str, str]  # of all layers that were run, in words
+    choices: dict  # what was decided from it (defaults.py)
+
+
+_known = WeakKeyDictionary()  # model -> {(its layers, the images' shape): Probe}
 
 
 def probed(model, images):
-    """The maps that a pass of `images` (N, 3, H, W) would leave, in the order in which their layers finish: [Seen].
+    """What a pass of `images` (N, 3, H, W) would leave of maps: a Probe.
 
     One pass of five images of that size, kept for the model as long as its layers are the same; which weights they
     have does not matter. A layer that is called several times counts with its last call.
     """
-    return _looked_at(model, images)[0]
-
-
-def _looked_at(model, images):
-    made_of = tuple((name, id(layer)) for name, layer in named_layers(model).items())
-    kept = _known.setdefault(layer_root(model), {})
-    key = made_of, tuple(images.shape[1:])
+    root = layer_root(model)
+    key = tuple(map(id, root.modules())), tuple(images.shape[1:])
+    kept = _known.setdefault(root, {})
     if key not in kept:
         found = _look(model, images)
-        if not found[0]:
+        if not found.maps:
             return found  # a network that answers nothing yet may be filled with weights later
         kept[key] = found
     return kept[key]
@@ -134,21 +139,21 @@ def _looked_at(model, images):
 
 def layouts(model, images):
     """Layer name -> Layout of all layers that return a map of the image, in the order in which they finish."""
-    return {seen.name: seen.layout for seen in probed(model, images)}
+    return {seen.name: seen.layout for seen in probed(model, images).maps}
 
 
 def layout_of(model, images, layer):
     """The Layout of one layer; ValueError where the name is unknown, or the layer returns no map of the image."""
     find_layer(model, layer)
-    seen, returned = _looked_at(model, images)
-    for each in seen:
+    found, size = probed(model, images), f"{images.shape[-2]} x {images.shape[-1]} pixels"
+    for each in found.maps:
         if each.name == layer:
             return each.layout
-    if layer not in returned:
+    if layer not in found.returned:
         raise ValueError(f"layer {layer!r} is not run by the model's forward pass; choose another layer")
     raise ValueError(
-        f"layer {layer!r} returns {returned[layer]} for images of {images.shape[-2]} x {images.shape[-1]} pixels, no "
-        "map of the image with more than one place; choose a layer that does (default: cam_layer), or larger images"
+        f"layer {layer!r} returns {found.returned[layer]} for images of {size}, no map of the image with more than one "
+        "place; choose a layer that does (default: cam_layer), or larger images"
     )
 
 
@@ -202,7 +207,7 @@ def _look(model, images):
             block = next(layer.children(), None) is not None
             seen.append(Seen(name, layout, channels, scale, rectified, by_pooling, block))
     last = {each.name: place for place, each in enumerate(seen)}
-    return [each for place, each in enumerate(seen) if last[each.name] == place], returned
+    return Probe(tuple(each for place, each in enumerate(seen) if last[each.name] == place), returned, {})
 
 
 def _coordinates(output):
