@@ -17,7 +17,6 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from xai_utils.networks.layers import bare, evaluating, find_layer, layer_root, observed
 
-HALVES = ("left", "right", "upper", "lower")
 IN_ORDER = 0.5  # least correlation of coordinates with columns and rows; noise of 36 places or more stays below
 FEW = 16  # places, on which chance alone may bring coordinates in order or out of it
 MOST_PREFIX = 32  # tokens before the grid's: class, distillation, registers
@@ -73,7 +72,7 @@ def with_tensor(output, tensor):
     """What a layer returned, with another tensor in the place of `tensor_of`'s."""
     if isinstance(output, torch.Tensor):
         return tensor
-    return type(output)([tensor, *output[1:]])
+    return getattr(type(output), "_make", type(output))([tensor, *output[1:]])
 
 
 @dataclass(frozen=True)
@@ -163,8 +162,8 @@ def _probe_images(images):
     first, other = torch.rand(2, *images.shape[1:], generator=generator).to(images)
     height, width = images.shape[-2:]
     halves = torch.zeros(4, 1, height, width, dtype=torch.bool, device=images.device)
-    halves[0, ..., : width // 2], halves[1, ..., -(width // 2) :] = True, True
-    halves[2, :, : height // 2], halves[3, :, -(height // 2) :] = True, True
+    halves[0, ..., : width // 2], halves[1, ..., width - width // 2 :] = True, True  # left and right
+    halves[2, :, : height // 2], halves[3, :, height - height // 2 :] = True, True  # upper and lower
     return torch.cat([first[None], torch.where(halves, other, first)])
 
 
