@@ -59,18 +59,21 @@ def _for_cams(model, images):
 def scale_layers(model, images):
     """The names of the layers that end the network's spatial scales, finest first: a tuple.
 
-    ResNets have their five in a table (FastCAM §3), for small ones end two scales at one size. A network of one scale
+    ResNets have their five in a table (FastCAM §3): in small ones two of them have one size. A network of one scale
     (ViT, Mixer) gives the outputs of five blocks spread over its depth. ValueError where it has neither.
     """
     return _chosen(model, images, _for_statistics).layers
 
 
 def _for_statistics(model, images):
+    seen = _maps(model, images)
     for name, module in named_layers(model).items():
         if isinstance(module, models.ResNet):
-            prefix = f"{name}." if name else ""
-            return Choice(tuple(prefix + layer for layer in RESNET_SCALES), "the five scales of FastCAM (§3)")
-    seen = _maps(model, images)
+            ends = [f"{name}.{layer}" if name else layer for layer in RESNET_SCALES]
+            ends = tuple(each.name for each in seen if each.name in ends)
+            if len(ends) > 1:
+                told = f"the scales of FastCAM (§3){' with more than one place' * (len(ends) < len(RESNET_SCALES))}"
+                return Choice(ends, told)
     scales = sorted({each.scale for each in seen})
     ends = {scale: _outside(seen, scale) for scale in scales}
     names = tuple(_end(maps).name for maps in ends.values() if maps)
@@ -135,8 +138,7 @@ def describe(model, images):
             rows.append((used, "none", "", "", str(error)))
             continue
         for name in choice.layers:
-            grid = " x ".join(map(str, seen[name].grid)) if name in seen else "not run"
-            rows.append((used, name, str(seen.get(name, "")), grid, choice.why))
+            rows.append((used, name, str(seen[name]), " x ".join(map(str, seen[name].grid)), choice.why))
     return Description(tuple(rows))
 
 
