@@ -209,7 +209,7 @@ NETWORKS = {
     "explain.rows+: {akd: {surrogate: build/surrogate/typo}}": "explain.rows.akd: {here}/build/surrogate/typo holds no surrogate",
     "remove_and_retrain.rows.fastcam.layer: layer9": "remove_and_retrain.rows.fastcam: layer 'layer9' is unknown",
     "{remove_and_retrain.network: efficientnet_b0, remove_and_retrain.image_size: 64}": "remove_and_retrain.rows.guided_",
-    "{remove_and_retrain.network: resnet18, remove_and_retrain.rows.fastcam: {layer: layer4}}": (
+    "{remove_and_retrain.network: resnet18, remove_and_retrain.rows.fastcam.layer: layer4}": (
         "remove_and_retrain.rows.fastcam: layer 'layer4' returns (N, 512, 1, 1)"
     ),
 }
