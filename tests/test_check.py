@@ -143,7 +143,14 @@ NAMES = {
     "target: resnet51": "target: no target 'resnet51'; checkpoints in data/weights: broken; or an architecture",
     "target: 'small_resnet:'": "target: no target 'small_resnet:'; checkpoints in",
     "target: :mine.pth": "target: no target ':mine.pth'; checkpoints in",
-    "target: vit_b_16": "target: no target 'vit_b_16' (vit_b_16 works on tokens",
+    "target: timm:test_vitt": "target: timm has no network 'test_vitt'; close names: test_vit",
+    "target: timm:test_vit.in1k": "target: timm has no weights 'in1k' of test_vit; it has: r160_in1k",
+    "target: timm:test_vit:../../evil.pth": "target: '../../evil.pth' is no path inside data/weights/; give one relative",
+    "target: hf:models/vit": "target: 'hf:models/vit' names no folder in data/weights/; put it there and write hf:data/weights/N",
+    "target: hf:data/weights/../../vit": "target: 'hf:data/weights/../../vit' names no folder in data/weights/",
+    "target: hf:data/weights/none": "target: data/weights/none holds no config.json; give a folder that save_pretrained",
+    "remove_and_retrain.network: timm:test_vitt": "remove_and_retrain.network: timm has no network 'test_vitt'; close",
+    "remove_and_retrain.network: hf:data/weights/vit": "remove_and_retrain.network: 'hf:data/weights/vit' is unknown",
     "target: small_resnet:IMAGENET1K_V1": "target: small_resnet has no weights 'IMAGENET1K_V1'; give a file",
     "target: resnet50:IMAGENET1K_V9": "target: resnet50 has no weights 'IMAGENET1K_V9'; give a file (.bin",
     "target: resnet18:mine": "target: resnet18 has no weights 'mine'; give a file (.bin .ckpt .pt .pth .safetensors)",
@@ -194,6 +201,9 @@ NETWORKS = {
     "target: tiny_resnet:other.pth": "target: data/weights/other.pth does not hold weights of tiny_resnet",
     "target: broken": "target: data/weights/broken/target.json is corrupt",
     "target: small_vgg": "distill_surrogate: a student is made of a ResNet, not of a NarrowVGG; choose resnet18",
+    "target: timm:test_vit:other.pth": "target: data/weights/other.pth does not hold weights of timm:test_vit (missing: hea",
+    "{target: timm:test_vit, prepare_data.image_size: 72}": "target: timm:test_vit takes no images of 72 x 72 pixels (Inp",
+    "target: hf:data/weights/bare": "target: data/weights/bare holds no model.safetensors; save the network with save_",
     "train_attention.networks: [small_vgg, inception_v3]": "train_attention.networks: inception_v3 takes no images of 64",
     "distill_surrogate.trunk: small_vgg": "distill_surrogate: a student is made of a ResNet, not of a NarrowVGG; choose",
     "distill_surrogate.reduction: 512": "distill_surrogate: 32 channels cannot be reduced by 512; give at least 512",
@@ -231,6 +241,8 @@ def project(tmp_path_factory):
     (weights / "broken" / "target.json").write_text("{")
     (weights / "notes.pth").write_text("no weights")
     torch.save(networks.build("small_vgg", "ab").network.state_dict(), weights / "other.pth")
+    (weights / "bare").mkdir()
+    (weights / "bare" / "config.json").write_text('{"model_type": "convnext"}')
     return folder
 
 

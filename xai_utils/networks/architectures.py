@@ -1,7 +1,8 @@
-"""Untrained classifier networks by name: torchvision's, and five of ours.
+"""Untrained classifier networks by name: torchvision's and five of ours, timm's and those of transformers.
 
 `ARCHITECTURES[name](number_of_classes)` gives a network that takes normalised images (N, 3, H, W) and returns
-logits (N, number_of_classes), and nothing else: no auxiliary heads, no normalisation of its own.
+logits (N, number_of_classes), and nothing else: no auxiliary heads, no normalisation of its own. What is built for one
+size of images takes it as `image_size`. `require_known` knows besides `timm:NAME` and `hf:FOLDER`.
 """
 
 from functools import partial
@@ -14,15 +15,27 @@ from torchvision.models.googlenet import BasicConv2d, GoogLeNet, Inception
 from torchvision.models.resnet import BasicBlock, ResNet
 from torchvision.models.vgg import VGG, make_layers
 
-WITHOUT_FEATURE_MAPS = ("vit_", "swin_")  # tokens or channels-last activations: no (N, C, h, w) map to explain
+from xai_utils.networks import hf_networks, timm_networks
+
 WITH_AUXILIARY_HEADS = ("googlenet", "inception_v3")
+OF_ONE_SIZE = ("vit_", "maxvit_")  # torchvision's that are built for one size of images
+TIMM, HF = "timm:", "hf:"
 
 
-def why_unknown(name):
-    """Why ARCHITECTURES lacks `name`, where there is more to say than that torchvision has no such network."""
-    if name.startswith(WITHOUT_FEATURE_MAPS) and name in torchvision.models.list_models(module=torchvision.models):
-        return f" ({name} works on tokens and has no maps of features (N, C, h, w), which most methods read)"
-    return ""
+def require_known(architecture):
+    """The function that makes `architecture`, untrained, of the number of classes; ValueError listing the names.
+
+    Its keywords besides: image_size of what is built for one size, config of transformers. No folder is opened.
+    """
+    if architecture in ARCHITECTURES:
+        return ARCHITECTURES[architecture]
+    if str(architecture).startswith(TIMM):
+        return timm_networks.creator(architecture.removeprefix(TIMM))
+    if str(architecture).startswith(HF):
+        return partial(hf_networks.network, folder=architecture.removeprefix(HF))
+    raise ValueError(
+        f"architecture {architecture!r} is unknown; choose one of {', '.join(ARCHITECTURES)}, timm:NAME or hf:FOLDER"
+    )
 
 
 class NarrowResNet(ResNet):
@@ -114,10 +127,15 @@ def torchvision_network(num_classes, *, name):
     return torchvision.models.get_model(name, weights=None, num_classes=num_classes, **options)
 
 
+def torchvision_network_of_one_size(num_classes, *, name, image_size=224):
+    """torchvision's `name`, untrained, for square images of one size: a ViT has a weight for each of their places."""
+    sized = {"image_size": image_size} if name.startswith("vit_") else {"input_size": (image_size, image_size)}
+    return torchvision.models.get_model(name, weights=None, num_classes=num_classes, **sized)
+
+
 ARCHITECTURES = {
-    name: partial(torchvision_network, name=name)
+    name: partial(torchvision_network_of_one_size if name.startswith(OF_ONE_SIZE) else torchvision_network, name=name)
     for name in torchvision.models.list_models(module=torchvision.models)
-    if not name.startswith(WITHOUT_FEATURE_MAPS)
 } | {
     # near 96 pixels: maps of 48, 24, 24, 12 and 6, 0.3 M parameters, 0.028 GMAC
     "small_resnet": partial(NarrowResNet, widths=(16, 32, 64, 128), strides=(1, 1, 2, 2)),

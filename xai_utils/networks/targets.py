@@ -1,18 +1,19 @@
-"""The classifiers to be explained: torchvision networks behind one wrapper that takes pixels in [0, 1].
+"""The classifiers to be explained: networks by name behind one wrapper that takes pixels in [0, 1].
 
 A target is kept in a folder as `target.safetensors` (the network's weights) and `target.json` (what they are).
 """
 
+import inspect
 from pathlib import Path
 
 import torch
 import torchvision
 from torch import nn
 
-from xai_utils.networks import stored
-from xai_utils.networks.architectures import ARCHITECTURES, WITH_AUXILIARY_HEADS, why_unknown
+from xai_utils.networks import hf_networks, stored, timm_networks
+from xai_utils.networks.architectures import HF, TIMM, WITH_AUXILIARY_HEADS, require_known
 from xai_utils.networks.digests import digest
-from xai_utils.networks.layers import deep_copy
+from xai_utils.networks.heads import fitting, head_names, with_new_heads
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 AUXILIARY_HEADS = ("aux1.", "aux2.", "AuxLogits.")  # GoogLeNet's and Inception's, used in their training only
@@ -23,12 +24,14 @@ class Target(nn.Module):
     """A classifier of pixels: images (N, 3, H, W) in [0, 1] -> logits (N, K).
 
     It normalises with `mean` and `std` (3,) itself, so that black, mean and blur mean what they say. Holds `network`,
-    `architecture` (a name of ARCHITECTURES) and `classes`, a tuple of K names. Layer names are the network's.
+    `architecture` (a name that `require_known` knows), `options` (what `build` needs besides to make another such
+    network) and `classes`, a tuple of K names. Layer names are the network's.
     ValueError for a mean or std that is not three finite numbers, std positive.
     """
 
-    def __init__(self, network, architecture, classes, *, mean=IMAGENET_MEAN, std=IMAGENET_STD):
+    def __init__(self, network, architecture, classes, *, mean=IMAGENET_MEAN, std=IMAGENET_STD, options=None):
         super().__init__()
+        self.options = dict(options or {})
         self.network, self.architecture, self.classes = network, architecture, tuple(map(str, classes))
         self.register_buffer("mean", _of_channels("mean", mean))
         self.register_buffer("std", _of_channels("std", std, positive=True))
@@ -38,7 +41,8 @@ class Target(nn.Module):
         return self.network
 
     def forward(self, images):
-        return self.network((images - self.mean[:, None, None]) / self.std[:, None, None])
+        output = self.network((images - self.mean[:, None, None]) / self.std[:, None, None])
+        return getattr(output, "logits", output)
 
 
 def _of_channels(name, values, *, positive=False):
@@ -54,27 +58,20 @@ def _of_channels(name, values, *, positive=False):
     return found.reshape(3)
 
 
-def require_known(architecture):
-    """ARCHITECTURES[architecture]; ValueError listing the names."""
-    if architecture not in ARCHITECTURES:
-        raise ValueError(
-            f"architecture {architecture!r} is unknown{why_unknown(architecture)}; "
-            f"choose one of {', '.join(ARCHITECTURES)}"
-        )
-    return ARCHITECTURES[architecture]
-
-
-def _head_name(network):
-    """The classification head: the last linear layer in the order of definition; None where there is none."""
-    return next((name for name, module in reversed([*network.named_modules()]) if isinstance(module, nn.Linear)), None)
-
-
 def is_file_of_weights(source):
     """Whether `source` names a file of weights, not some of torchvision's."""
     return Path(source).suffix in stored.SUFFIXES
 
 
-def published_weights(architecture, name):
+def require_published(architecture, name):
+    """ValueError listing the names where neither torchvision nor timm has weights `name` of `architecture`."""
+    if architecture.startswith(TIMM):
+        timm_networks.require_published(architecture.removeprefix(TIMM).partition(".")[0], name)
+    else:
+        _record(architecture, name)
+
+
+def _record(architecture, name):
     """torchvision's record of its weights `name` of `architecture`, not fetched; ValueError listing the names."""
     ours = architecture not in torchvision.models.list_models(module=torchvision.models)
     published = {} if ours else torchvision.models.get_model_weights(architecture).__members__
@@ -88,7 +85,7 @@ def published_weights(architecture, name):
 
 def _published(architecture, name):
     """torchvision's weights `name` of `architecture`: (state dict, their classes, mean, std); downloaded once."""
-    weights = published_weights(architecture, name)
+    weights = _record(architecture, name)
     try:
         network = torchvision.models.get_model(architecture, weights=weights, progress=False)
     except OSError as error:
@@ -96,71 +93,112 @@ def _published(architecture, name):
             f"torchvision's weights {name} of {architecture} cannot be fetched ({error}); put "
             f"{weights.url.rsplit('/', 1)[-1]} into {torch.hub.get_dir()}/checkpoints, or give a file of weights"
         ) from error
-    names = weights.meta["categories"]  # two of ImageNet's stand there twice
-    classes = [f"{each} ({index})" if names.count(each) > 1 else each for index, each in enumerate(names)]
+    classes = _told_apart(weights.meta["categories"])
     trained_centred = architecture in WITH_AUXILIARY_HEADS  # by a second normalisation inside, which ours leaves out
     about = weights.transforms()
     mean, std = ((0.5,) * 3, (0.5,) * 3) if trained_centred else (about.mean, about.std)
     return network.state_dict(), classes, mean, std
 
 
-def build(architecture, classes, *, mean=None, std=None, pretrained_from=None):
+def _told_apart(classes):
+    """Names of classes with their number where a name stands there twice, as two of ImageNet's do."""
+    return [f"{each} ({index})" if classes.count(each) > 1 else each for index, each in enumerate(classes)]
+
+
+def build(architecture, classes, *, mean=None, std=None, pretrained_from=None, image_size=None, config=None):
     """A target of `architecture` for `classes` (names), with random weights or `pretrained_from` somewhere.
 
-    `pretrained_from`: a file with the network's state dict (.safetensors, or .pth and the like, see
-    `kept.read_tensors`), or the name of torchvision weights, such as "IMAGENET1K_V1" (downloaded). Where it knows
-    another number of classes, the head stays random: fine-tune it. `classes` None: those that it knows, which for
-    a file are numbered. `mean`, `std` (3,): None is what torchvision's weights were trained with, otherwise ImageNet's.
-    Random weights follow torch's global generator, as in every torch network.
+    `architecture`: a name of ARCHITECTURES, `timm:NAME` (or NAME.TAG), or `hf:FOLDER`. `pretrained_from`: a file with
+    the network's state dict (.safetensors, or .pth and the like, see `stored.read_tensors`), the name of torchvision's
+    or timm's weights, such as "IMAGENET1K_V2" (downloaded), or the FOLDER of transformers. Where it knows another
+    number of classes, the head stays random: fine-tune it. `classes` None: those that it knows; for a file they are
+    numbered, unless a TAG of timm's says more. `mean`, `std` (3,): None is what torchvision's weights were trained
+    with, what timm or preprocessor_config.json says, otherwise ImageNet's. `image_size`: the pixels of a side, for what
+    is built for one size, such as a ViT (None: its own); others take any. Weights of another size are resampled as
+    torchvision or timm does it. `config`: of transformers, in place of the folder's (`Target.options`). Random weights
+    follow torch's global generator, as in every torch network.
     """
-    create = require_known(architecture)
-    tensors, known, own_mean, own_std = None, None, IMAGENET_MEAN, IMAGENET_STD
-    if pretrained_from is not None and is_file_of_weights(pretrained_from):
-        tensors = stored.read_tensors(pretrained_from)
-    elif pretrained_from is not None:
-        tensors, known, own_mean, own_std = _published(architecture, pretrained_from)
-    if tensors is not None:
-        tensors = {key: tensor for key, tensor in tensors.items() if not key.startswith(AUXILIARY_HEADS)}
+    taken = inspect.signature(require_known(architecture)).parameters
+    if architecture.startswith(HF) and config is None:
+        config = hf_networks.configuration(architecture.removeprefix(HF))
+    given = {"image_size": image_size, "config": config}
+    options = {name: value for name, value in given.items() if value is not None and name in taken}
+    tensors, known, own_mean, own_std = _given(architecture, pretrained_from)
+    if architecture.startswith(HF) and (mean is None or std is None):
+        own_mean, own_std = hf_networks.normalisation(architecture.removeprefix(HF))
     if classes is None:
-        classes = known or _numbered_classes(architecture, tensors, pretrained_from)
-    network = create(len(classes))
+        numbered = _numbered_classes(architecture, options, tensors, pretrained_from)
+        classes = _told_apart(known) if known and len(known) == len(numbered) else numbered
+    network = _made(architecture, len(classes), options)
     if tensors is not None:
-        own, head = network.state_dict(), _head_name(network)
-        keys = [key for key in own if head and key.startswith(f"{head}.") and key in tensors]
-        if any(tensors[key].shape[0] != len(classes) for key in keys):
-            tensors = {**tensors, **{key: own[key] for key in keys}}
-        stored.fill(network, tensors, pretrained_from)
+        stored.fill(network, fitting(network, tensors, len(classes)), pretrained_from)
     mean, std = own_mean if mean is None else mean, own_std if std is None else std
-    return Target(network, architecture, classes, mean=mean, std=std)
+    return Target(network, architecture, classes, mean=mean, std=std, options=options)
 
 
-def _numbered_classes(architecture, tensors, source):
-    """Names for as many classes as the head of a state dict has: the length of the last tensor of the network."""
+def _given(architecture, source):
+    """(state dict, its classes, mean, std) of what `build` is to start from; None for what is not known."""
+    name = architecture.removeprefix(TIMM) if architecture.startswith(TIMM) else None
+    known, mean, std = timm_networks.about(name) if name else (None, IMAGENET_MEAN, IMAGENET_STD)
+    if source is None:
+        return None, None, mean, std
+    if is_file_of_weights(source):
+        tensors = stored.read_tensors(source)
+        ours = {key: tensor for key, tensor in tensors.items() if not key.startswith(AUXILIARY_HEADS)}
+        return ours, known if name and "." in name else None, mean, std
+    if architecture.startswith(HF):
+        return hf_networks.weights(source), hf_networks.classes(source), mean, std
+    if name:
+        return timm_networks.published(name.partition(".")[0], source)
+    tensors, *about = _published(architecture, source)
+    return {key: tensor for key, tensor in tensors.items() if not key.startswith(AUXILIARY_HEADS)}, *about
+
+
+def _made(architecture, number, options):
+    """The untrained network; ValueError where it cannot be built so."""
+    try:
+        return require_known(architecture)(number, **options)
+    except (AssertionError, TypeError, AttributeError, RuntimeError) as error:
+        size = f" for images of {options['image_size']} pixels" if "image_size" in options else ""
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{architecture} cannot be built{size} ({first}); choose another size or network") from error
+
+
+def _numbered_classes(architecture, options, tensors, source):
+    """Names for as many classes as the head of a state dict has: the length of its last tensor."""
     if tensors is None:
         raise ValueError(f"{architecture} without weights knows no classes; name them, or give pretrained_from")
-    last = [*ARCHITECTURES[architecture](2).state_dict()][-1]  # RegNets cannot be made without memory (device meta)
+    network = _made(architecture, 2, options)  # RegNets cannot be made without memory (device meta)
+    heads = tuple(f"{name}." for name in head_names(network))
+    last = [key for key in network.state_dict() if not heads or key.startswith(heads)][-1]
     if last not in tensors:
         raise ValueError(f"{source} does not hold weights of {architecture} (missing: {last})")
     return [f"class {index}" for index in range(len(tensors[last]))]
 
 
+def are_numbered(classes):
+    """Whether the names of `classes` only count them, as `build` does for a file of weights."""
+    return list(classes) == [f"class {index}" for index in range(len(classes))]
+
+
 def renamed(target, classes):
     """The same target under other names for its classes, as many of them."""
-    made = Target(target.network, target.architecture, classes, mean=target.mean, std=target.std)
-    made.training = target.training  # that of the network, which both share, stays
-    return made
+    return _like(target, target.network, classes)
 
 
 def replace_head(target, classes):
-    """A copy of `target` for other `classes`: the last linear layer is new and random, all else as it was."""
-    network = deep_copy(target.network)
-    name = _head_name(network)
-    if name is None:
-        raise ValueError(f"{target.architecture} has no linear layer to replace; build it for the new classes instead")
-    old = network.get_submodule(name)
-    head = nn.Linear(old.in_features, len(classes), bias=old.bias is not None).to(old.weight).train(old.training)
-    network.set_submodule(name, head)
-    return Target(network, target.architecture, classes, mean=target.mean, std=target.std).train(target.training)
+    """A copy of `target` for other `classes`: the layers that give the logits are new and random, all else as was."""
+    try:
+        network = with_new_heads(target.network, len(classes))
+    except ValueError as error:
+        raise ValueError(f"{target.architecture} has {error}; build it for the new classes instead") from None
+    return _like(target, network, classes)
+
+
+def _like(target, network, classes):
+    made = Target(network, target.architecture, classes, mean=target.mean, std=target.std, options=target.options)
+    made.training = target.training  # the network's modules keep theirs
+    return made
 
 
 def save(target, folder, *, made_with=None):
@@ -174,6 +212,7 @@ def save(target, folder, *, made_with=None):
         "classes": list(target.classes),
         "mean": target.mean.tolist(),
         "std": target.std.tolist(),
+        "options": target.options,
         "digest": digest(target),
     }
     stored.write(target.network, folder, KIND, facts, made_with=made_with)
@@ -187,8 +226,8 @@ def load(folder, device="cpu"):
     """
     names = ("architecture", "classes", "mean", "std")
     facts = stored.facts(folder, KIND, names)
-    described = {name: facts[name] for name in names}
-    network = require_known(described["architecture"])(len(described["classes"]))
+    described = {name: facts[name] for name in names} | {"options": facts.get("options", {})}
+    network = _made(described["architecture"], len(described["classes"]), described["options"])
     try:
         target = Target(network, **described)
     except ValueError as error:

@@ -94,10 +94,14 @@ def _noise(size):
 
 
 def _opened(name, image):
-    """The network that `name` stands for, with its weights unless they are torchvision's, once it took `image`."""
+    """The network that `name` stands for, with its weights unless they would be fetched, once it took `image`."""
     architecture, weights = source_of(name)
     file = weights if isinstance(weights, Path) else None
-    network = build(architecture, None if file else "ab", pretrained_from=file) if architecture else load(weights)
+    if architecture is None:
+        network = load(weights)
+    else:
+        classes = None if file else "ab"
+        network = build(architecture, classes, pretrained_from=file, image_size=image.shape[-1])
     _require_takes(network, image)
     return network
 
@@ -106,7 +110,7 @@ def _require_takes(network, image):
     try:
         with evaluating(network), torch.no_grad():
             network(image)
-    except RuntimeError as error:
+    except (RuntimeError, AssertionError, ValueError) as error:
         raise ValueError(
             f"{network.architecture} takes no images of {image.shape[-2]} x {image.shape[-1]} pixels "
             f"({str(error).splitlines()[0]}); choose larger images, or another network"
@@ -153,8 +157,10 @@ def _explained(given, target, opened, image):
 
 def _retrained(given, target, opened, image):
     stage = given["remove_and_retrain"]
-    network = target if stage["network"] == "target" else build(stage["network"], "ab")
     image = _noise(stage["image_size"]) if stage["image_size"] else image
+    network = target
+    if stage["network"] != "target":
+        network = build(stage["network"], "ab", image_size=image.shape[-1])
     yield "", _require_takes, network, image
     yield "", scale_layers, network, image
     for row, options in stage["rows"].items():

@@ -35,6 +35,7 @@ from xai_utils import explainers
 from xai_utils.explainers.activation_statistics import STATISTICS
 from xai_utils.files import files_fingerprint
 from xai_utils.networks import ARCHITECTURES, scale_layers, stored, targets
+from xai_utils.networks.architectures import TIMM, require_known
 from xai_utils.retraining.inputs import FOLDER, images_of
 from xai_utils.retraining.jobs import key_of, work
 from xai_utils.retraining.masks import thresholds
@@ -67,13 +68,24 @@ def check(settings):
         problems.append(str(error))
     for key, values, allowed in (
         ("statistics", settings["statistics"], STATISTICS),
-        ("network", [settings["network"]], ["target", *ARCHITECTURES]),
         ("fill", [settings["fill"]], ["mean", "black"]),
     ):
         unknown = [value for value in values if value not in allowed]
         problems += [f"{key}: {value!r} is unknown; choose among {', '.join(allowed)}" for value in unknown]
+    problems += _unknown_network(settings["network"])
     if problems:
         raise ValueError("\n".join(problems))
+
+
+def _unknown_network(name):
+    """What is wrong with the name of a network to retrain, a list of lines; it is trained from random weights."""
+    if name != "target" and name not in ARCHITECTURES and not name.startswith(TIMM):
+        return [f"network: {name!r} is unknown; choose among target, {', '.join(ARCHITECTURES)}, timm:NAME"]
+    try:
+        require_known("small_resnet" if name == "target" else name)
+    except ValueError as error:
+        return [f"network: {error}"]
+    return []
 
 
 def _named(record):
@@ -127,14 +139,16 @@ def _conditions(settings, mode, make):
     data |= {"subset_seed": settings["seed"], "data_hash": files_fingerprint(settings["data"])}
     folder = settings["target"]
     if settings["network"] != "target":
-        chosen = data | settings["image"] | UNMASKED | {"architecture": settings["network"], "seed": settings["seed"]}
+        chosen = data | settings["image"] | UNMASKED | {"network": {"architecture": settings["network"]}}
+        chosen["seed"] = settings["seed"]
         chosen["epochs"] = settings["explained_epochs"]
         [result] = make([(f"{settings['network']}, to be explained", "explained", chosen)])
         folder = result["folder"]
-    facts = stored.facts(folder, targets.KIND, ("architecture",))
+    facts = stored.facts(folder, targets.KIND, ("architecture", "mean", "std"))
     explained = data | {"explained": folder, "sha256": facts["sha256"]}
     layers = _layer_conditions(settings, mode, explained)
-    scratch = data | settings["image"] | {"architecture": facts["architecture"]}
+    network = {name: facts[name] for name in ("architecture", "mean", "std")} | facts.get("options", {})
+    scratch = data | settings["image"] | {"network": network}
     return layers + _image_conditions(settings, mode, explained, scratch, make)
 
 

@@ -16,7 +16,8 @@ CHECKPOINT_SECONDS = 60.0  # most trainings at small scale are over sooner and n
 
 def image_task(chosen):
     """A network of the explained one's architecture, from scratch, on masked images; augmented after the mask."""
-    model = targets.build(chosen["architecture"], images_of(chosen, "train")[2])
+    fetch, _, classes = images_of(chosen, "train")
+    model = targets.build(classes=classes, **{"image_size": fetch([0]).shape[-1]} | chosen["network"])
     return _task(model.to(memory_format=torch.channels_last), chosen)
 
 

@@ -13,6 +13,7 @@ from functools import cache
 import torch
 from torch.nn import functional
 
+from xai_utils import datasets
 from xai_utils.files import file_name, files_fingerprint
 from xai_utils.networks import evaluating, targets
 from xai_utils.networks.digests import made_for, require_made_for
@@ -75,7 +76,7 @@ def explained_images(images, maps, mean):
 def starting_surrogate(settings: dict) -> Surrogate:
     """The surrogate before any training, in train mode.
 
-    `settings`: target, seed, attention, reduction, residual_attention, delta_source (the options of `Surrogate`),
+    `settings`: data, target, seed, attention, reduction, residual_attention, delta_source (the options of `Surrogate`),
     and trunk: a ResNet's name for random weights, a checkpoint's in data/weights for pretrained ones, or None for a
     copy of the target. Its head is new unless it knows exactly the target's classes.
     """
@@ -83,7 +84,8 @@ def starting_surrogate(settings: dict) -> Surrogate:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings["seed"])
         if settings["trunk"] is not None:
-            trunk = starting_target(settings["trunk"], target.classes, seed=settings["seed"])
+            size = datasets.load(settings["data"]).description["image_size"]
+            trunk = starting_target(settings["trunk"], target.classes, seed=settings["seed"], image_size=size)
             if trunk.classes != target.classes:
                 trunk = targets.replace_head(trunk, target.classes)
         surrogate = Surrogate(trunk, **_only(settings, *OPTIONS)).train()

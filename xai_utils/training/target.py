@@ -9,7 +9,8 @@ from torch.nn import functional
 from xai_utils import datasets
 from xai_utils.files import files_fingerprint, inside
 from xai_utils.networks import ARCHITECTURES, inference_copy, targets
-from xai_utils.networks.architectures import why_unknown
+from xai_utils.networks.architectures import HF, TIMM, require_known
+from xai_utils.networks.hf_networks import configuration
 from xai_utils.training import distributed, loop
 from xai_utils.training.recipes import (
     CHECKPOINTS,
@@ -29,43 +30,73 @@ def source_of(name: str) -> tuple[str | None, Path | str | None]:
 
     An architecture (weights None: random), `architecture:weights` (a file in data/weights, or the name of
     torchvision's, such as IMAGENET1K_V2), or the checkpoint data/weights/`name` (architecture None, its folder).
-    ValueError for what is none of them, and for a path that leaves data/weights.
+    timm's are `timm:NAME`, `timm:NAME.TAG` (its weights TAG) and either with a file; of transformers `hf:FOLDER`, a
+    folder in data/weights with its weights. ValueError for what is none of them, and for a path that leaves
+    data/weights.
     """
     checkpoints = sorted(path.parent.name for path in WEIGHTS_FOLDER.glob("*/target.json"))
-    architecture, colon, weights = name.partition(":")
     if name in checkpoints:
         return None, weights_of(name)
-    if architecture not in ARCHITECTURES or (colon and not weights):
+    architecture, colon, weights = _parted(name)
+    if architecture.startswith(HF):
+        configuration(folder := weights_of(name))
+        return architecture, folder
+    if (colon and not weights) or not (architecture in ARCHITECTURES or architecture.startswith(TIMM)):
         raise ValueError(
-            f"no target {name!r}{why_unknown(architecture)}; checkpoints in {WEIGHTS_FOLDER}: "
-            f"{', '.join(checkpoints) or 'none'}; or an architecture, or architecture:weights; architectures: "
-            f"{', '.join(ARCHITECTURES)}"
+            f"no target {name!r}; checkpoints in {WEIGHTS_FOLDER}: {', '.join(checkpoints) or 'none'}; or an "
+            f"architecture, or architecture:weights; architectures: {', '.join(ARCHITECTURES)}, timm:NAME, hf:FOLDER"
         )
+    require_known(architecture)
     if targets.is_file_of_weights(weights):
         return architecture, weights_of(name)
     if weights:
-        targets.published_weights(architecture, weights)
+        targets.require_published(architecture, weights)
     return architecture, weights or None
 
 
-def starting_target(name: str, classes, *, seed: int, new_head: bool = True) -> targets.Target:
+def _parted(name):
+    """(architecture, ":", what it says of the weights) of the `name` of a target; timm's TAG names weights, too."""
+    if name.startswith(HF):
+        return name, ":", name.removeprefix(HF)
+    if not name.startswith(TIMM):
+        return name.partition(":")
+    architecture, colon, weights = name.removeprefix(TIMM).partition(":")
+    return TIMM + architecture, colon, weights if colon else architecture.partition(".")[2]
+
+
+def weights_of(name: str) -> Path:
+    """Where the weights of `source_of`'s `name` lie, if they lie in data/weights: a folder or a file."""
+    weights = _parted(name)[2]
+    if not name.startswith(HF):
+        return inside(WEIGHTS_FOLDER, weights or name)
+    try:
+        return inside(WEIGHTS_FOLDER, Path(weights).relative_to(WEIGHTS_FOLDER))
+    except ValueError:
+        raise ValueError(
+            f"{name!r} names no folder in {WEIGHTS_FOLDER}/; put it there and write hf:{WEIGHTS_FOLDER}/NAME"
+        ) from None
+
+
+def starting_target(
+    name: str, classes, *, seed: int, new_head: bool = True, image_size: int | None = None
+) -> targets.Target:
     """The target before training, of the `name` that `source_of` understands.
 
     What lacks one of `classes` gets a new last layer for them (ValueError, if not `new_head`); what knows them all
     keeps its own. A file of as many classes, and ImageNet's weights beside all 1000 synsets, know them in the order of
-    their names.
+    their names. `image_size` is for networks that are built for one; a checkpoint has its own.
     """
     architecture, weights = source_of(name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if weights is None:
-            return targets.build(architecture, classes)
+            return targets.build(architecture, classes, image_size=image_size)
         if architecture is None:
             target = targets.load(weights)
         else:
-            target = targets.build(architecture, None, pretrained_from=weights)
-            named = isinstance(weights, str)  # torchvision's: known by name but for ImageNet's
-            if len(classes) == len(target.classes) and (not named or all(SYNSET.fullmatch(each) for each in classes)):
+            target = targets.build(architecture, None, pretrained_from=weights, image_size=image_size)
+            ordered = targets.are_numbered(target.classes) or all(SYNSET.fullmatch(each) for each in classes)
+            if len(classes) == len(target.classes) and ordered:
                 target = targets.renamed(target, classes)
         if set(classes) <= set(target.classes):
             return target
@@ -110,6 +141,11 @@ def predictions(target, split, *, compute: distributed.Compute) -> torch.Tensor:
     return held_out_logits(target, split, compute=compute).argmax(1)
 
 
+def _starting(settings, data, **options):
+    size = data.description["image_size"]
+    return starting_target(settings["target"], data.classes, seed=settings["seed"], image_size=size, **options)
+
+
 def target_task(settings: dict) -> loop.Task:
     """Cross-entropy on the labels (AKD §4: the target T is fine-tuned on the fine-grained classes).
 
@@ -117,7 +153,7 @@ def target_task(settings: dict) -> loop.Task:
     momentum, weight_decay, smallest_crop.
     """
     data = datasets.load(settings["data"])
-    target = starting_target(settings["target"], data.classes, seed=settings["seed"])
+    target = _starting(settings, data)
     target.to(memory_format=torch.channels_last)  # convolutions run 1.5 times as fast, on CPUs too
     place = indices_by_name(data.classes, target.classes)
     train_labels = place[torch.as_tensor(data.train.labels)]
@@ -152,7 +188,7 @@ def fit_target(settings: dict, *, compute, checkpoint_steps=None, log=None) -> t
     """The trained target in eval mode, and the history of its training; 0 epochs take it as it comes."""
     data = datasets.load(settings["data"])
     trains = settings["epochs"] > 0
-    target = starting_target(settings["target"], data.classes, seed=settings["seed"], new_head=trains)
+    target = _starting(settings, data, new_head=trains)
     if settings["epochs"] == 0:
         return target.eval(), []
     if not len(data.train):
@@ -168,8 +204,3 @@ def fit_target(settings: dict, *, compute, checkpoint_steps=None, log=None) -> t
     )
     target.load_state_dict(fitted.weights)
     return target.eval(), fitted.history
-
-
-def weights_of(name: str) -> Path:
-    """Where the weights of `source_of`'s `name` lie, if they lie in data/weights: a folder or a file."""
-    return inside(WEIGHTS_FOLDER, name.partition(":")[2] or name)

@@ -12,6 +12,7 @@ from xai_utils.networks import targets
 from xai_utils.networks.digests import digest
 from xai_utils.pipeline import parameters
 from xai_utils.training.distributed import Compute
+from xai_utils.training.target import source_of
 from xai_utils.widgets import FOLDERS
 from xai_utils.widgets.pictures import Drawn, Prepared
 from xai_utils.widgets.subject import Subject
@@ -35,7 +36,7 @@ def open_subject(root=".", folders=None) -> Subject:
     if target is not None:
         parts = _parts(root, target, compute.device, notices)
     else:
-        target = _untrained(values["target"], source, values["seed"]).to(compute.device)
+        target = _untrained(values["target"], source, values["seed"], size).to(compute.device)
         notices.append(
             "This network has random weights: its maps show its architecture and the image, nothing learned. "
             "`dvc repro finetune_target` trains it."
@@ -95,13 +96,15 @@ def _images(root, prepare, notices):
     return drawn, prepare["image_size"], prepare["geometry"]
 
 
-def _untrained(architecture, source, seed):
-    """A network of that architecture with random weights, the same every time."""
+def _untrained(name, source, seed, size):
+    """A network of the architecture that params.yaml's target names, with random weights, the same every time."""
     classes = source.classes if source is not None else [f"class {number}" for number in range(10)]
-    known = architecture if architecture in networks.ARCHITECTURES else "small_resnet"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return networks.build(known, classes).eval()
+        try:
+            return networks.build(source_of(name)[0], classes, image_size=size).eval()
+        except (ValueError, OSError, ImportError):  # a checkpoint, or what `--check` would refuse
+            return networks.build("small_resnet", classes).eval()
 
 
 def _parts(root, target, device, notices):
