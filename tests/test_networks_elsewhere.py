@@ -253,3 +253,18 @@ def test_every_network_of_torchvision_is_known():
     with torch.device("meta"):
         assert networks.ARCHITECTURES["vit_b_16"](3, image_size=64).encoder.pos_embedding.shape == (1, 1 + 4 * 4, 768)
     assert set(torchvision.models.list_models(module=torchvision.models)) < set(networks.ARCHITECTURES)
+
+
+def test_an_inference_copy_folds_norms_that_rectify_too():
+    """timm's BatchNormAct2d: no norm is left, the activation stays, also by its name."""
+    torch.manual_seed(0)
+    target, images = build("timm:test_byobnet", "ab").eval(), torch.rand(2, 3, 64, 64)
+    for module in target.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 2)
+    copied = inference_copy(target, images)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in copied.modules())
+    assert isinstance(copied.network.stem.bn.act, nn.Module)
+    with torch.no_grad():
+        torch.testing.assert_close(copied(images), target(images), atol=1e-5, rtol=1e-4)

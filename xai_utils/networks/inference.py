@@ -1,6 +1,6 @@
 """A copy of a model that only infers, faster: batch norms in the convolutions, blocks of pixels, channels last."""
 
-from collections import Counter
+from collections import Counter, OrderedDict
 
 import torch
 from torch import nn
@@ -49,7 +49,9 @@ def _fold(model, pairs):
         convolution.weight, convolution.bias = fuse_conv_bn_weights(
             convolution.weight, convolution.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
         )
-        model.set_submodule(name, nn.Identity().eval())  # the name stays, so hooks by name still work
+        # the name stays, so hooks by name still work; norms of timm rectify, too
+        rest = {"act": norm.act} if isinstance(getattr(norm, "act", None), nn.Module) else {}
+        model.set_submodule(name, nn.Sequential(OrderedDict(rest)).eval())
     return model
 
 
