@@ -29,8 +29,8 @@ def make_maps(settings: dict, *, compute: distributed.Compute, log=None):
         distributed.run(_explain, *work, processes=compute.processes, threads=compute.threads, device=compute.device)
 
 
-def not_applicable(target: str, data: str, methods: dict) -> dict[str, str]:
-    """The rows whose method cannot explain this kind of network (guided backprop without ReLU modules): row -> why."""
+def not_applicable(target: str, data: str, methods: dict) -> dict[str, list[str]]:
+    """Why methods cannot explain this kind of network (guided backprop without ReLU modules): reason -> their rows."""
     split, found = datasets.load(data).validation, {}
     model = targets.load(target)
     for row, options in methods.items():
@@ -39,7 +39,7 @@ def not_applicable(target: str, data: str, methods: dict) -> dict[str, str]:
             try:
                 explainers.explain(model, split.tensor([0]), method=method, **own)
             except explainers.NotApplicable as error:
-                found[row] = str(error)
+                found.setdefault(str(error), []).append(row)
     return found
 
 
