@@ -55,10 +55,9 @@ def test_a_pretended_gpu_is_strict(monkeypatch):
 def test_every_method_works_where_the_images_are(method, monkeypatch):
     """On the GPU, with the network that the method brings: maps on the GPU, equal to those of the CPU."""
     images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(5))
-    expected = explain(explained(), images, method=method, **generated(method))
+    expected = explain(explained(method), images, method=method, **generated(method))
     with pretended.gpu(monkeypatch):
-        model, options, part = build("small_resnet", range(4)).eval(), generated(method), EXPLAINERS[method].part
-        model.load_state_dict(explained().state_dict())
+        model, options, part = deep_copy(explained(method)), generated(method), EXPLAINERS[method].part
         if part is not None:
             options[part.option] = deep_copy(options[part.option]).to("cuda")
         if "generator" in options:  # another device draws other numbers

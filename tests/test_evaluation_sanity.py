@@ -225,7 +225,7 @@ def test_a_check_changes_neither_the_model_nor_the_outcome_of_another_batch(imag
 @pytest.mark.parametrize("method", EXPLAINERS)
 def test_every_method_has_its_row(method, images):
     """Of each method there is a number for every image, and the verdict that is known: controls read no network."""
-    found = sanity(method, explained(), images[:2], options=options_of(method), cascade=False)
+    found = sanity(method, explained(method), images[:2], options=options_of(method), cascade=False)
     values = [found.target, found.everything, found.noise, *([] if found.seeds is None else [found.seeds])]
     assert all(each.shape == (2,) and each.isfinite().all() for each in values)
     assert (found.seeds is not None) == (EXPLAINERS[method].draws is not None)

@@ -13,7 +13,7 @@ from torch import nn
 
 from xai_utils.explainers import CONTROLS, EXPLAINERS, Explainer, cam_maps, explain, explain_many, rows_of
 from xai_utils.metrics.cost import counted_forward_equivalents
-from xai_utils.networks import Surrogate, build, gate_for, predictor_of
+from xai_utils.networks import Surrogate, Target, build, gate_for, predictor_of
 from xai_utils.training.mask_predictor import CONTROLLER_OF
 
 FAST = {  # fewer draws than a report would use
@@ -25,6 +25,8 @@ FAST = {  # fewer draws than a report would use
     "smooth_grad": {"samples": 3, "chunk": 4},
     "smooth_grad_squared": {"samples": 3, "chunk": 4},
 }
+
+TRANSFORMERS = ("attention_rollout", "transformer_attribution")  # which explain no other network
 
 
 @lru_cache
@@ -40,9 +42,41 @@ def predictor(controller):
 
 
 @lru_cache
-def explained():
+def convolutional():
     torch.manual_seed(2)
     return settled(build("small_resnet", range(4)))
+
+
+class Transformer(nn.Module):
+    """A vision transformer without positions, whose parts are called as the ResNet's: a class token, two layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.fc = nn.Conv2d(3, 16, 8, stride=8), nn.Linear(16, 4)
+        self.token = nn.Parameter(torch.randn(1, 1, 16))
+        self.layer1, self.layer2 = (
+            nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, norm_first=True) for _ in range(2)
+        )
+
+    def forward(self, images):
+        patches = self.conv1(images).flatten(2).mT
+        return self.fc(self.layer2(self.layer1(torch.cat([self.token.expand(len(images), -1, -1), patches], 1)))[:, 0])
+
+
+@lru_cache
+def transformer():
+    torch.manual_seed(2)
+    return Target(Transformer(), "transformer", range(4)).eval()
+
+
+def explained(method=None):
+    """A network that `method` can explain."""
+    return transformer() if method in TRANSFORMERS else convolutional()
+
+
+def asked(request):
+    """The method that a test is about, in a fixture."""
+    return request.getfixturevalue("method") if "method" in request.fixturenames else None
 
 
 @lru_cache
@@ -60,9 +94,9 @@ def generated(method, seed=3):
     return record.seeded(options, seed)
 
 
-@pytest.fixture(scope="module")
-def small():
-    return explained()
+@pytest.fixture
+def small(request):
+    return explained(asked(request))
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ def test_maps_of_half_precision_are_float32(method, images):
     """Under autocast, and of a model in half precision: float32 maps, much like those of the model in float32."""
     record, expected = EXPLAINERS[method], None
     for kind in (torch.float32, torch.bfloat16, torch.float16, "model"):
-        model, pixels, options = explained(), images, generated(method)
+        model, pixels, options = explained(method), images, generated(method)
         if kind == "model":
             model, pixels = deep_copy(model).half(), images.half()
             if record.part is not None:
@@ -50,7 +50,7 @@ def test_logits_that_are_no_numbers_are_an_error(method, value, images):
     """Whatever the class, they are named; no method gives a map of such a model, not even one of zeros."""
     if method in WITHOUT_MODEL:
         return
-    model, options = deep_copy(explained()), generated(method)
+    model, options = deep_copy(explained(method)), generated(method)
     model.network.fc.bias.data[0] = value
     if (part := EXPLAINERS[method].part) is not None:
         options[part.option] = deep_copy(options[part.option])

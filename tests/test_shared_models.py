@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from test_explainers import explained, generated
+from test_explainers import asked, explained, generated
 from test_layers import same, snapshot
 from torch import nn
 
@@ -39,12 +39,12 @@ class Writing(Target):
         return self.network(images.sub_(self.mean[:, None, None]).div_(self.std[:, None, None]))
 
 
-@pytest.fixture(scope="module")
-def plain():
-    return explained()
+@pytest.fixture
+def plain(request):
+    return explained(asked(request))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def writing(plain):
     return Writing(plain.network, plain.architecture, plain.classes).eval()
 

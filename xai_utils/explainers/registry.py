@@ -16,6 +16,7 @@ from xai_utils.explainers import (
     optimisation,
     smoe,
     surrogate,
+    transformers,
 )
 from xai_utils.explainers.activation_statistics import STATISTICS
 from xai_utils.explainers.records import FLAG, LAYER, LAYERS, NUMBER, WORD, Explainer, Option
@@ -127,6 +128,21 @@ EXPLAINERS = {
     "smooth_grad": Explainer(gradients.smooth_grad, "SmoothGrad", "Smilkov et al. 2017", "§3", options=SMOOTHED),
     "smooth_grad_squared": Explainer(
         gradients.smooth_grad_squared, "SmoothGrad²", "Hooker et al. 2019", "§4.2", options=SMOOTHED
+    ),
+    "attention_rollout": Explainer(
+        transformers.attention_rollout,
+        "Attention rollout",
+        "Abnar & Zuidema 2020",
+        "eq. 1",
+        options=(Option("heads", WORD, choices=tuple(transformers.HEADS)),),
+        may_not_apply=True,
+    ),
+    "transformer_attribution": Explainer(
+        transformers.transformer_attribution,
+        "Transformer attribution",
+        "Chefer et al. 2021",
+        "eq. 5-6",
+        may_not_apply=True,
     ),
     "random": Explainer(controls.random, "Random", "control"),
     "sobel_edges": Explainer(controls.sobel_edges, "Sobel edges", "control"),
