@@ -1,5 +1,6 @@
 """Attention rollout and Chefer's transformer attribution: by hand, by slow loops, and where they do not apply."""
 
+import copy
 import math
 
 import pytest
@@ -192,7 +193,10 @@ def test_rollout_does_not_need_the_class_to_answer(images):
 
 
 OTHERS = {  # networks without attention among all tokens -> what they say
-    "convolutional": (convolutional, "ResNet computes no attention among tokens; this method is for vision transf"),
+    "convolutional": (
+        lambda: copy.deepcopy(convolutional()),
+        "ResNet computes no attention among tokens; this method is for vision transf",
+    ),
     "windows": (
         lambda: torchvision.models.SwinTransformer([2, 2], 8, [1, 1], [1, 2], [4, 4], num_classes=5),
         r"SwinTransformer computes attentions \(32, 1, 16, 16\), .* not among windows",
