@@ -7,6 +7,7 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 from torch import nn
+from torchvision.transforms import Normalize, v2
 
 from xai_utils.images import (
     BASELINES,
@@ -262,6 +263,70 @@ def test_every_baseline_is_an_image():
     assert torch.allclose(baseline("blur", None, flat), flat)
 
 
+MEAN, STD = (0.25, 0.5, 0.75), (0.2, 0.3, 0.4)
+
+
+class Holding(nn.Module):
+    """A module with attributes, and with others inside."""
+
+    def __init__(self, *inside, **attributes):
+        super().__init__()
+        self.inside = nn.Sequential(*inside)
+        for name, value in attributes.items():
+            setattr(self, name, value)
+
+    def forward(self, images):
+        return self.inside(images)
+
+
+def weighing():
+    return nn.Conv2d(3, 3, 1)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        Normalising(),
+        Holding(mean=MEAN),
+        nn.Sequential(Normalize(MEAN, STD), weighing()),
+        nn.Sequential(weighing(), v2.Normalize(MEAN, STD)),  # defined last, called first
+        Holding(weighing(), v2.Compose([v2.Resize(4), v2.Normalize(MEAN, STD)])),
+        Holding(nn.Sequential(weighing(), Normalize(torch.tensor(MEAN), STD))),
+        nn.Sequential(Holding(mean=torch.tensor(MEAN).reshape(1, 3, 1, 1), std=list(STD)), weighing()),
+        Holding(Holding(pixel_mean=nn.Buffer(torch.tensor(MEAN)), pixel_std=STD), weighing(), nn.BatchNorm2d(3)),
+        nn.DataParallel(nn.Sequential(Normalize(MEAN, STD), weighing())),
+        torch.compile(nn.Sequential(Holding(mean=MEAN, std=STD), weighing())),
+        Holding(Normalize(MEAN, STD), Holding(mean=MEAN, std=STD)),  # twice the same
+        Holding(Holding(mean=MEAN, std=STD), weighing(), Holding(mean=(9, 9, 9), std=STD)),  # of features: not taken
+        Holding(Holding(mean=MEAN, std=STD), Holding(mean=(0.1, 0.2), std=(1, 1)), Holding(mean=(1, 1, 1))),
+    ],
+)
+def test_the_mean_colour_is_found_where_a_model_normalises(model):
+    """In its own mean, any Normalize, or mean and std of three values that no weights precede, however wrapped."""
+    images = torch.rand(2, 3, 4, 5, dtype=torch.float64)
+    expected = torch.tensor(MEAN).double()[:, None, None].expand_as(images)
+    assert torch.equal(baseline("mean", model, images), expected)
+
+
+def test_a_normalize_of_one_value_has_it_for_each_channel():
+    assert baseline("mean", nn.Sequential(Normalize([0.5], [0.5])), torch.rand(1, 3, 2, 2)).eq(0.5).all()
+
+
+@pytest.mark.parametrize(
+    ("model", "found"),
+    [
+        (nn.Sequential(nn.BatchNorm2d(3)), "none"),
+        (nn.Sequential(weighing(), Holding(mean=MEAN, std=STD)), "none"),
+        (Holding(Holding(mean=MEAN, std=(1, 0, 1)), Holding(mean="grey", std=1), Holding(mean=MEAN)), "none"),
+        (nn.Sequential(Normalize(MEAN, STD), v2.Normalize([0.5], [0.5])), r"\[0.25, 0.5, 0.75\] and \[0.5, 0.5, 0.5\]"),
+    ],
+)
+def test_no_mean_colour_or_several_are_an_error(model, found):
+    """Batch norms, features, what has no std: none of them says what black means to the network."""
+    with pytest.raises(ValueError, match=f"normalisation maps to zero, and found {found}; choose the baseline 'black'"):
+        baseline("mean", model, torch.rand(1, 3, 4, 4))
+
+
 def test_baseline_errors_name_what_is_allowed():
     """Unknown names list the names, a model without a mean colour is told so, a tensor must broadcast."""
     images = torch.rand(1, 3, 8, 8)
@@ -269,7 +334,7 @@ def test_baseline_errors_name_what_is_allowed():
     assert torch.equal(baseline(colour, None, images)[0, :, 5, 5], colour.flatten())
     with pytest.raises(ValueError, match="choose one of black, mean, blur, rise_blur, rise_blur_gauss"):
         baseline("grey", None, images)
-    with pytest.raises(ValueError, match=r"model\.mean"):
+    with pytest.raises(ValueError, match=r"found none;.*'black' or 'blur'.*\n.*\nmodel = Target\(network"):
         baseline("mean", nn.Identity(), images)
     with pytest.raises(ValueError, match="does not broadcast"):
         baseline(torch.zeros(4, 1, 1), None, images)

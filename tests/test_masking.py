@@ -246,9 +246,13 @@ def test_bad_input_is_named(method, options, message):
         method(build("small_resnet", range(4)), painted(), **options)
 
 
-def test_rise_needs_the_mean_colour():
-    """A bare network has no colour that its normalisation maps to zero; the error says to wrap it."""
-    with pytest.raises(ValueError, match=r"needs model\.mean.*wrap the network as a Target"):
-        rise(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), painted(), masks=2)
+def test_rise_fades_to_the_baseline():
+    """A bare network has no colour that its normalisation maps to zero: name another one, or wrap it, as told."""
     network = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    assert rise(Target(network, "small_resnet", "abc"), painted(), masks=2).shape == (1, 32, 32)
+    with pytest.raises(ValueError, match=r"needs the colour.* found none;.*\n.*import Target\nmodel = Target\("):
+        rise(network, painted(), masks=2)
+    colour = torch.tensor([0.1, 0.2, 0.3])
+    target = Target(network, "mine", "abc", mean=colour)
+    found = rise(target, painted(), masks=9, baseline=colour[:, None, None])
+    assert torch.equal(rise(target, painted(), masks=9), found)
+    assert not torch.equal(rise(target, painted(), masks=9, baseline="black"), found)

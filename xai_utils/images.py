@@ -1,7 +1,7 @@
 """Pixel space: what every room shares about images and maps.
 
 Images are float (N, C, H, W) in [0, 1], maps are float (N, H, W). Nothing here knows a network; a baseline that
-needs one (the colour that the network's normalisation maps to zero) reads the buffer `model.mean`.
+needs one (the colour that the network's normalisation maps to zero) looks for that normalisation in its modules.
 
 The papers state lengths and areas at 224 pixels. `scaled_length` and `scaled_area` are the one place that carries
 them to another size.
@@ -14,10 +14,14 @@ import numpy as np
 import torch
 from scipy.ndimage import gaussian_filter1d
 from torch.nn import functional
+from torchvision.transforms import Normalize, v2
 
 REFERENCE_SIZE = 224
 BLUR_SIGMA, BLUR_KERNEL = 10.0, 55  # the strong blur of meaningful perturbation, at 224 pixels
 RISE_SIGMA, RISE_KERNEL = 5.0, 11  # the substrate of the insertion game, at 224 pixels
+MEAN_AND_STD = (("mean", "std"), ("pixel_mean", "pixel_std"))  # what modules that normalise call their values
+RECIPE = """from xai_utils.networks import Target
+model = Target(network, "my network", classes, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))"""
 
 
 def in_full_precision(function):
@@ -204,15 +208,46 @@ def unit_range(maps):
     return torch.where(span == 0, 0, (maps - low) / torch.where(span == 0, 1, span))
 
 
+def _values(holder, name, images, sizes):
+    """The values of an attribute (C,), like the images, if it holds as many numbers as one of `sizes`; else None."""
+    found = getattr(holder, name, None)
+    try:
+        found = torch.as_tensor(found, dtype=images.dtype, device=images.device).detach().flatten()
+    except (TypeError, ValueError, RuntimeError):
+        return None
+    return found.expand(images.shape[1]) if found.numel() in sizes else None
+
+
+def _normalisation_means(model, images):
+    """What the normalisations inside `model` map to zero: a list of (C,).
+
+    A normalisation is a torchvision `Normalize` anywhere in the model (in a v2 `Compose`, too), or a module with mean
+    and std (pixel_mean and pixel_std), one value for each channel, that no module with weights precedes: features have
+    such numbers, too. The model itself may have its mean alone.
+    """
+    found, sees_pixels, channels = [], True, images.shape[1]
+    modules = list(getattr(model, "modules", lambda: [model])())
+    composed = [each for module in modules if isinstance(module, v2.Compose) for each in module.transforms]
+    for module in (*modules, *composed):
+        transform = isinstance(module, Normalize | v2.Normalize)
+        for names in MEAN_AND_STD if sees_pixels or transform else ():
+            mean, std = (_values(module, name, images, (channels, 1) if transform else (channels,)) for name in names)
+            if mean is not None and (module is model or (std is not None and (std > 0).all())):
+                found.append(mean)
+        sees_pixels = sees_pixels and not any(True for _ in getattr(module, "parameters", list)(recurse=False))
+    return found
+
+
 def _mean_colour(model, images):
-    mean = getattr(model, "mean", None)
-    if not isinstance(mean, torch.Tensor) or mean.numel() != images.shape[1]:
-        found = "none" if mean is None else f"shape {tuple(getattr(mean, 'shape', ()))}"
+    """The colour (1, C, 1, 1) that the model's normalisation maps to zero; ValueError where there is not just one."""
+    found = _normalisation_means(model, images)
+    if not found or any(not torch.equal(each, found[0]) for each in found):
+        told = " and ".join(str([round(value, 4) for value in each.tolist()]) for each in found) or "none"
         raise ValueError(
-            f"this baseline needs model.mean, one value for each of {images.shape[1]} channels, and found {found}; "
-            "wrap the network as a Target, or choose the baseline 'black' or 'blur'"
+            f"this baseline needs the colour that the model's normalisation maps to zero, and found {told}; choose the "
+            f"baseline 'black' or 'blur', or give the tensor, or a Target that normalises:\n{RECIPE}"
         )
-    return mean.detach().to(images).reshape(1, -1, 1, 1)
+    return found[0].reshape(1, -1, 1, 1)
 
 
 def black(model, images):

@@ -10,7 +10,8 @@ import torch
 from captum.attr import LimeBase
 from skimage.segmentation import quickshift
 
-from xai_utils.images import baseline, in_full_precision, interpolation_matrix, scaled_length
+from xai_utils.images import baseline as named_baseline
+from xai_utils.images import in_full_precision, interpolation_matrix, scaled_length
 from xai_utils.networks import class_indices, evaluating, logits_of
 
 BLOCK = 256  # RISE masks that are drawn, held and summed together, whatever the chunk
@@ -58,17 +59,17 @@ def rise_masks(grids, offsets, size):
     return rows.mT @ grids @ columns
 
 
-def rise(model, images, target=None, *, masks=8000, cells=7, probability=0.5, seed=0, chunk=16):
+def rise(model, images, target=None, *, masks=8000, cells=7, probability=0.5, baseline="mean", seed=0, chunk=16):
     """RISE: the mean of random soft masks, each weighted by the class probability that it leaves (Petsiuk et al. 2018).
 
-    map = 1 / (masks * probability) * sum_i softmax_c(f(x_i)) m_i,   x_i = x * m_i + mean colour * (1 - m_i)     (eq. 6)
+    map = 1 / (masks * probability) * sum_i softmax_c(f(x_i)) m_i,   x_i = x * m_i + baseline * (1 - m_i)        (eq. 6)
 
     A mask m_i is a grid of cells x cells, each 1 with `probability`, enlarged bilinearly and shifted by a random part
-    of a cell (sec. 3.2). It fades to the colour that the network's normalisation maps to zero, so that it multiplies
-    the network's input; the model must have `mean`, as a `Target` has. Non-negative: the mean probability of the
-    class where the pixel is seen. Masks depend on `seed`, `masks`, `cells`, `probability` and the images' size, and
-    all images share them. `chunk` masked images, at most 256 of each image, go through the network at once. Masks are
-    held and summed in blocks of 256, so that `chunk` changes no bit beyond what the network rounds by its batch.
+    of a cell (sec. 3.2). It fades to the colour that the network's normalisation maps to zero ("mean"), so that it
+    multiplies the network's input, or to another `baseline` of `xai_utils.images`. Non-negative: the mean probability
+    of the class where the pixel is seen. Masks depend on `seed`, `masks`, `cells`, `probability` and the images' size,
+    and all images share them. `chunk` masked images, at most 256 of each image, go through the network at once. Masks
+    are held and summed in blocks of 256, so that `chunk` changes no bit beyond what the network rounds by its batch.
     Fastest on the model's `inference_copy`.
 
     ValueError for counts below 1, more cells than pixels on a side, a probability outside (0, 1), a negative seed.
@@ -81,7 +82,7 @@ def rise(model, images, target=None, *, masks=8000, cells=7, probability=0.5, se
         raise ValueError(f"probability is {probability}; give a number above 0 and below 1")
     with torch.no_grad(), evaluating(model):
         target = _predicted(model, images, target, chunk)
-        colour = baseline("mean", model, images)
+        colour = named_baseline(baseline, model, images)
         difference = images - colour
         total = images.new_zeros(len(images), size[0] * size[1], dtype=torch.float32)
         for grids, offsets in rise_draws(size, masks=masks, cells=cells, probability=probability, seed=seed):

@@ -73,6 +73,7 @@ EXPLAINERS = {
             Option("masks", low=1, high=1_000_000, offered=(1, 20000), multiplies=True),
             Option("cells", low=1, high=1024, offered=(2, 16)),
             Option("probability", NUMBER, low=0, high=1, offered=(0.05, 0.95)),
+            BASELINE,
             SEED,
         ),
     ),
