@@ -1,7 +1,8 @@
 """Explainers: functions `method(model, images, target, **options) -> maps`.
 
-model    a `Target`, or any module that takes the images and returns logits (N, K); it is explained as in eval mode
-         and left exactly as it was, also after an exception; threads may share it
+model    a `Target`, or any module that takes the images and returns logits (N, K): by themselves, as `.logits`, or
+         first in a tuple (`networks.unpacked`); it is explained as in eval mode and left exactly as it was, also after
+         an exception; threads may share it
 images   (N, 3, H, W) float in [0, 1]; never written into, even by a model that normalises its input in place
 target   (N,) class indices, whole numbers of any width; None is the class that the model predicts; one int serves all
 maps     (N, H, W) float32, raw, finite, on the images' device, without graph; higher is more salient; float32 also of

@@ -1,19 +1,22 @@
 """Networks: the classifiers to be explained, and what can be asked of their layers."""
 
 from xai_utils.networks.activations import captured, head_gradient, pre_activations
+from xai_utils.networks.answers import (
+    checked_target,
+    class_indices,
+    logits_of,
+    unpacked,
+)
 from xai_utils.networks.architectures import ARCHITECTURES
 from xai_utils.networks.attention import ATTENTION, BAM, CBAM
 from xai_utils.networks.attention_gate import AttentionGate, gate_for, load_gate, save_gate
 from xai_utils.networks.defaults import cam_layer, describe, last_convolution, scale_layers
 from xai_utils.networks.inference import inference_copy
 from xai_utils.networks.layers import (
-    checked_target,
-    class_indices,
     deep_copy,
     evaluating,
     find_layer,
     layer_names,
-    logits_of,
 )
 from xai_utils.networks.layouts import Layout
 from xai_utils.networks.mask_predictor import (
@@ -74,4 +77,5 @@ __all__ = [
     "save_predictor",
     "save_surrogate",
     "scale_layers",
+    "unpacked",
 ]

@@ -10,7 +10,8 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from xai_utils.networks.layers import class_indices, evaluating, find_layer, logits_of, observed
+from xai_utils.networks.answers import class_indices, logits_of
+from xai_utils.networks.layers import evaluating, find_layer, observed
 from xai_utils.networks.layouts import layout_of, tensor_of, with_tensor
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from xai_utils.networks import stored
+from xai_utils.networks.answers import unpacked
 from xai_utils.networks.attention import CBAM
 from xai_utils.networks.defaults import cam_layer
 from xai_utils.networks.digests import made_for
@@ -109,7 +110,7 @@ def gated_logits(model, layer, features, images):
         return with_tensor(output, layout.with_map(tensor_of(output), features).clone())
 
     with observed(model, place, modules={layer: find_layer(model, layer)}):
-        return model(images)
+        return unpacked(model(images))
 
 
 def save_gate(gate, folder, *, made_with=None):

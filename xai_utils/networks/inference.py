@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from xai_utils.networks.answers import unpacked
 from xai_utils.networks.digests import mark_copy
 from xai_utils.networks.layers import bare, deep_copy, evaluating, find_layer
 
@@ -92,9 +93,14 @@ def _over_blocks(model):
 
 
 def _same(outputs, expected):
-    """Whether two outputs of a model, tensors or tuples of them, agree up to rounding; NaN agrees with nothing."""
-    if isinstance(expected, tuple):
-        return all(_same(*pair) for pair in zip(outputs, expected, strict=True))
+    """Whether two outputs of a model, tensors or tuples of them, agree up to rounding; NaN agrees with nothing.
+
+    Of any other output (transformers' ModelOutput) the logits are compared.
+    """
+    if isinstance(expected, tuple | list):
+        return all(_same(*pair) for pair in zip(outputs, expected, strict=True) if pair[1] is not None)
+    if not isinstance(expected, torch.Tensor):
+        outputs, expected = unpacked(outputs), unpacked(expected)
     return bool((outputs - expected).abs().max() <= TOLERANCE * expected.abs().max())
 
 
@@ -111,6 +117,8 @@ def inference_copy(model, images=None, *, keep=()):
     A folded convolution returns what its batch norm returned; name convolutions in `keep` (layer names) whose own
     output you want to hook.
     """
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ValueError(f"{type(model).__name__} is scripted or traced; copy the module that it was made of")
     with torch.inference_mode(False), torch.no_grad():
 
         def frozen_copy():

@@ -1,4 +1,4 @@
-"""A network's layers: their names, and the gradient that begins at one of them.
+"""A network's layers: their names, the mode that they are explained in, and what is seen of them during a pass.
 
 Names are those of `named_modules()`, relative to the model, or to `model.layer_root` where a wrapper has one (a
 `Target` names its network's layers: "layer4"). Hooks live only inside a call or a `with`; the user's model is left
@@ -8,7 +8,6 @@ change its mode and to hook it.
 
 import copy
 import difflib
-import math
 import threading
 from contextlib import contextmanager
 from functools import partial
@@ -81,7 +80,7 @@ def evaluating(model):
     Afterwards each module has the training flag that it had; where threads share the model, after the last of them.
     Every pass of a method or metric is made inside. What was compiled runs as it was written, or no hook would be met.
     """
-    modules = list(model.modules())
+    modules = [module for module in model.modules() if hasattr(module, "training")]  # torch.jit.freeze takes it away
     compiled = any(COMPILED in module._modules or module._compiled_call_impl is not None for module in modules)
     with _CHANGING:
         if compiled:
@@ -121,8 +120,9 @@ def _copies(_, given):
     return tuple(each.clone() if isinstance(each, torch.Tensor) else each for each in given)
 
 
-# before the user's own hooks, which may write as well; scripted modules refuse their method, and call the hook
+# before the user's own hooks, which may write as well; scripted modules refuse their own methods, and call the hooks
 _register_before = partial(nn.Module.register_forward_pre_hook, prepend=True)
+_register_after = nn.Module.register_forward_hook
 
 
 @contextmanager
@@ -150,64 +150,21 @@ def deep_copy(model):
     return copy.deepcopy(model, {id(each): each.detach().clone() for each in kept if not each.is_leaf})
 
 
-def logits_of(model, images):
-    """The answers (N, K) of `model`: float32 or float64 (half precision is widened), finite.
-
-    ValueError where it returns anything else, naming what it is, or the images whose logits are NaN or infinite.
-    """
-    logits = model(images)
-    if not isinstance(logits, torch.Tensor) or logits.ndim != 2 or not logits.is_floating_point():
-        found = type(logits).__name__
-        if isinstance(logits, torch.Tensor):
-            found = tuple(logits.shape) if logits.ndim != 2 else logits.dtype
-        raise ValueError(f"the model returns {found}; wrap it so that it returns logits (N, K)")
-    if logits.numel() and not logits.is_meta and not all(map(math.isfinite, logits.detach().aminmax())):
-        broken = (~logits.isfinite().all(1)).nonzero().flatten().tolist()
-        raise ValueError(
-            f"the model's logits are NaN or infinite for images {broken[:10]} of a pass; look for such numbers in its "
-            "weights and, in float16, for an overflow, which float32 and bfloat16 do not have"
-        )
-    return logits if logits.dtype == torch.float64 else logits.float()
-
-
 @contextmanager
 def observed(model, see, *, modules=None):
     """Inside the `with`, `see(name, module, output)` is called as each layer of a pass of this thread finishes.
 
     What it returns, unless that is None, takes the output's place. `modules`: name -> module, by default all of
-    `layer_root`'s, the root itself ("") included.
+    `layer_root`'s, the root itself ("") included. ValueError for modules inside a scripted or traced one.
     """
     modules = named_layers(model) if modules is None else modules
+    if any(isinstance(module, torch.jit.ScriptModule) and module is not model for module in modules.values()):
+        raise ValueError(  # torch.jit.script's refuse hooks, torch.jit.trace's take them and never call them
+            f"{type(model).__name__} is scripted or traced (torch.jit), and its layers run no hooks: explain the "
+            "module that it was made of, or choose a method that reads no layers, such as rise, lime or gradient"
+        )
     acts = [
         (module, lambda module, _, output, name=name: see(name, module, output)) for name, module in modules.items()
     ]
-    with _hooked(lambda module, hook: module.register_forward_hook(hook), acts):
+    with _hooked(_register_after, acts):
         yield
-
-
-def checked_target(target, images, classes=None):
-    """`target` as class indices (N,) on the device of `images` (N, …); an int serves all images.
-
-    ValueError for another shape, for numbers that are not whole, and for classes outside 0..classes-1.
-    """
-    try:
-        target = torch.as_tensor(target, device=images.device)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"target is {target!r} ({error}); give whole class indices (torch.long)") from error
-    if target.dtype == torch.bool or target.is_floating_point() or target.is_complex():
-        raise ValueError(f"target is {target.dtype}; give whole class indices (torch.long)")
-    target = target.long()  # narrower whole numbers could not be compared with the number of classes
-    if target.ndim == 0:
-        target = target.expand(len(images))
-    if target.shape != images.shape[:1]:
-        raise ValueError(f"target has shape {tuple(target.shape)}; give one class index per image: ({len(images)},)")
-    outside = target[(target < 0) | (target >= (classes or torch.iinfo(torch.long).max))]
-    if len(outside):
-        allowed = f"0..{classes - 1}" if classes else "0 or more"
-        raise ValueError(f"target {int(outside[0])} is not a class of this model; give {allowed}")
-    return target
-
-
-def class_indices(logits, target=None):
-    """`target` as class indices (N,), checked against `logits` (N, K); None is the predicted class."""
-    return logits.argmax(1) if target is None else checked_target(target, logits, logits.shape[1])

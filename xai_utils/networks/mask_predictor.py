@@ -15,9 +15,10 @@ from torch.nn import functional
 
 from xai_utils.networks import stored
 from xai_utils.networks.activations import captured
+from xai_utils.networks.answers import logits_of
 from xai_utils.networks.defaults import scale_layers
 from xai_utils.networks.digests import made_for
-from xai_utils.networks.layers import evaluating, logits_of
+from xai_utils.networks.layers import evaluating
 from xai_utils.networks.layouts import layout_of
 
 SCALES = 4  # feature maps that a generator reads, each half as wide as the one before

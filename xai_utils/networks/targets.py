@@ -11,6 +11,7 @@ import torchvision
 from torch import nn
 
 from xai_utils.networks import hf_networks, stored, timm_networks
+from xai_utils.networks.answers import unpacked
 from xai_utils.networks.architectures import HF, TIMM, WITH_AUXILIARY_HEADS, require_known
 from xai_utils.networks.digests import digest
 from xai_utils.networks.heads import fitting, head_names, with_new_heads
@@ -24,10 +25,12 @@ class Target(nn.Module):
     """A classifier of pixels: images (N, 3, H, W) in [0, 1] -> logits (N, K).
 
     It normalises with `mean` and `std` (3,) itself, so that black, mean and blur mean what they say. Holds `network`,
-    `architecture` (a name that `require_known` knows), `options` (what `build` needs besides to make another such
-    network) and `classes`, a tuple of K names. Layer names are the network's.
-    ValueError for a mean or std that is not three finite numbers, std positive.
+    any module whose answer `unpacked` takes, `architecture` (any words; for what is saved a name that `require_known`
+    knows), `options` (what `build` needs besides to make another such network) and `classes`, a tuple of K names.
+    Layer names are the network's. ValueError for a mean or std that is not three finite numbers, std positive.
     """
+
+    __jit_unused_properties__ = ("layer_root",)
 
     def __init__(self, network, architecture, classes, *, mean=IMAGENET_MEAN, std=IMAGENET_STD, options=None):
         super().__init__()
@@ -41,8 +44,10 @@ class Target(nn.Module):
         return self.network
 
     def forward(self, images):
-        output = self.network((images - self.mean[:, None, None]) / self.std[:, None, None])
-        return getattr(output, "logits", output)
+        answer = self.network((images - self.mean[:, None, None]) / self.std[:, None, None])
+        if not torch.jit.is_scripting():  # a scripted network returns a tensor
+            answer = unpacked(answer)
+        return answer
 
 
 def _of_channels(name, values, *, positive=False):

@@ -9,7 +9,7 @@ from torch import nn
 
 from xai_utils.explainers.activation_statistics import PRE_ACTIVATION, STATISTICS
 from xai_utils.images import keep_top, perturb, rank_pixels
-from xai_utils.networks import captured, deep_copy, evaluating, find_layer, pre_activations
+from xai_utils.networks import captured, deep_copy, evaluating, find_layer, pre_activations, unpacked
 from xai_utils.networks.layers import observed
 from xai_utils.networks.layouts import layout_of, tensor_of, with_tensor
 
@@ -56,7 +56,7 @@ class LayerMasked(nn.Module):
         capture = pre_activations if self.statistic in PRE_ACTIVATION else captured
         masked = {self.layer: find_layer(self.model, self.layer)}
         with capture(self.model, [self.layer], reduce=self._kept) as kept, observed(self.model, mask, modules=masked):
-            return self.model(images)
+            return unpacked(self.model(images))
 
     def train(self, mode=True):
         """As in every module, but what is frozen stays in eval mode: its batch statistics do not move."""

@@ -136,13 +136,15 @@ class Subject:
     def _batch(self, picture):
         return picture.pixels[None].to(self.device)
 
+    @torch.inference_mode()
     def probabilities(self, model, picture):
         """The softmax probabilities (K,) of an image."""
-        return plain_forward(model, self._batch(picture)).softmax(1)[0].cpu()
+        return networks.logits_of(model, self._batch(picture)).softmax(1)[0].cpu()
 
+    @torch.inference_mode()
     def class_probabilities(self, model, images, target):
         """The class probability of several images (n, 3, S, S), a list."""
-        return plain_forward(model, images.to(self.device)).softmax(1)[:, int(target)].tolist()
+        return networks.logits_of(model, images.to(self.device)).softmax(1)[:, int(target)].tolist()
 
     def stack(self, model, picture):
         """The SMOE Scale of each spatial scale: layer names, and the stack (L, S, S) in [0, 1]."""
