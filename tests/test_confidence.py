@@ -11,7 +11,7 @@ from xai_utils.images import baseline, perturb, unit_range
 from xai_utils.metrics.confidence import (
     PERCENTS,
     average_drop,
-    explained_probabilities,
+    explained_scores,
     percent_increase,
     percentage_in,
     percentage_in_scores,
@@ -25,7 +25,7 @@ def test_average_drop_by_hand():
     maps = torch.tensor([[[1.0, 0.5], [0.0, 0.0]], [[1.0, 1.0], [1.0, 0.0]], [[0.0, 0.0], [0.0, 1.0]]])
     images = WHITE.expand(3, 1, 2, 2)
     whole, *explained = odds(3, 2 * math.sqrt(3), 30, 0.1)
-    found = explained_probabilities(model, images, None, maps)
+    found = explained_scores(model, images, None, maps)
     torch.testing.assert_close(found[0], torch.full((3,), whole).double())
     torch.testing.assert_close(found[1], torch.tensor(explained).double())
     drops = [100 * max(0.0, whole - probability) / whole for probability in explained]
@@ -39,7 +39,7 @@ def test_drops_of_known_probabilities():
     model = Odds([[2 / 3, 6], [1.5, 2 / 3]])
     images = torch.tensor([[[[1.0, 1.0], [0.0, 0.0]]], [[[0.0, 0.0], [1.0, 1.0]]]])  # odds 4 and 1
     maps = torch.tensor([[[1.0, 0.0], [0.0, 0.0]], [[0.0, 0.0], [1.0, 0.0]]])  # odds 2/3 and 3/2
-    whole, explained = explained_probabilities(model, images, 0, maps)
+    whole, explained = explained_scores(model, images, 0, maps)
     assert whole.tolist() == pytest.approx([0.8, 0.5])
     assert explained.tolist() == pytest.approx([0.4, 0.6])
     drops = average_drop(model, images, 0, maps)
@@ -53,11 +53,11 @@ def test_masks_are_soft_or_the_exact_top():
     model = Odds([[2, 3], [5, 0.1]])
     maps = torch.tensor([[[-1.0, 1.0], [3.0, 0.0]]])  # stretched 0, 1/2, 1, 1/4
     whole, soft, half = odds(3, math.sqrt(3) * 5 * 0.1**0.25, 15)
-    assert explained_probabilities(model, WHITE, 0, maps)[1].item() == pytest.approx(soft)
-    assert explained_probabilities(model, WHITE, 0, maps, percent=50)[1].item() == pytest.approx(half)
+    assert explained_scores(model, WHITE, 0, maps)[1].item() == pytest.approx(soft)
+    assert explained_scores(model, WHITE, 0, maps, percent=50)[1].item() == pytest.approx(half)
     binary = torch.tensor([[[0.0, 1.0], [1.0, 0.0]]])
     for percent in (None, 50):
-        assert explained_probabilities(model, WHITE, 0, binary, percent=percent)[1].item() == pytest.approx(half)
+        assert explained_scores(model, WHITE, 0, binary, percent=percent)[1].item() == pytest.approx(half)
         assert average_drop(model, WHITE, 1, binary, percent=percent).item() == pytest.approx(
             100 * (half - whole) / (1 - whole)
         )
@@ -68,18 +68,18 @@ def test_mask_spaces():
     model, maps = Odds([[4, 9], [25, 1]]), torch.tensor([[[1.0, 0.0], [0.0, 0.0]]])
     black, grey = odds(4, 4 * 3 * 5)
     for name, expected in (("black", black), ("mean", grey), (torch.tensor(0.5), grey)):
-        whole, explained = explained_probabilities(model, WHITE, None, maps, baseline=name)
+        whole, explained = explained_scores(model, WHITE, None, maps, baseline=name)
         assert whole.item() == pytest.approx(900 / 901)
         assert explained.item() == pytest.approx(expected)
         found = percentage_in_scores(model, WHITE, None, maps, percents=(25,), baseline=name)
-        assert found["probability"].item() == pytest.approx(expected)
+        assert found["softmax"].item() == pytest.approx(expected)
     small, images, masks = Small().eval(), torch.rand(2, 3, 12, 12), torch.rand(2, 12, 12)
     mean, std = small.mean[:, None, None], torch.tensor([0.2, 0.3, 0.4])[:, None, None]
     faded = (images - mean) / std * unit_range(masks)[:, None] * std + mean  # the product in normalised space
     torch.testing.assert_close(perturb(images, unit_range(masks), baseline("mean", small, images)), faded)
     with torch.no_grad():
         expected = small(faded).softmax(1)[:, 1].double()
-    torch.testing.assert_close(explained_probabilities(small, images, 1, masks, baseline="mean")[1], expected)
+    torch.testing.assert_close(explained_scores(small, images, 1, masks, baseline="mean")[1], expected)
 
 
 def test_percentage_in_by_hand():
@@ -92,8 +92,8 @@ def test_percentage_in_by_hand():
     product = [1, 5, 15, 30, 3]
     assert found["logit"][0].tolist() == pytest.approx([math.log(value) for value in product], abs=1e-6)
     assert found["logit"][1].tolist() == [0] * 5
-    assert found["probability"][0].tolist() == pytest.approx(odds(*product))
-    assert found["probability"][1].tolist() == pytest.approx([1 - value for value in odds(*product)])
+    assert found["softmax"][0].tolist() == pytest.approx(odds(*product))
+    assert found["softmax"][1].tolist() == pytest.approx([1 - value for value in odds(*product)])
     assert found["accuracy"].tolist() == [[1] * 5, [0] * 5]  # of equal logits the first class is predicted
     assert percentage_in(model, WHITE, 0, maps[:1], percent=50).item() == pytest.approx(15 / 16)
     assert percentage_in(model, WHITE, 0, maps[:1], percent=50, score="logit").item() == pytest.approx(math.log(15))
@@ -109,7 +109,7 @@ def test_all_pixels_are_the_image_itself():
     for name in ("black", "mean"):
         found = percentage_in_scores(model, images, classes, maps, percents=(100,), baseline=name)
         assert torch.equal(found["logit"][:, 0], logits.gather(1, classes[:, None])[:, 0])
-        torch.testing.assert_close(found["probability"][:, 0], logits.softmax(1).gather(1, classes[:, None])[:, 0])
+        torch.testing.assert_close(found["softmax"][:, 0], logits.softmax(1).gather(1, classes[:, None])[:, 0])
         assert torch.equal(found["accuracy"][:, 0], (logits.argmax(1) == classes).float())
         assert percentage_in_scores(model, images, None, maps, percents=(100,))["accuracy"].eq(1).all()
         for metric in (average_drop, percent_increase):
@@ -173,6 +173,6 @@ def test_bad_input_is_named():
         ):
             with pytest.raises(ValueError, match=message):
                 metric(model, *arguments, **options)
-    with pytest.raises(ValueError, match="score 'rank' is unknown; choose one of logit, probability, accuracy"):
+    with pytest.raises(ValueError, match="score 'rank' is unknown; choose one of softmax, sigmoid, logit, accuracy"):
         percentage_in(model, images, None, maps, score="rank")
     assert all(module.training for module in model.modules())

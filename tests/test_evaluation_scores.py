@@ -117,6 +117,22 @@ def test_maps_at_hand_score_like_those_of_a_folder(scored):
         scores.score_methods(model, split.tensor(indices), None, {"first": arrays["first"][1:]}, metrics=["deletion"])
 
 
+def test_the_protocol_tells_which_score_is_followed(scored):
+    """The softmax probability, unless a curve or a metric is asked for another one: then which has which."""
+    told = scores.score_maps(settings(scored, metrics=["insertion", "pointing_game"]))["protocol"]["score"]
+    assert told == "softmax probability of the explained class"
+    changes = {"metrics": ["insertion", "deletion", "average_drop", "percentage_in"]}
+    changes |= {"curves": CURVES | {"deletion": CURVES["deletion"] | {"score": "logit"}}}
+    changes |= {"options": {"average_drop": {"score": "sigmoid"}, "percentage_in": {"score": "logit"}}}
+    result = scores.score_maps(settings(scored, **changes))
+    assert result["protocol"]["score"] == (
+        "softmax probability of the explained class (insertion); logit of the explained class (deletion, "
+        "percentage_in); sigmoid of the logit of the explained class (average_drop)"
+    )
+    plain = scores.score_maps(settings(scored, metrics=["deletion"]))
+    assert not np.allclose(result["curves"]["first"]["deletion"], plain["curves"]["first"]["deletion"])
+
+
 def test_two_processes_score_like_one(scored):
     """Images shared between two processes come back in order, with the scores and curves of one process."""
     one = scores.evaluate(settings(scored))

@@ -70,7 +70,7 @@ def test_the_list_of_what_columns_measure_follows_the_run(scored):
     text = tables.measured(summary, (8, 8), settings)
     assert text.count("<dt>") == len(METRICS) + 1
     assert "on the parts that decide; threshold 0.3</dd>" in text
-    assert "return to the baseline; baseline blur; 5 points, 16 of 64 pixels a step</dd>" in text
+    assert "return to the baseline; baseline blur; score softmax; 5 points, 16 of 64 pixels a step</dd>" in text
     assert "become the baseline; baseline black; " in text
     assert "a constant map misses; tolerance 7</dd>" in text
 

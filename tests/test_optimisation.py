@@ -7,6 +7,7 @@ from torch import nn
 from xai_utils.explainers import explain
 from xai_utils.explainers.optimisation import _first_masks, _regularisation, _shifted, meaningful_perturbation
 from xai_utils.images import blur
+from xai_utils.networks import class_scores
 
 SIZE, ROWS, COLUMNS = 64, slice(16, 32), slice(32, 48)
 
@@ -87,12 +88,16 @@ def test_the_model_is_left_as_it_was():
 def test_the_first_mask_is_the_smallest_circle():
     """No circle short of the patch hides it, a large one does; where all hides nothing, all is shown."""
     model, images = PatchReader().eval(), striped(2)
+
+    def scored(pixels, classes):
+        return class_scores(model(pixels), classes)
+
     images[1] = 0.5
-    masks = _first_masks(model, images, blur(None, images), torch.ones(2).long(), (8, 8))
+    masks = _first_masks(scored, images, blur(None, images), torch.ones(2).long(), (8, 8))
     assert masks[0, 2:4, 4:6].max() < 0.3
     assert masks[0, -1, 0] > 0.5
     flat = images[1:]
-    masks = _first_masks(model, flat, blur(None, flat) + 0.1, torch.ones(1).long(), (8, 8))
+    masks = _first_masks(scored, flat, blur(None, flat) + 0.1, torch.ones(1).long(), (8, 8))
     assert masks.shape == (1, 8, 8)
 
 

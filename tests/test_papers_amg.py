@@ -80,7 +80,7 @@ def test_table_4_has_the_printed_rows_below_the_logits():
     assert table.loc[("paper", "", "amg")].tolist() == ["1.02", "1.29", "5.53", "9.52", "11.53"]
     assert len(table) == 2 * 2 * 5 + 5
     assert len(amg.percentage_in(scored(), PUBLISHED, score="accuracy", seed=0)) == 20
-    with pytest.raises(ValueError, match="score 'rank' is unknown; choose one of logit, probability, accuracy"):
+    with pytest.raises(ValueError, match="score 'rank' is unknown; choose one of logit, softmax, accuracy"):
         amg.percentage_in(scored(), PUBLISHED, score="rank", seed=0)
 
 

@@ -60,6 +60,25 @@ def test_other_looks_are_each_look_once(birds):
             assert list(others) == sorted(others, key=list(species).index)
 
 
+class LooksInOneLogit(Looks):
+    """As Looks, which of the two in one logit."""
+
+    def forward(self, images):
+        return super().forward(images).diff(dim=1)
+
+
+def test_parts_decide_by_the_sigmoid_of_one_logit_as_by_the_softmax_of_two(birds):
+    """The same probabilities, drops and parts; by softmax one logit says nothing."""
+    image, mask = birds.validation.tensor([5])[0], birds.validation.part_masks([5], "wing")[0]
+    two = deciding_parts(Looks(image, mask), birds, "validation", [5])
+    one = deciding_parts(LooksInOneLogit(image, mask), birds, "validation", [5], score="sigmoid")
+    assert two.decides.any()
+    for each, other in zip(one, two, strict=True):
+        torch.testing.assert_close(each, other, equal_nan=True)
+    with pytest.raises(ValueError, match='give score="sigmoid"'):
+        deciding_parts(LooksInOneLogit(image, mask), birds, "validation", [5])
+
+
 @pytest.mark.parametrize("part", ["beak", "wing", "tail"])
 def test_the_part_that_a_network_looks_at_decides(birds, part):
     """A network that reads one part's pixels is decided by that part alone; a map of just that part scores 1."""
@@ -67,7 +86,7 @@ def test_the_part_that_a_network_looks_at_decides(birds, part):
         image, mask = birds.validation.tensor([index])[0], birds.validation.part_masks([index], part)
         found = deciding_parts(Looks(image, mask[0]), birds, "validation", [index], chunk=7)
         assert found.target.tolist() == [0]
-        assert found.probability.item() == pytest.approx(1 / (1 + math.exp(-5)))
+        assert found.score.item() == pytest.approx(1 / (1 + math.exp(-5)))
         assert [birds.part_names[place] for place in found.decides[0].nonzero()] == [part]
         assert torch.equal(found.masks, mask)
         for metric in (part_truth, part_truth_top):
@@ -93,7 +112,7 @@ def test_the_drop_is_the_largest_of_all_looks(birds):
                     with torch.no_grad():
                         logits = model(torch.from_numpy(picture.transpose(2, 0, 1).copy())[None].float() / 255)
                     left.append(logits.softmax(1)[0, target[row]].item())
-            before = found.probability[row].item()
+            before = found.score[row].item()
             assert found.drops[row, place].item() == pytest.approx(before - min(left), abs=1e-6)
             if before - min(left) > 0.01 * before:
                 expected |= birds.validation.part_masks([index], part)[0]

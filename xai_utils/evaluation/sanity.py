@@ -18,7 +18,7 @@ from scipy import stats
 from torch import nn
 
 from xai_utils.explainers import EXPLAINERS, check_options
-from xai_utils.networks import checked_target, class_indices, deep_copy, evaluating, logits_of
+from xai_utils.networks import answering, checked_target, class_indices, deep_copy, evaluating, logits_of
 from xai_utils.networks.layers import find_layer, layer_root, makes_weights, observed
 from xai_utils.networks.layouts import layouts
 
@@ -176,7 +176,7 @@ def stability(explain, model, images, target=None, *, noise=NOISE, maps=None, se
 def _explained(model, images, target, batch):
     if target is not None:
         return checked_target(target, images)
-    with evaluating(model), torch.no_grad():
+    with evaluating(model), torch.no_grad(), answering(model):  # one logit's sign decides, whatever the score
         return torch.cat([class_indices(logits_of(model, part)) for part in images.split(batch)])
 
 

@@ -25,7 +25,7 @@ from xai_utils.metrics.localisation import break_zero_ties, mean_over_categories
 from xai_utils.metrics.part_truth import THRESHOLD, area_share, deciding_parts
 from xai_utils.metrics.perturbation import CURVES, explained_classes, perturbation_curves
 from xai_utils.metrics.statistics import holm, paired_tests, summary
-from xai_utils.networks import evaluating, inference_copy, targets
+from xai_utils.networks import answering, evaluating, inference_copy, targets
 from xai_utils.training import distributed
 
 REQUIRED = ("target", "data", "maps", "metrics")
@@ -57,6 +57,21 @@ def _complete(settings):
     if unknown:
         raise ValueError(f"curves {unknown} are unknown; choose among {', '.join(CURVES)}")
     return settings
+
+
+def _told_score(metrics, settings):
+    """Which score of the explained class the metrics follow, in words; those that are not the first's by name."""
+    found = {}
+    for name in metrics:
+        given = settings["curves"].get(METRICS[name].curve, {}) | settings["options"].get(name, {})
+        if METRICS[name].needs in ("model", "part_masks"):
+            found.setdefault(given.get("score", "softmax"), []).append(name)
+    words = {"softmax": "softmax probability", "sigmoid": "sigmoid of the logit"}
+    told = [
+        f"{words.get(score, score)} of the explained class" + f" ({', '.join(names)})" * (len(found) > 1)
+        for score, names in found.items()
+    ]
+    return "; ".join(told) or "no score of a class"
 
 
 def needed_curves(metrics):
@@ -100,7 +115,7 @@ def score_methods(model, images, target, maps, *, labels=None, break_ties=True, 
     `labels` (N,) are the true classes, by default the explained ones; `settings` (metrics, masks, …) and NaN as in
     `score_batch`, `break_ties` as in `DEFAULTS`. `score_table` and `compare_methods` take the frame.
     """
-    with torch.inference_mode(), evaluating(model):
+    with torch.inference_mode(), evaluating(model), answering(model):  # one logit's sign decides, whatever the score
         target = explained_classes(model, images, target, chunk)
     maps = {method: as_maps(given, images) for method, given in maps.items()}
     scores = {}
@@ -149,7 +164,7 @@ def score_maps(settings, log=None):
     result = {"scores": {}, "failed": {}, "curves": {}, "run": run | {"maps": explained.run["maps"]}}
     result["fractions"] = {name: protocol.fractions for name, protocol in protocols.items()}
     result["protocol"] = {
-        "score": "softmax probability of the explained class",
+        "score": _told_score(metrics, settings),
         "break_ties": settings["break_ties"],
         "options": settings["options"],
         "curves": {

@@ -8,7 +8,9 @@ target   (N,) class indices, whole numbers of any width; None is the class that 
 maps     (N, H, W) float32, raw, finite, on the images' device, without graph; higher is more salient; float32 also of
          a model in half precision and under autocast
 
-Answers of the model that are NaN or infinite are a ValueError that names the images.
+Answers of the model that are NaN or infinite are a ValueError that names the images. One logit per image means two
+classes, and is refused until a `score` says so: "sigmoid" (or "logit"). `explain`, `explain_many` and each record take
+it for every method; the functions have it where they score classes instead of differentiating their logit.
 
 Random methods take a `generator` (None is torch's global one), heavy ones a `chunk` that bounds memory and cannot
 change the result. `EXPLAINERS` holds a record of each (records.py).

@@ -1,7 +1,8 @@
 """Perturbation of regions: hide parts of the image at random and see how the class probability answers.
 
-Neither method needs a gradient, so any classifier can be explained. Both draw from `seed` alone: each image meets the
-same draws, in a batch or by itself, today or tomorrow.
+Neither method needs a gradient, so any classifier can be explained; what is seen of the class is a `score` of
+`networks.SCORES`. Both draw from `seed` alone: each image meets the same draws, in a batch or by itself, today or
+tomorrow.
 """
 
 import math
@@ -12,7 +13,7 @@ from skimage.segmentation import quickshift
 
 from xai_utils.images import baseline as named_baseline
 from xai_utils.images import in_full_precision, interpolation_matrix, scaled_length
-from xai_utils.networks import class_indices, evaluating, logits_of
+from xai_utils.networks import answering, class_indices, class_scores, evaluating, logits_of
 
 BLOCK = 256  # RISE masks that are drawn, held and summed together, whatever the chunk
 KERNEL_WIDTH = 0.25  # of LIME's proximity kernel, in cosine distance
@@ -59,18 +60,30 @@ def rise_masks(grids, offsets, size):
     return rows.mT @ grids @ columns
 
 
-def rise(model, images, target=None, *, masks=8000, cells=7, probability=0.5, baseline="mean", seed=0, chunk=16):
+def rise(
+    model,
+    images,
+    target=None,
+    *,
+    masks=8000,
+    cells=7,
+    probability=0.5,
+    baseline="mean",
+    score="softmax",
+    seed=0,
+    chunk=16,
+):
     """RISE: the mean of random soft masks, each weighted by the class probability that it leaves (Petsiuk et al. 2018).
 
-    map = 1 / (masks * probability) * sum_i softmax_c(f(x_i)) m_i,   x_i = x * m_i + baseline * (1 - m_i)        (eq. 6)
+    map = 1 / (masks * probability) * sum_i score_c(f(x_i)) m_i,   x_i = x * m_i + baseline * (1 - m_i)          (eq. 6)
 
     A mask m_i is a grid of cells x cells, each 1 with `probability`, enlarged bilinearly and shifted by a random part
     of a cell (sec. 3.2). It fades to the colour that the network's normalisation maps to zero ("mean"), so that it
-    multiplies the network's input, or to another `baseline` of `xai_utils.images`. Non-negative: the mean probability
-    of the class where the pixel is seen. Masks depend on `seed`, `masks`, `cells`, `probability` and the images' size,
-    and all images share them. `chunk` masked images, at most 256 of each image, go through the network at once. Masks
-    are held and summed in blocks of 256, so that `chunk` changes no bit beyond what the network rounds by its batch.
-    Fastest on the model's `inference_copy`.
+    multiplies the network's input, or to another `baseline` of `xai_utils.images`. The map is the mean score of the
+    class where the pixel is seen: non-negative where the score is a probability. Masks depend on `seed`, `masks`,
+    `cells`, `probability` and the images' size, and all images share them. `chunk` masked images, at most 256 of each
+    image, go through the network at once. Masks are held and summed in blocks of 256, so that `chunk` changes no bit
+    beyond what the network rounds by its batch. Fastest on the model's `inference_copy`.
 
     ValueError for counts below 1, more cells than pixels on a side, a probability outside (0, 1), a negative seed.
     """
@@ -80,7 +93,7 @@ def rise(model, images, target=None, *, masks=8000, cells=7, probability=0.5, ba
         raise ValueError(f"cells is {cells} on images of {size[0]} x {size[1]}; give 1..{min(size)}")
     if not 0 < probability < 1:
         raise ValueError(f"probability is {probability}; give a number above 0 and below 1")
-    with torch.no_grad(), evaluating(model):
+    with torch.no_grad(), evaluating(model), answering(model, score):
         target = _predicted(model, images, target, chunk)
         colour = named_baseline(baseline, model, images)
         difference = images - colour
@@ -91,7 +104,7 @@ def rise(model, images, target=None, *, masks=8000, cells=7, probability=0.5, ba
             for items in torch.arange(len(shown) * len(images), device=images.device).split(chunk):
                 mask, image = items // len(images), items % len(images)
                 logits = logits_of(model, torch.addcmul(colour[image], difference[image], blend[mask]))
-                scores.append(logits.softmax(1).gather(1, target[image, None])[:, 0])
+                scores.append(class_scores(logits, target[image], score))
             scores = torch.cat(scores).float().reshape(len(shown), len(images))
             total.addmm_(scores.T, shown.flatten(1).float())  # in place: autocast leaves it in float32
         return (total / (masks * probability)).unflatten(1, size)
@@ -142,8 +155,8 @@ def superpixels(image, *, seed=0):
     return torch.from_numpy(quickshift(pixels, rng=seed, **options)).long()
 
 
-def lime(model, images, target=None, *, samples=1000, seed=0, chunk=16):
-    """LIME: the weight of each superpixel in a linear model of the class probability nearby (Ribeiro et al. 2016).
+def lime(model, images, target=None, *, samples=1000, score="softmax", seed=0, chunk=16):
+    """LIME: the weight of each superpixel in a linear model of the class score p_c nearby (Ribeiro et al. 2016).
 
     beta = argmin sum_i w_i (p_c(x_i) - b - z_i beta)^2 + |beta|^2,   w_i = sqrt(exp(-d_i^2 / 0.25^2))           (eq. 2)
 
@@ -155,20 +168,20 @@ def lime(model, images, target=None, *, samples=1000, seed=0, chunk=16):
     ValueError for counts below 1 and a negative seed.
     """
     _check(seed, samples=samples, chunk=chunk)
-    with torch.no_grad(), evaluating(model):
-        target = _predicted(model, images, target, chunk).tolist()
-        maps = [_lime_map(model, *pair, samples, seed, chunk) for pair in zip(images, target, strict=True)]
+    with torch.no_grad(), evaluating(model), answering(model, score):
+        target = _predicted(model, images, target, chunk)
+        maps = [_lime_map(model, *pair, samples, score, seed, chunk) for pair in zip(images, target, strict=True)]
     return torch.stack(maps)
 
 
-def _lime_map(model, image, index, samples, seed, chunk):
+def _lime_map(model, image, index, samples, score, seed, chunk):
     regions = superpixels(image, seed=seed)  # (H, W)
     flat, count = regions.flatten(), int(regions.max()) + 1
     sums = torch.zeros(3, count, dtype=torch.float64).index_add_(1, flat, image.cpu().double().flatten(1))
     flattened = (sums / flat.bincount())[:, regions].to(image)  # (3, H, W): each superpixel in its mean colour
     regions = regions.to(image.device)
     explainer = LimeBase(
-        lambda masked: logits_of(model, masked).softmax(1)[:, index],
+        lambda masked: class_scores(logits_of(model, masked), index.expand(len(masked)), score),
         _Ridge(),
         similarity_func=_proximity,
         perturb_func=_samples,

@@ -4,7 +4,7 @@ import torch
 from torch.nn import functional
 
 from xai_utils.images import baseline, gaussian_blur, perturb, scaled_area, scaled_length
-from xai_utils.networks import class_indices, evaluating, logits_of
+from xai_utils.networks import answering, class_indices, class_scores, evaluating, logits_of
 
 CELL = 8  # pixels a side of a mask's cell, at every size: 28 × 28 cells at 224
 JITTER, MASK_BLUR = 4, 5.0  # pixels at 224: largest shift of the image, sigma of the mask's blur
@@ -17,11 +17,7 @@ def _full_size(cells, size):
     return gaussian_blur(enlarged, scaled_length(MASK_BLUR, size))
 
 
-def _probabilities(model, images, target):
-    return logits_of(model, images).softmax(1).gather(1, target[:, None])[:, 0]
-
-
-def _first_masks(model, images, hidden, target, grid):
+def _first_masks(scored, images, hidden, target, grid):
     """For each image the smallest circle of FIRST_RADII that hides all but a hundredth of the evidence, else ones."""
     size = images.shape[-2:]
     rows, columns = (torch.arange(side, device=images.device) - (side - 1) / 2 for side in size)
@@ -30,7 +26,7 @@ def _first_masks(model, images, hidden, target, grid):
     circles = torch.stack([(distance > radius).to(images.dtype) for radius in radii])
     circles = functional.adaptive_avg_pool2d(gaussian_blur(circles, scaled_length(MASK_BLUR, size)), grid)
     with torch.no_grad():
-        whole, nothing = (_probabilities(model, each, target) for each in (images, hidden))
+        whole, nothing = (scored(each, target) for each in (images, hidden))
         enough = nothing + 0.01 * (whole - nothing)
         masks = circles.new_ones(len(images), *grid)
         searching = torch.ones(len(images), dtype=torch.bool, device=images.device)
@@ -39,7 +35,7 @@ def _first_masks(model, images, hidden, target, grid):
                 break
             left = searching.nonzero()[:, 0]
             shown = perturb(images[left], _full_size(circle[None], size), hidden[left])
-            found = left[_probabilities(model, shown, target[left]) <= enough[left]]
+            found = left[scored(shown, target[left]) <= enough[left]]
             masks[found], searching[found] = circle, False
     return masks
 
@@ -54,12 +50,15 @@ def meaningful_perturbation(
     area_weight=1e-4,
     smoothness_weight=1e-2,
     hidden="blur",
+    score="softmax",
     seed=0,
     chunk=32,
 ):
     """One minus the mask m that hides the class with the least area (Fong & Vedaldi 2017, eq. 6), (N, H, W) in [0, 1].
 
     minimise p_c(Φ(x, m)) + λ1 Σ |1 - m| + λ2 Σ |∇m|³ over m in [0, 1], one number for each cell of 8 × 8 pixels
+
+    p_c is the class's `score` (`networks.SCORES`): for the logit, whose range is another, choose other weights.
 
     Adam, `iterations` steps; Φ blends the image with the baseline `hidden` by the enlarged, blurred mask, and is
     shifted by up to 4 pixels in each step. λ1 and λ2 are for 224 pixels: at another size the same area and the same
@@ -76,25 +75,25 @@ def meaningful_perturbation(
     draws = torch.Generator().manual_seed(seed)
     shifts = torch.randint(0, reach + 1, (iterations, 2), generator=draws).tolist()
     weights = area_weight / scaled_area(1, size), smoothness_weight * scaled_length(1, size)
-    with torch.inference_mode(False), evaluating(model):
+    with torch.inference_mode(False), evaluating(model), answering(model, score):
         images, own = images.clone() if images.is_inference() else images.detach(), images.dtype
         images = images.to(torch.promote_types(own, torch.float32))  # masks need it where the model is in half
 
-        def network(pixels):
-            return model(pixels.to(own))
+        def scored(pixels, classes):
+            return class_scores(logits_of(model, pixels.to(own)), classes, score)
 
         with torch.no_grad():
-            logits = torch.cat([logits_of(network, part) for part in images.split(chunk)])
+            logits = torch.cat([logits_of(model, part.to(own)) for part in images.split(chunk)])
         target = class_indices(logits, target).clone()  # the caller's may be an inference tensor
         maps = []
         for part, classes in zip(images.split(chunk), target.split(chunk), strict=True):
             blurred = baseline(hidden, model, part)
-            masks = _first_masks(network, part, blurred, classes, grid).requires_grad_()
+            masks = _first_masks(scored, part, blurred, classes, grid).requires_grad_()
             optimizer = torch.optim.Adam([masks], lr=learning_rate)
             for shift in shifts:
                 with torch.enable_grad():
                     blended = perturb(part, _full_size(masks, size), blurred)
-                    loss = _probabilities(network, _shifted(blended, shift, reach), classes).sum()
+                    loss = scored(_shifted(blended, shift, reach), classes).sum()
                     loss = loss + _regularisation(masks, *weights)
                     (masks.grad,) = torch.autograd.grad(loss, masks)
                 optimizer.step()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from xai_utils.networks.answers import SCORES, answering
 from xai_utils.networks.digests import made_for, require_made_for
 from xai_utils.networks.stored import STAGES
 
@@ -153,7 +154,9 @@ class Explainer:
     """One method: `function(model, images, target, **options) -> maps`, and what others must know of it.
 
     `label`, `paper` and `equation` are for readers. Keywords of the function are its `options`, the option of its
-    `part`, and `generator` (it draws) and `chunk` (memory), which every method has alike. It is called as its function.
+    `part`, and `generator` (it draws) and `chunk` (memory), which every method has alike. It is called as its function,
+    and takes a `score` whatever the method: functions that score classes have the keyword, others explain the logit,
+    and need one for a model of a single logit alone (`networks.answering`).
     """
 
     function: Callable
@@ -166,8 +169,10 @@ class Explainer:
     may_not_apply: bool = False  # it raises NotApplicable for some kinds of network
     together: Callable | None = None  # (model, images, target, methods=names, **options): several in one pass
 
-    def __call__(self, model, images, target=None, **options):
-        return self.function(model, images, target, **options)
+    def __call__(self, model, images, target=None, *, score="softmax", **options):
+        own = {"score": score} if "score" in self.keywords else {}
+        with answering(model, score):
+            return self.function(model, images, target, **own, **options)
 
     @cached_property
     def keywords(self) -> dict:
@@ -183,7 +188,7 @@ class Explainer:
     def check(self, method: str, options: dict):
         """ValueError for an option that `method`, this one, does not have, or a value that it does not take."""
         for name, value in options.items():
-            if name not in self.keywords:
+            if name not in self.keywords and name != SCORE.name:
                 known = ", ".join(self.keywords) or "none"
                 raise ValueError(f"{method} has no option {name!r}; its options: {known}")
             if (option := self.option(name)) is not None:
@@ -195,7 +200,7 @@ class Explainer:
 
     def option(self, name: str) -> Option | None:
         """The record of one option; None for the part and what every method has alike."""
-        known = (*self.options, CHUNK)
+        known = (*self.options, CHUNK, SCORE)
         return next((option for option in known if option.name == name), None)
 
     def seeded(self, options: dict, seed: int, device="cpu") -> dict:
@@ -218,3 +223,4 @@ class Explainer:
 
 
 CHUNK = Option("chunk", low=1, high=1_000_000)
+SCORE = Option("score", WORD, choices=tuple(SCORES))

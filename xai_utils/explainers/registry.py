@@ -19,10 +19,10 @@ from xai_utils.explainers import (
     transformers,
 )
 from xai_utils.explainers.activation_statistics import STATISTICS
-from xai_utils.explainers.records import FLAG, LAYER, LAYERS, NUMBER, WORD, Explainer, Option
+from xai_utils.explainers.records import FLAG, LAYER, LAYERS, NUMBER, SCORE, WORD, Explainer, Option
 from xai_utils.files import file_name
 from xai_utils.images import BASELINES
-from xai_utils.networks import checked_target
+from xai_utils.networks import answering, checked_target
 from xai_utils.networks.attention_gate import GATE_INPUTS
 from xai_utils.networks.layers import bare
 
@@ -74,10 +74,11 @@ EXPLAINERS = {
             Option("cells", low=1, high=1024, offered=(2, 16)),
             Option("probability", NUMBER, low=0, high=1, offered=(0.05, 0.95)),
             BASELINE,
+            SCORE,
             SEED,
         ),
     ),
-    "lime": Explainer(masking.lime, "LIME", "Ribeiro et al. 2016", "eq. 2", options=(SAMPLES, SEED)),
+    "lime": Explainer(masking.lime, "LIME", "Ribeiro et al. 2016", "eq. 2", options=(SAMPLES, SCORE, SEED)),
     "meaningful_perturbation": Explainer(
         optimisation.meaningful_perturbation,
         "Meaningful perturbation",
@@ -89,6 +90,7 @@ EXPLAINERS = {
             Option("area_weight", NUMBER, low=0),
             Option("smoothness_weight", NUMBER, low=0),
             Option("hidden", WORD, choices=tuple(BASELINES), other=(torch.Tensor,)),
+            SCORE,
             SEED,
         ),
     ),
@@ -240,7 +242,7 @@ def _checked_maps(method, maps):
 
 
 def explain(model, images, target=None, *, method="grad_cam", **options):
-    """The maps (N, H, W) of one method of `EXPLAINERS`, with that method's options.
+    """The maps (N, H, W) of one method of `EXPLAINERS`, with that method's options and a `score` (`networks.SCORES`).
 
     ValueError for an unknown method or option, images that are not pixels in [0, 1], a target that is not a class,
     and maps that are not finite.
@@ -248,14 +250,14 @@ def explain(model, images, target=None, *, method="grad_cam", **options):
     return explain_many(model, images, target, {method: options})[method]
 
 
-def explain_many(model, images, target=None, methods=("grad_cam",)):
+def explain_many(model, images, target=None, methods=("grad_cam",), *, score="softmax"):
     """The maps of several rows: a dict row -> maps (N, H, W), as `explain` gives them one by one.
 
-    `methods`: a dict row -> options (see `method_of`), or names. Methods that can be made together, with the same
-    options, share one pass: the plain class activation maps of one layer.
+    `methods`: a dict row -> options (see `method_of`), or names; `score` is for those whose options name none. Methods
+    that can be made together, with the same options, share one pass: the plain class activation maps of one layer.
     """
     methods = dict(methods) if isinstance(methods, dict) else {name: {} for name in methods}
-    asked = {row: method_of(row, options) for row, options in methods.items()}
+    asked = {row: method_of(row, {"score": score} | options) for row, options in methods.items()}
     for method, options in asked.values():
         check_options(method, options)
     _checked_images(images)
@@ -275,6 +277,8 @@ def explain_many(model, images, target=None, methods=("grad_cam",)):
             for other, (name, own) in asked.items()
             if EXPLAINERS[name].together is together and own == options
         }
-        found = together(model, images, target, methods=list(dict.fromkeys(shared.values())), **options)
+        options, names = dict(options), list(dict.fromkeys(shared.values()))
+        with answering(model, options.pop("score")):
+            found = together(model, images, target, methods=names, **options)
         maps |= {other: found[name] for other, name in shared.items()}
     return {row: _checked_maps(row, maps[row]) for row in methods}

@@ -1,11 +1,11 @@
 """Scores of saliency maps. A metric is a function `metric(model, images, target, maps, **options) -> (N,)`.
 
-`images` (N, 3, H, W) in [0, 1]; `target` (N,) class indices or None (the predicted class); `maps` (N, H, W) or
-(N, 1, H, W), a tensor or a NumPy array of any library (`images.as_maps`), raw, finite (ValueError naming the images, as
-for logits that are not). None of them is written into, `model` is left as it was, and
-threads may share it. The result is float on the CPU, one value per image, NaN where the image has no score. `METRICS`
-holds a record of each: which direction is better, what it needs, what was measured; means and intervals are made in
-`statistics` only.
+`images` (N, 3, H, W) in [0, 1]; `target` (N,) class indices or None (the predicted class); `maps` (N, H, W) or (N, 1,
+H, W), a tensor or a NumPy array of any library (`images.as_maps`), raw, finite (ValueError naming the images, as for
+logits that are not). None of them is written into, `model` is left as it was, and threads may share it. What asks the
+model takes a `score`, by default the softmax probability (`networks.SCORES`). The result is float on the CPU, one value
+per image, NaN where the image has no score. `METRICS` holds a record of each: which direction is better, what it needs,
+what was measured; means and intervals are made in `statistics` only.
 """
 
 from xai_utils.metrics.complexity import mean_intensity

@@ -13,7 +13,7 @@ import torch
 
 from xai_utils.images import keep_top, rank_pixels
 from xai_utils.metrics.localisation import aligned
-from xai_utils.networks import class_indices, evaluating, logits_of
+from xai_utils.networks import answering, class_indices, class_scores, evaluating, logits_of
 
 THRESHOLD = 0.5  # of the class's probability: on the birds most parts take nearly nothing of it or nearly all
 
@@ -22,19 +22,21 @@ class DecidingParts(NamedTuple):
     """What changing the P parts (`Data.part_names`) of N images did to the explained class; all on the CPU."""
 
     target: torch.Tensor  # (N,) the explained classes
-    probability: torch.Tensor  # (N,) of that class, on the image as it is
+    score: torch.Tensor  # (N,) of that class, on the image as it is, by default its probability
     drops: torch.Tensor  # (N, P) the largest fall of it that another look of the part brings; negative: it only rises
     decides: torch.Tensor  # (N, P) bool
     masks: torch.Tensor  # (N, H, W) bool, true where a deciding part is seen
 
 
-def deciding_parts(model, data, split, indices, target=None, *, threshold=THRESHOLD, device="cpu", chunk=64):
+def deciding_parts(
+    model, data, split, indices, target=None, *, threshold=THRESHOLD, score="softmax", device="cpu", chunk=64
+):
     """Which parts decide for the images `indices` of `split` ("train" or "validation") of drawn `data`: DecidingParts.
 
     Every part is replaced by every other look that it has in the catalogue (`Catalogue.other_looks`), one at a time.
-    It decides if one of them takes more than the share `threshold` of the class's softmax probability. A part without
-    another look has a NaN drop and does not decide. `model` is on `device`; `chunk` images go through it at once.
-    Draws some 30 pictures per image, about half a second; nothing is random.
+    It decides if one of them takes more than the share `threshold` of the class's `score` (`networks.SCORES`), if
+    that is positive. A part without another look has a NaN drop and does not decide. `model` is on `device`; `chunk`
+    images go through it at once. Draws some 30 pictures per image, about half a second; nothing is random.
 
     ValueError for data that cannot be drawn again, and for a threshold outside [0, 1).
 
@@ -48,23 +50,23 @@ def deciding_parts(model, data, split, indices, target=None, *, threshold=THRESH
     if not 0 <= threshold < 1:
         raise ValueError(f"threshold is {threshold}; give a share of the class's probability, 0 or more and below 1")
     indices, own = np.asarray(indices, dtype=np.int64), getattr(data, split)
-    probability, drops, explained = torch.zeros(len(indices)), torch.zeros(len(indices), len(data.part_names)), []
-    with evaluating(model), torch.no_grad():
+    whole, drops, explained = torch.zeros(len(indices)), torch.zeros(len(indices), len(data.part_names)), []
+    with evaluating(model), torch.no_grad(), answering(model, score):
         for row, index in enumerate(indices.tolist()):
             parts, changed = _changed(data, split, index)
             pictures = torch.cat([own.tensor([index]), changed])
             logits = torch.cat([logits_of(model, part.to(device)).cpu() for part in pictures.split(chunk)])
             asked = None if target is None else torch.as_tensor(target).cpu()[[row]]
             explained.append(class_indices(logits[:1], asked))
-            scores = logits.softmax(1)[:, explained[-1]].squeeze(1)  # (1 + V,)
-            probability[row] = scores[0]
+            scores = class_scores(logits, explained[-1].expand(len(logits)), score)  # (1 + V,)
+            whole[row] = scores[0]
             falls = torch.full((len(data.part_names),), torch.nan)
             drops[row] = falls.scatter_reduce(0, parts, scores[0] - scores[1:], "amax", include_self=False)
-    decides = drops > threshold * probability[:, None]
+    decides = (drops > threshold * whole[:, None]) & (whole > 0)[:, None]
     seen = torch.from_numpy(own.parts[indices]).long()  # (N, H, W), 0 or part + 1
     table = torch.cat([torch.zeros(len(indices), 1, dtype=torch.bool), decides], 1)
     masks = table.gather(1, seen.flatten(1)).reshape(seen.shape)
-    return DecidingParts(torch.cat(explained), probability, drops, decides, masks)
+    return DecidingParts(torch.cat(explained), whole, drops, decides, masks)
 
 
 def _changed(data, split, index):

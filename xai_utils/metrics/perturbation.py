@@ -2,8 +2,9 @@
 
 A ranking is made once per map and serves all curves; the perturbed images of all curves share batches of `chunk`, and
 points that show the same (the ends of curves, insertion's steps among M_F's) are one image.
-The score is always the softmax probability of the target. What removed pixels show is a named baseline of
-`xai_utils.images`: "mean" is zero in the network's normalised space (the mean colour), "black" zero in pixel space.
+The score of the target is one of `networks.SCORES`, its softmax probability by default. What removed pixels show is a
+named baseline of `xai_utils.images`: "mean" is zero in the network's normalised space (the mean colour), "black" zero
+in pixel space.
 """
 
 import math
@@ -12,7 +13,7 @@ from typing import NamedTuple
 import torch
 
 from xai_utils.images import baseline, keep_top, perturb, rank_pixels, scaled_area
-from xai_utils.networks import class_indices, evaluating, logits_of
+from xai_utils.networks import answering, class_indices, class_scores, evaluating, logits_of
 
 
 class Protocol(NamedTuple):
@@ -22,6 +23,7 @@ class Protocol(NamedTuple):
     counts: tuple  # pixels, from 0 to H*W
     baseline: object  # what the other pixels show: a name in BASELINES or a tensor
     direction: str  # "insert" or "delete"
+    score: str = "softmax"  # of the target, along y: a name in SCORES
 
     @property
     def fractions(self):
@@ -50,25 +52,25 @@ def step_counts(pixels, pixels_per_step):
     return (*counts, pixels)
 
 
-def deletion_protocol(size, *, pixels_per_step=224, baseline="mean"):
+def deletion_protocol(size, *, pixels_per_step=224, baseline="mean", score="softmax"):
     """RISE's deletion game; `pixels_per_step` holds at 224 pixels and scales with the area of `size` (H, W)."""
     counts = step_counts(size[0] * size[1], scaled_area(pixels_per_step, size))
-    return Protocol("deletion", counts, baseline, "delete")
+    return Protocol("deletion", counts, baseline, "delete", score)
 
 
-def insertion_protocol(size, *, pixels_per_step=224, baseline="rise_blur"):
+def insertion_protocol(size, *, pixels_per_step=224, baseline="rise_blur", score="softmax"):
     """RISE's insertion game; `pixels_per_step` holds at 224 pixels and scales with the area of `size` (H, W)."""
     counts = step_counts(size[0] * size[1], scaled_area(pixels_per_step, size))
-    return Protocol("insertion", counts, baseline, "insert")
+    return Protocol("insertion", counts, baseline, "insert", score)
 
 
-def faithfulness_protocol(size, *, steps=32, baseline="blur"):
+def faithfulness_protocol(size, *, steps=32, baseline="blur", score="softmax"):
     """The curve behind M_F: the top i/steps of the pixels stay, the rest is blurred, i = 0 … steps."""
     if steps < 1:
         raise ValueError(f"steps is {steps}; give 1 or more points of M_F's curve (32)")
     pixels = size[0] * size[1]
     counts = tuple(math.floor(pixels * step / steps + 0.5) for step in range(steps + 1))
-    return Protocol("faithfulness", counts, baseline, "insert")
+    return Protocol("faithfulness", counts, baseline, "insert", score)
 
 
 CURVES = {"insertion": insertion_protocol, "deletion": deletion_protocol, "faithfulness": faithfulness_protocol}
@@ -89,7 +91,7 @@ def _view(which, count, deletes, pixels):
 
 
 def probability_curves(model, images, target, ranks, protocols, *, chunk=64):
-    """The target's probability along each protocol: dict name -> (N, points) float32 on the CPU.
+    """The target's score (by default its probability) along each protocol: dict name -> (N, points) float32, CPU.
 
     `ranks` (N, H, W) from `rank_pixels`. Every view (what a point shows) of every image is one perturbed image; they
     fill batches of `chunk` regardless of their curves, so `chunk` bounds memory and changes nothing but float noise.
@@ -101,7 +103,8 @@ def probability_curves(model, images, target, ranks, protocols, *, chunk=64):
             raise ValueError(f"direction {protocol.direction!r} is unknown; choose 'insert' or 'delete'")
     number, device = len(images), images.device
     ranks = ranks.to(device)
-    with torch.inference_mode(), evaluating(model):
+    kinds = _places(protocol.score for protocol in protocols)
+    with torch.inference_mode(), evaluating(model), answering(model, *kinds):
         target = explained_classes(model, images, target, chunk)
         baselines = _places(protocol.baseline for protocol in protocols)
         removed = torch.stack([baseline(each, model, images) for each in baselines])  # (B, N, C, H, W)
@@ -117,9 +120,11 @@ def probability_curves(model, images, target, ranks, protocols, *, chunk=64):
             view, image = items // number, items % number
             keep = keep_top(ranks[image], counts[view]) ^ inverted[view, None, None]  # (chunk, H, W)
             perturbed = perturb(images[image], keep, removed[which[view], image])
-            scores.append(logits_of(model, perturbed).softmax(1).gather(1, target[image, None])[:, 0])  # (chunk,)
-    scores = torch.cat(scores).float().cpu().reshape(len(views), number)
-    scores = scores[[views[view] for view in shown]].T  # (N, points of all curves)
+            logits = logits_of(model, perturbed)
+            scores.append(torch.stack([class_scores(logits, target[image], kind) for kind in kinds]))  # (S, chunk)
+    scores = torch.cat(scores, 1).float().cpu().reshape(len(kinds), len(views), number)
+    kind = [kinds[protocol.score] for protocol in protocols for _ in protocol.counts]
+    scores = scores[kind, [views[view] for view in shown]].T  # (N, points of all curves)
     lengths = [len(protocol.counts) for protocol in protocols]
     names = [protocol.name for protocol in protocols]
     return {name: part.clone() for name, part in zip(names, scores.split(lengths, 1), strict=True)}
@@ -166,28 +171,40 @@ def faithfulness_score(curves, *, variant="paper", min_gap=0.05):
     return torch.where(usable, 100 * kept.mean(1) / torch.where(usable, gap, 1), torch.nan).float()
 
 
-def insertion(model, images, target, maps, *, pixels_per_step=224, baseline="rise_blur", chunk=64):
-    """Area under the insertion curve (N,), in [0, 1], higher is better (RISE, Petsiuk et al. 2018).
+def insertion(model, images, target, maps, *, pixels_per_step=224, baseline="rise_blur", score="softmax", chunk=64):
+    """Area under the insertion curve (N,), in [0, 1] for a probability, higher is better (RISE, Petsiuk et al. 2018).
 
     From the blurred image, copy the next `pixels_per_step` (at 224 pixels) most salient pixels from the image.
     """
-    options = {"pixels_per_step": pixels_per_step, "baseline": baseline}
+    options = {"pixels_per_step": pixels_per_step, "baseline": baseline, "score": score}
     curves = perturbation_curves(model, images, target, maps, curves=("insertion",), chunk=chunk, insertion=options)
     return area_under_curve(curves["insertion"])
 
 
-def deletion(model, images, target, maps, *, pixels_per_step=224, baseline="mean", chunk=64):
-    """Area under the deletion curve (N,), in [0, 1], lower is better (RISE, Petsiuk et al. 2018).
+def deletion(model, images, target, maps, *, pixels_per_step=224, baseline="mean", score="softmax", chunk=64):
+    """Area under the deletion curve (N,), in [0, 1] for a probability, lower is better (RISE, Petsiuk et al. 2018).
 
     Replace the next `pixels_per_step` (at 224 pixels) most salient pixels by the baseline.
     """
-    options = {"pixels_per_step": pixels_per_step, "baseline": baseline}
+    options = {"pixels_per_step": pixels_per_step, "baseline": baseline, "score": score}
     curves = perturbation_curves(model, images, target, maps, curves=("deletion",), chunk=chunk, deletion=options)
     return area_under_curve(curves["deletion"])
 
 
-def faithfulness(model, images, target, maps, *, variant="paper", min_gap=0.05, steps=32, baseline="blur", chunk=64):
+def faithfulness(
+    model,
+    images,
+    target,
+    maps,
+    *,
+    variant="paper",
+    min_gap=0.05,
+    steps=32,
+    baseline="blur",
+    score="softmax",
+    chunk=64,
+):
     """M_F in percent (N,), higher is better; NaN where the image is skipped (see `faithfulness_score`)."""
-    options, curve = {"baseline": baseline, "steps": steps}, "faithfulness"
+    options, curve = {"baseline": baseline, "steps": steps, "score": score}, "faithfulness"
     curves = perturbation_curves(model, images, target, maps, curves=(curve,), chunk=chunk, faithfulness=options)
     return faithfulness_score(curves[curve], variant=variant, min_gap=min_gap)

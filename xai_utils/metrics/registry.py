@@ -51,7 +51,7 @@ class Metric(NamedTuple):
         said = [self.measures]
         if self.curve:
             made, pixels = CURVES[self.curve](size, **(curve or {})), size[0] * size[1]
-            said.append(f"baseline {made.baseline}")
+            said += [f"baseline {made.baseline}", f"score {made.score}"]
             said.append(f"{len(made.counts)} points, {made.counts[1]} of {pixels} pixels a step")
         for name, value in (self.options | (options or {})).items():
             if value is not None:

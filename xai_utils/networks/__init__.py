@@ -2,8 +2,11 @@
 
 from xai_utils.networks.activations import captured, head_gradient, pre_activations
 from xai_utils.networks.answers import (
+    SCORES,
+    answering,
     checked_target,
     class_indices,
+    class_scores,
     logits_of,
     unpacked,
 )
@@ -42,6 +45,7 @@ __all__ = [
     "CBAM",
     "IMAGENET_MEAN",
     "IMAGENET_STD",
+    "SCORES",
     "AttentionGate",
     "AttentiveStudent",
     "ExplanationNetwork",
@@ -49,11 +53,13 @@ __all__ = [
     "MaskPredictor",
     "Surrogate",
     "Target",
+    "answering",
     "build",
     "cam_layer",
     "captured",
     "checked_target",
     "class_indices",
+    "class_scores",
     "deep_copy",
     "describe",
     "encoded",

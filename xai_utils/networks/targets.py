@@ -26,8 +26,9 @@ class Target(nn.Module):
 
     It normalises with `mean` and `std` (3,) itself, so that black, mean and blur mean what they say. Holds `network`,
     any module whose answer `unpacked` takes, `architecture` (any words; for what is saved a name that `require_known`
-    knows), `options` (what `build` needs besides to make another such network) and `classes`, a tuple of K names.
-    Layer names are the network's. ValueError for a mean or std that is not three finite numbers, std positive.
+    knows), `options` (what `build` needs besides to make another such network) and `classes`, a tuple of K names, of
+    two for one logit. Layer names are the network's. ValueError for a mean or std that is not three finite numbers,
+    std positive.
     """
 
     __jit_unused_properties__ = ("layer_root",)

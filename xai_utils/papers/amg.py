@@ -12,7 +12,7 @@ import torch
 from xai_utils.explainers.attention_gate import amg
 from xai_utils.explainers.cam import CHANNEL_WEIGHTS, cam_maps, smooth_grad_cam_plus_plus
 from xai_utils.images import unit_range
-from xai_utils.metrics.confidence import PERCENTS, SCORES, all_scores
+from xai_utils.metrics.confidence import PERCENTS, PRINTED, all_scores
 from xai_utils.metrics.statistics import compared, holm, paired_test, summary
 
 METHODS = {  # of Tables 3 and 4: ours -> printed
@@ -132,8 +132,8 @@ def _ordered(table) -> pandas.DataFrame:
 
 def percentage_in(frame, published, *, score="logit", seed, **intervals) -> pandas.DataFrame:
     """Table 4: rows (space, layer, method), a column per share of pixels shown; logits have the printed rows below."""
-    if score not in SCORES:
-        raise ValueError(f"score {score!r} is unknown; choose one of {', '.join(SCORES)}")
+    if score not in PRINTED:
+        raise ValueError(f"score {score!r} is unknown; choose one of {', '.join(PRINTED)}")
     options = {"digits": 2, "seed": seed} | intervals
     table = _ordered(pandas.DataFrame({f"{at} %": _cells(frame, f"{score}_{at}", **options) for at in PERCENTS}))
     if score != "logit":
