@@ -41,7 +41,9 @@ def run(page, heading, names):
 def given(page):
     """What a page leaves to its reader: a classifier and images, or the names of classes and a file of weights."""
     if page == "README.md":
-        return {"model": networks.build("small_resnet", "abc"), "images": torch.rand(2, 3, 64, 64)}
+        given = {"model": networks.build("small_resnet", "abc"), "images": torch.rand(2, 3, 64, 64)}
+        given |= {"network": networks.ARCHITECTURES["small_resnet"](3)}
+        return given | {"network_of_one_logit": networks.ARCHITECTURES["small_resnet"](1)}
     if page == "own-data.md":
         torch.save(networks.build("resnet50", "ab").network.state_dict(), "mine.pth")
         return {"classes": ["a", "b"]}
