@@ -268,3 +268,19 @@ def test_an_inference_copy_folds_norms_that_rectify_too():
     assert isinstance(copied.network.stem.bn.act, nn.Module)
     with torch.no_grad():
         torch.testing.assert_close(copied(images), target(images), atol=1e-5, rtol=1e-4)
+
+
+def test_tied_weights_are_saved_and_loaded(tmp_path, monkeypatch):
+    """Two layers of one weight, which safetensors refuses: both are written, and both are one again."""
+
+    def tied(number):
+        network = nn.Sequential(nn.Flatten(), nn.Linear(48, 48), nn.Linear(48, 48), nn.Linear(48, number))
+        network[2].weight = network[1].weight
+        return network
+
+    monkeypatch.setitem(networks.ARCHITECTURES, "tied", tied)
+    target, images = build("tied", "ab"), torch.rand(1, 3, 4, 4)
+    save(target, tmp_path)
+    again = load(tmp_path)
+    assert torch.equal(again(images), target(images))
+    assert again.network[2].weight is again.network[1].weight

@@ -34,7 +34,12 @@ def write(module, folder, kind, facts, *, made_with=None):
     """
     facts_file, weights = _files(folder, kind)
     weights.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in module.state_dict().items()}
+    tensors, places = {}, set()
+    for key, tensor in module.state_dict().items():
+        tensor = tensor.detach().cpu().contiguous()
+        shared = tensor.untyped_storage().data_ptr() in places  # as tied weights are, which the format refuses
+        tensors[key] = tensor.clone() if shared else tensor
+        places.add(tensor.untyped_storage().data_ptr())
     write_tensors(tensors, weights)
     versions = {"torch": torch.__version__, "torchvision": torchvision.__version__}
     facts = facts | {"made_with": made_with or {}, "versions": versions, "sha256": sha256(weights)}
