@@ -82,6 +82,7 @@ VALUES = {
     "explain.methods: [3]": "explain.methods = [3] is not allowed; give all, or a list of names",
     "evaluate.metrics: {insertion: 1}": "evaluate.metrics = {'insertion': 1} is not allowed; give all, or a list of names",
     # choices
+    "finetune_target.optimizer: adam": "optimizer = 'adam' is not allowed; it should be 'sgd' or 'adamw'",
     "finetune_target.schedule: step": "schedule = 'step' is not allowed; it should be 'cosine' or 'halving'",
     "compute.device: tpu": "compute.device = 'tpu' is not allowed; it should be 'auto', 'cpu' or 'cuda'",
     "compute.precision: half": "compute.precision = 'half' is not allowed; it should be 'auto', 'float32' or 'bfloat16'",

@@ -1,9 +1,9 @@
-"""What the trainings share: how images are augmented, and what the learning rate does."""
+"""What the trainings share: how images are augmented, what the learning rate and the optimizers do."""
 
 import pytest
 import torch
 
-from xai_utils.training.recipes import augmented, learning_rate_factor
+from xai_utils.training.recipes import adamw, augmented, learning_rate_factor, sgd
 
 
 def test_augmented_images_stay_in_range():
@@ -46,3 +46,14 @@ def test_learning_rates_by_hand():
     assert [steps(epoch) for epoch in (0, 30, 60, 89)] == pytest.approx([1, 0.1, 0.01, 0.001])
     cosine = learning_rate_factor({"schedule": "cosine", "epochs": 11})
     assert [round(cosine(epoch), 6) for epoch in (0, 0.5, 1, 6, 11)] == [0, 0.5, 1, 0.5, 0]
+
+
+def test_first_steps_by_hand():
+    """w = 2, gradient 8, rate 0.1, decay 0.5: Nesterov adds momentum, AdamW decays apart and steps by the sign."""
+    settings = {"learning_rate": 0.1, "momentum": 0.5, "weight_decay": 0.5}
+    for make, expected in ((sgd, 2 - 0.1 * 1.5 * (8 + 0.5 * 2)), (adamw, 2 * (1 - 0.1 * 0.5) - 0.1)):
+        layer = torch.nn.Linear(1, 1, bias=False)
+        torch.nn.init.constant_(layer.weight, 2)
+        layer.weight.grad = torch.full((1, 1), 8.0)
+        make(settings)(layer).step()
+        assert layer.weight.item() == pytest.approx(expected)

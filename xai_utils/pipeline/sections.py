@@ -78,6 +78,7 @@ class FinetuneTarget(Stage):
     compute: Compute
     epochs: Epochs
     batch_size: Whole
+    optimizer: Literal["sgd", "adamw"]
     learning_rate: Rate
     schedule: Literal["cosine", "halving"]
     halve_every: Whole

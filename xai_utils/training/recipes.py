@@ -72,6 +72,15 @@ def adam(settings: dict):
     )
 
 
+def adamw(settings: dict):
+    """Adam with decoupled weight decay over the parameters that require a gradient, as transformers are trained."""
+    return lambda model: torch.optim.AdamW(
+        [weights for weights in model.parameters() if weights.requires_grad],
+        lr=settings["learning_rate"],
+        weight_decay=settings["weight_decay"],
+    )
+
+
 def learning_rate_factor(settings: dict):
     """progress in epochs -> factor of the learning rate.
 

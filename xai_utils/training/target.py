@@ -15,6 +15,7 @@ from xai_utils.training import distributed, loop
 from xai_utils.training.recipes import (
     CHECKPOINTS,
     VALIDATION_BATCH,
+    adamw,
     augmented,
     classification_loss,
     learning_rate_factor,
@@ -23,6 +24,7 @@ from xai_utils.training.recipes import (
 
 SYNSET = re.compile(r"n\d{8}")  # ImageNet's names of classes, whose order is that of the weights trained on it
 WEIGHTS_FOLDER = Path("data/weights")
+OPTIMIZERS = {"sgd": sgd, "adamw": adamw}
 
 
 def source_of(name: str) -> tuple[str | None, Path | str | None]:
@@ -150,7 +152,7 @@ def target_task(settings: dict) -> loop.Task:
     """Cross-entropy on the labels (AKD §4: the target T is fine-tuned on the fine-grained classes).
 
     `settings`: data (folder of prepared data), target, seed, epochs, batch_size, learning_rate, schedule, halve_every,
-    momentum, weight_decay, smallest_crop.
+    momentum, weight_decay, smallest_crop, and optimizer (a name of OPTIMIZERS; without one sgd).
     """
     data = datasets.load(settings["data"])
     target = _starting(settings, data)
@@ -177,7 +179,7 @@ def target_task(settings: dict) -> loop.Task:
         batch=batch,
         loss=classification_loss,
         validate=validate if len(data.validation) else None,
-        optimizer=sgd(settings),
+        optimizer=OPTIMIZERS[settings.get("optimizer", "sgd")](settings),
         schedule=learning_rate_factor(settings),
         epochs=settings["epochs"],
         batch_size=settings["batch_size"],
