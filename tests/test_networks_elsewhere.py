@@ -193,8 +193,26 @@ def test_timm_s_published_weights_by_their_tag(monkeypatch):
     way = r"cannot be fetched \(no route\); fetch them elsewhere \(https:.*in1k: .*:test_vit\.r160_in1k:FILE"
     with pytest.raises(ConnectionError, match=rf"timm's weights test_vit\.r160_in1k {way}"):
         starting_target("timm:test_vit.r160_in1k", FOUR, seed=0)
-    with pytest.raises(ValueError, match="lvd142m of vit_small_patch14_dinov2 have no classes"):
-        source_of("timm:vit_small_patch14_dinov2.lvd142m")
+
+
+def test_weights_without_classes_start_a_training(tmp_path, monkeypatch):
+    """A head is added to what timm says was trained without one; it explains nothing before it is trained."""
+    import timm
+
+    monkeypatch.setattr("xai_utils.training.target.WEIGHTS_FOLDER", tmp_path)
+    whole = timm.create_model("convnextv2_atto.fcmae", num_classes=0).state_dict()
+    monkeypatch.setattr(timm_networks, "published", lambda name, tag: (whole, None, (0.5,) * 3, (0.5,) * 3))
+    torch.save(whole, tmp_path / "mine.pth")
+    for name in ("timm:convnextv2_atto.fcmae", "timm:convnextv2_atto.fcmae:mine.pth"):
+        target = starting_target(name, FOUR, seed=0)
+        assert (target.classes, target.network.head.fc.weight.shape) == (tuple(FOUR), (4, 320))
+        assert torch.equal(target.network.stem[0].weight, whole["stem.0.weight"])
+        with pytest.raises(ValueError, match=r"convnextv2_atto\.fcmae.* was trained to tell no classes; train it"):
+            starting_target(name, FOUR, seed=0, new_head=False)
+    with pytest.raises(
+        ValueError, match=r"mine\.pth does not hold weights of timm:convnextv2_atto \(missing: head\.fc"
+    ):
+        starting_target("timm:convnextv2_atto:mine.pth", FOUR, seed=0)
 
 
 def test_a_file_of_timm_s_weights(tmp_path, monkeypatch):

@@ -51,15 +51,15 @@ def with_new_heads(network, number):
 
 
 def fitting(network, tensors, number):
-    """The state dict `tensors` with what `network` of `number` classes has of its own in place of heads of others.
+    """The state dict `tensors` with the heads of `network` in place of those for another `number` of classes, or none.
 
     What was trained on images of another size is resampled: by torchvision's or timm's own function.
     """
     own, tensors = network.state_dict(), dict(tensors)
     heads = tuple(f"{name}." for name in head_names(network))
     keys = [key for key in own if key.startswith(heads) and key in tensors]
-    if any(tensors[key].shape[0] != number for key in keys):
-        tensors |= {key: own[key] for key in keys}
+    if not keys or any(tensors[key].shape[0] != number for key in keys):
+        tensors |= {key: own[key] for key in own if key.startswith(heads)}
     if own.keys() == tensors.keys() and any(own[key].shape != tensors[key].shape for key in own):
         if _is_timms(network):
             return timm_networks.resampled(network, tensors)

@@ -72,9 +72,16 @@ def is_file_of_weights(source):
 def require_published(architecture, name):
     """ValueError listing the names where neither torchvision nor timm has weights `name` of `architecture`."""
     if architecture.startswith(TIMM):
-        timm_networks.require_published(architecture.removeprefix(TIMM).partition(".")[0], name)
+        timm_networks.configuration(f"{architecture.removeprefix(TIMM).partition('.')[0]}.{name}")
     else:
         _record(architecture, name)
+
+
+def has_classes(architecture, source):
+    """Whether weights that `build` takes were trained to tell classes: what timm says of a TAG's, else yes."""
+    name, _, tag = architecture.removeprefix(TIMM).partition(".")
+    tag = tag if is_file_of_weights(source) else source
+    return not (architecture.startswith(TIMM) and tag) or timm_networks.configuration(f"{name}.{tag}").num_classes > 0
 
 
 def _record(architecture, name):
@@ -117,12 +124,12 @@ def build(architecture, classes, *, mean=None, std=None, pretrained_from=None, i
     `architecture`: a name of ARCHITECTURES, `timm:NAME` (or NAME.TAG), or `hf:FOLDER`. `pretrained_from`: a file with
     the network's state dict (.safetensors, or .pth and the like, see `stored.read_tensors`), the name of torchvision's
     or timm's weights, such as "IMAGENET1K_V2" (downloaded), or the FOLDER of transformers. Where it knows another
-    number of classes, the head stays random: fine-tune it. `classes` None: those that it knows; for a file they are
-    numbered, unless a TAG of timm's says more. `mean`, `std` (3,): None is what torchvision's weights were trained
-    with, what timm or preprocessor_config.json says, otherwise ImageNet's. `image_size`: the pixels of a side, for what
-    is built for one size, such as a ViT (None: its own); others take any. Weights of another size are resampled as
-    torchvision or timm does it. `config`: of transformers, in place of the folder's (`Target.options`). Random weights
-    follow torch's global generator, as in every torch network.
+    number of classes, or none (DINO), the head stays random: fine-tune it. `classes` None: those that it knows; for a
+    file they are numbered, unless a TAG of timm's says more. `mean`, `std` (3,): None is what torchvision's weights
+    were trained with, what timm or preprocessor_config.json says, otherwise ImageNet's. `image_size`: the pixels of a
+    side, for what is built for one size, such as a ViT (None: its own); others take any. Weights of another size are
+    resampled as torchvision or timm does it. `config`: of transformers, in place of the folder's (`Target.options`).
+    Random weights follow torch's global generator, as in every torch network.
     """
     taken = inspect.signature(require_known(architecture)).parameters
     if architecture.startswith(HF) and config is None:

@@ -78,16 +78,9 @@ def _classes(given):
     return [named.index_to_description(index).split(",")[0] for index in range(given.num_classes)]
 
 
-def require_published(name, tag):
-    """ValueError where timm has no weights `tag` of `name`, or they have no head; nothing is fetched."""
-    if not configuration(f"{name}.{tag}").num_classes:
-        raise ValueError(f"timm's weights {tag} of {name} have no classes; give the name of others, or a file")
-
-
 def published(name, tag):
     """timm's weights `tag` of `name`: (state dict, their classes or None, mean, std); fetched once."""
-    require_published(name, tag)
-    whole, given = f"{name}.{tag}", configuration(f"{name}.{tag}")
+    given = configuration(whole := f"{name}.{tag}")
     try:
         network = _timm().create_model(whole, pretrained=True)
     except Exception as error:  # of whatever library fetches: httpx, requests, huggingface_hub, urllib

@@ -25,6 +25,7 @@ from xai_utils.networks import (
     stored,
 )
 from xai_utils.networks.surrogate import OPTIONS
+from xai_utils.networks.targets import has_classes
 from xai_utils.retraining import experiment
 from xai_utils.training.distributed import Compute
 from xai_utils.training.mask_predictor import CONTROLLER_OF
@@ -100,7 +101,7 @@ def _opened(name, image):
     if architecture is None:
         network = load(weights)
     else:
-        classes = None if file else "ab"
+        classes = None if file and has_classes(architecture, file) else "ab"
         network = build(architecture, classes, pretrained_from=file, image_size=image.shape[-1])
     _require_takes(network, image)
     return network

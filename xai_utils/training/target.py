@@ -96,7 +96,11 @@ def starting_target(
         if architecture is None:
             target = targets.load(weights)
         else:
-            target = targets.build(architecture, None, pretrained_from=weights, image_size=image_size)
+            knows = targets.has_classes(architecture, weights)
+            if not (knows or new_head):
+                raise ValueError(f"{name} was trained to tell no classes; train it (finetune_target.epochs > 0)")
+            options = {"pretrained_from": weights, "image_size": image_size}
+            target = targets.build(architecture, None if knows else classes, **options)
             ordered = targets.are_numbered(target.classes) or all(SYNSET.fullmatch(each) for each in classes)
             if len(classes) == len(target.classes) and ordered:
                 target = targets.renamed(target, classes)
