@@ -29,6 +29,17 @@ def _deterministic():
     torch.manual_seed(0)
 
 
+@pytest.fixture
+def toy_architectures(monkeypatch):
+    """The networks of toy_networks.py have names, so that what is made of them can be opened again."""
+    from toy_networks import NETWORKS
+
+    from xai_utils.networks import ARCHITECTURES
+
+    for name, network in NETWORKS.items():
+        monkeypatch.setitem(ARCHITECTURES, name, network)
+
+
 @pytest.fixture(scope="session")
 def real() -> Path:
     """The folder with real images and a pretrained network; tests skip where it is absent (CI requires it)."""

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from toy_networks import SIZES, target
 
-from xai_utils.networks import Surrogate, build
+from xai_utils.networks import Surrogate, build, surrogate_of
 from xai_utils.papers import schematics
 
 
@@ -40,3 +41,17 @@ def test_the_overview_counts_parameters(parts):
     for module in (target, surrogate.student, surrogate.explanation):
         assert f"{sum(weights.numel() for weights in module.parameters()):,} parameters" in found
     assert not any(module._forward_hooks for module in surrogate.modules())
+
+
+def test_a_student_of_tokens_has_its_stages():
+    """Of a ViT: three blocks with a CBAM behind each, Δ of one size, an explanation network that enlarges once."""
+    torch.manual_seed(0)
+    images = torch.rand(1, 3, *SIZES["tokens"])
+    surrogate = surrogate_of(target("tokens"), images, reduction=4).eval()
+    found = texts(schematics.student(surrogate, images))
+    for part in ("blocks.3\n49 × 16", "CBAM\nbehind it\nΔ: 16 × 6 × 8", "head\n3"):
+        assert part in found
+    found = texts(schematics.explanation_network(surrogate, images))
+    for part in ("Δ of blocks.1\n16 × 6 × 8", "U1\n3×3 16 → 4, BN, ReLU", "48 × 64"):
+        assert part in found
+    assert found.count("bilinear ×2") == 1

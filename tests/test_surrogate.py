@@ -145,7 +145,7 @@ def test_surrogate_normalises_as_its_target():
 
 def test_what_cannot_be_a_student_is_refused():
     """Other networks, options and images too small for a map of 2 × 2 are named, with what is allowed."""
-    with pytest.raises(ValueError, match=r"made of a ResNet, not of a MobileNetV2"):
+    with pytest.raises(ValueError, match=r"a MobileNetV2 is no torchvision ResNet; choose one, or name `stages`"):
         Surrogate(build("mobilenet_v2", CLASSES))
     with pytest.raises(ValueError, match=r"attention 'gate' is unknown; choose one of cbam, bam"):
         surrogate(attention="gate")

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from xai_utils.images import baseline as baseline_image
 from xai_utils.images import noisy_copies
-from xai_utils.networks import checked_target, class_indices, evaluating, logits_of
+from xai_utils.networks import NotApplicable, checked_target, class_indices, evaluating, logits_of
 from xai_utils.networks.layers import observed
 
 
@@ -24,10 +24,6 @@ def _differentiable(tensor, which):
     if not (tensor.requires_grad and torch.is_grad_enabled()):
         raise ValueError(f"{which} not depend differentiably on the images; look for no_grad or detach in the model")
     return tensor
-
-
-class NotApplicable(ValueError):
-    """The method cannot explain this kind of network, whatever its options."""
 
 
 class _ClassScore(nn.Module):

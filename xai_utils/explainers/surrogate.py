@@ -14,11 +14,11 @@ from xai_utils.networks import Surrogate, checked_target, evaluating, inference_
 from xai_utils.networks.surrogate import KIND
 
 SURROGATES = Path("build/surrogate")
-PROBE = (1, 3, 64, 64)  # finds out which batch norm follows which convolution
+PROBE = (64, 64)  # pixels of noise, which finds out which batch norm of a ResNet follows which convolution
 
 
 def _prepared(surrogate):
-    noise = torch.rand(PROBE, generator=torch.Generator().manual_seed(0))
+    noise = torch.rand(1, 3, *(surrogate.image_size or PROBE), generator=torch.Generator().manual_seed(0))
     return inference_copy(surrogate, noise.to(surrogate.mean.device))
 
 

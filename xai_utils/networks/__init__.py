@@ -13,7 +13,7 @@ from xai_utils.networks.answers import (
 from xai_utils.networks.architectures import ARCHITECTURES
 from xai_utils.networks.attention import ATTENTION, BAM, CBAM
 from xai_utils.networks.attention_gate import AttentionGate, gate_for, load_gate, save_gate
-from xai_utils.networks.defaults import cam_layer, describe, last_convolution, scale_layers
+from xai_utils.networks.defaults import NotApplicable, cam_layer, describe, last_convolution, scale_layers
 from xai_utils.networks.inference import inference_copy
 from xai_utils.networks.layers import (
     deep_copy,
@@ -29,12 +29,13 @@ from xai_utils.networks.mask_predictor import (
     predictor_of,
     save_predictor,
 )
+from xai_utils.networks.students import AttentiveStudent, StagedStudent
 from xai_utils.networks.surrogate import (
-    AttentiveStudent,
     ExplanationNetwork,
     Surrogate,
     load_surrogate,
     save_surrogate,
+    surrogate_of,
 )
 from xai_utils.networks.targets import IMAGENET_MEAN, IMAGENET_STD, Target, build, load, replace_head, save
 
@@ -51,6 +52,8 @@ __all__ = [
     "ExplanationNetwork",
     "Layout",
     "MaskPredictor",
+    "NotApplicable",
+    "StagedStudent",
     "Surrogate",
     "Target",
     "answering",
@@ -83,5 +86,6 @@ __all__ = [
     "save_predictor",
     "save_surrogate",
     "scale_layers",
+    "surrogate_of",
     "unpacked",
 ]

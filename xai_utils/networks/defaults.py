@@ -18,6 +18,10 @@ RESNET_SCALES = ("relu", "layer1", "layer2", "layer3", "layer4")  # FastCAM §3;
 BLOCKS = 5  # of a network of one scale, spread over its depth
 
 
+class NotApplicable(ValueError):
+    """The method cannot explain this kind of network, whatever its options."""
+
+
 class Choice(NamedTuple):
     """Layers (names) and, in words, why these."""
 
@@ -84,10 +88,21 @@ def _for_statistics(model, images):
         count = min(BLOCKS, len(blocks))
         places = [round(len(blocks) * (place + 1) / count) - 1 for place in range(count)]
         return Choice(tuple(blocks[place] for place in places), f"{count} of {len(blocks)} blocks: there is one scale")
-    raise ValueError(
+    raise NotApplicable(
         f"{type(layer_root(model)).__name__} has {len(names)} spatial scale{'s' * (len(names) != 1)} {list(names)} for "
         f"images of {images.shape[-2]} x {images.shape[-1]} pixels; scale statistics need maps of two sizes or two "
         "blocks: name layers with `layers`, or give larger images"
+    )
+
+
+def reached_scales(model, images):
+    """Those of `scale_layers` whose places the logits depend on, which what is trained on the logits can read: a tuple.
+
+    All but the last block where the head reads the class token alone.
+    """
+    names, seen = scale_layers(model, images), {each.name: each for each in probed(model, images).maps}
+    return tuple(
+        name for name in names if name not in seen or not seen[name].layout.prefix or _reached(model, images, name)
     )
 
 
@@ -95,17 +110,20 @@ def last_convolution(model, images):
     """The name of the convolution that runs last, before its norm and ReLU; those of ResNets' shortcuts do not count.
 
     ResNet-50: layer4.2.conv3. Where the network ends in branches (GoogLeNet) it is the last one's, and sees a part of
-    the channels.
+    the channels. NotApplicable where there is none in the last stage: what embeds a transformer's patches.
     """
-    layers = named_layers(model)
-    found = [
-        each.name
-        for each in probed(model, images).maps
-        if isinstance(layers[each.name], nn.Conv2d) and "downsample" not in each.name
-    ]
+    layers, seen = named_layers(model), [each for each in probed(model, images).maps if not each.pooled]
+    found = [each for each in seen if isinstance(layers[each.name], nn.Conv2d) and "downsample" not in each.name]
     if not found:
-        raise ValueError(_no_map(model, images, "convolution"))
-    return found[-1]
+        raise NotApplicable(_no_map(model, images, "convolution"))
+    last = found[-1]
+    blocks = [block for block in _blocks(seen)[-1:] if not last.name.startswith(f"{block.name}.")]
+    if last.scale < seen[-1].scale or any(seen.index(last) < seen.index(block) for block in blocks):
+        raise NotApplicable(
+            f"{last.name}, the last convolution of {type(layer_root(model)).__name__}, stands before its last stage: "
+            "it embeds patches, and does not see what the network makes of them; name a layer, such as cam_layer's"
+        )
+    return last.name
 
 
 class Description(NamedTuple):
@@ -153,7 +171,7 @@ def _maps(model, images):
     """What was seen of the network's maps, less those that pooling made: they show no more than what it was given."""
     found = [each for each in probed(model, images).maps if not each.pooled]
     if not found:
-        raise ValueError(_no_map(model, images, "layer"))
+        raise NotApplicable(_no_map(model, images, "layer"))
     return found
 
 

@@ -1,5 +1,7 @@
 """AKD's Figures 2 to 4 and AMG's 1 to 5, drawn from the modules themselves: names, shapes, parameters as they are."""
 
+from typing import NamedTuple
+
 import torch
 from matplotlib import rc_context
 from matplotlib.figure import Figure
@@ -7,6 +9,8 @@ from matplotlib.patches import FancyBboxPatch
 
 from xai_utils.networks import captured
 from xai_utils.networks.layers import observed
+from xai_utils.networks.layouts import layout_of, tensor_of
+from xai_utils.networks.students import StagedStudent
 from xai_utils.plots import STYLE
 
 WIDTH, HEIGHT = 1.7, 0.72  # of a box
@@ -18,8 +22,8 @@ def _shapes(model, images):
     found = {}
 
     def note(name, _, output):
-        output = output[0] if isinstance(output, tuple) else output  # a block's features, before its Δ
-        found[name] = tuple(output.shape[1:])
+        if (tensor := tensor_of(output)) is not None:  # of several, a block's features before its Δ
+            found[name] = tuple(tensor.shape[1:])
 
     with observed(model, note), torch.no_grad():
         model(images)
@@ -84,40 +88,66 @@ def overview(target, surrogate, images) -> Figure:
     return _diagram(boxes, arrows)
 
 
+class _Stage(NamedTuple):
+    """What is drawn of one stage of a student; `layer`, `gate`: the modules whose shapes are the features' and Δ's."""
+
+    name: str
+    blocks: str
+    layer: str
+    gates: str
+    gate: str
+
+
+def _stages(student):
+    """The stages of either kind of student: gates in each block, or one behind the stage."""
+    if isinstance(student, StagedStudent):
+        found = zip(student.stages, student.attention, strict=True)
+        return [
+            _Stage(stage.layer, stage.layer, f"student.network.{stage.layer}", f"{type(gate).__name__}\nbehind it",
+                   f"student.attention.{number}")
+            for number, (stage, gate) in enumerate(found)
+        ]  # fmt: skip
+    found = []
+    for number, stage in enumerate(student.stages):
+        name, last = f"layer{number + 2}", f"student.stages.{number}.{len(stage) - 1}"
+        blocks = f"{name}: {len(stage)} × {type(stage[0].block).__name__}"
+        gates = f"{len(stage)} × {type(stage[0].attention).__name__}\nbefore the addition"
+        found.append(_Stage(name, blocks, last, gates, f"{last}.attention"))
+    return found
+
+
 def student(surrogate, images) -> Figure:
     """Figure 3: the student's stages, how many attention modules each has, and the Δ that leave them."""
     shapes, found = _shapes(surrogate, images[:1]), surrogate.student
-    boxes = {"x": (0, 0, "data", ["image", _sized(images.shape[1:])])}
-    boxes["stem"] = (1, 0, "trained", ["stem, layer1", _sized(shapes["student.stem"])])
-    arrows, before = [("x", "stem", "")], "stem"
-    for number, stage in enumerate(found.stages):
-        name, last = f"layer{number + 2}", len(stage) - 1
-        kind = type(stage[0].block).__name__
-        lines = [f"{name}: {len(stage)} × {kind}", _sized(shapes[f"student.stages.{number}.{last}"])]
-        boxes[name] = (number + 2, 0, "trained", lines)
-        gates = f"{len(stage)} × {type(stage[0].attention).__name__}"
-        delta = _sized(shapes[f"student.stages.{number}.{last}.attention"])
-        boxes[f"{name} attention"] = (number + 2, 1, "attention", [gates, "before the addition", f"Δ: {delta}"])
-        arrows += [(before, name, ""), (name, f"{name} attention", "")]
-        before = name
-    boxes["head"] = (5, 0, "trained", ["pooling, fc", _sized(shapes["student.head"])])
+    boxes, arrows = {"x": (0, 0, "data", ["image", _sized(images.shape[1:])])}, []
+    if "student.stem" in shapes:
+        boxes["stem"] = (1, 0, "trained", ["stem, layer1", _sized(shapes["student.stem"])])
+        arrows = [("x", "stem", "")]
+    before, column = list(boxes)[-1], len(boxes)
+    for place, stage in enumerate(_stages(found), column):
+        boxes[stage.name] = (place, 0, "trained", [stage.blocks, _sized(shapes[stage.layer])])
+        lines = [stage.gates, f"Δ: {_sized(shapes[stage.gate])}"]
+        boxes[f"{stage.name} attention"] = (place, 1, "attention", lines)
+        arrows += [(before, stage.name, ""), (stage.name, f"{stage.name} attention", "")]
+        before = stage.name
+    pooled = "pooling, fc" if "student.head" in shapes else "head"
+    logits = shapes.get("student.head", (len(surrogate.classes),))
+    boxes["head"] = (column + 3, 0, "trained", [pooled, _sized(logits)])
     return _diagram(boxes, [*arrows, (before, "head", "")])
 
 
 def explanation_network(surrogate, images) -> Figure:
     """Figure 4: the upsample blocks, the Δ that join them, and the head."""
     shapes, found = _shapes(surrogate, images[:1]), surrogate.explanation
-    fine, middle, coarse = (
-        _sized(shapes[f"student.stages.{number}.{len(stage) - 1}.attention"])
-        for number, stage in enumerate(surrogate.student.stages)
-    )
+    stages = _stages(surrogate.student)[::-1]  # the coarsest first
+    deltas = [shapes[stage.gate] for stage in stages]
     boxes, arrows = {}, []
-    for number, (delta, block) in enumerate(zip((coarse, middle, fine), found.blocks, strict=True)):
-        convolution = block[0]
-        name = f"U{number + 1}"
-        lines = [f"{name}: 3×3 {convolution.in_channels} → {convolution.out_channels}, BN, ReLU", "bilinear ×2"]
-        boxes[f"delta {number}"] = (number, 0, "attention", [f"Δ of layer{4 - number}", delta])
-        boxes[name] = (number, 1, "trained", [lines[0].split(": ")[0], *lines[0].split(": ")[1:], lines[1]])
+    for number, (stage, delta, block) in enumerate(zip(stages, deltas, found.blocks, strict=True)):
+        convolution, name = block[0], f"U{number + 1}"
+        larger = number == len(deltas) - 1 or deltas[number + 1][1:] != delta[1:]
+        lines = [name, f"3×3 {convolution.in_channels} → {convolution.out_channels}, BN, ReLU"]
+        boxes[f"delta {number}"] = (number, 0, "attention", [f"Δ of {stage.name}", _sized(delta)])
+        boxes[name] = (number, 1, "trained", [*lines, "bilinear ×2"] if larger else lines)
         arrows.append((f"delta {number}", name, ""))
         if number:
             arrows.append((f"U{number}", name, "⊕"))
@@ -127,9 +157,10 @@ def explanation_network(surrogate, images) -> Figure:
 
 
 def _captured_shape(target, layer, images):
-    with torch.no_grad(), captured(target, [layer], reduce=lambda _, output: tuple(output.shape[1:])) as shapes:
+    layout = layout_of(target, images, layer)
+    with torch.no_grad(), captured(target, [layer], reduce=lambda _, output: layout.as_map(output).shape[1:]) as shapes:
         target(images[:1])
-    return shapes[layer]
+    return tuple(shapes[layer])
 
 
 def attention_guided(target, gate, images) -> Figure:

@@ -13,7 +13,6 @@ import torch
 from xai_utils.explainers import EXPLAINERS, NotApplicable, explainer, method_of, rows_of
 from xai_utils.metrics import metrics_of
 from xai_utils.networks import (
-    Surrogate,
     build,
     cam_layer,
     evaluating,
@@ -23,6 +22,7 @@ from xai_utils.networks import (
     predictor_of,
     scale_layers,
     stored,
+    surrogate_of,
 )
 from xai_utils.networks.surrogate import OPTIONS
 from xai_utils.networks.targets import has_classes
@@ -127,19 +127,19 @@ def _surrogate(given, target, opened, image):
     stage = given["distill_surrogate"]
     trunk = opened.get(stage["trunk"]) if stage["trunk"] else target
     if stage["student"]["epochs"] and trunk:
-        yield "", _classify, trunk, {name: stage[name] for name in OPTIONS}, image
+        yield "", _or_leave_out, _classify, trunk, {name: stage[name] for name in OPTIONS}, image
 
 
 def _classify(trunk, options, image):
     with torch.no_grad():
-        Surrogate(trunk, **options).eval().classify(image)
+        surrogate_of(trunk, image, **options).eval().classify(image)
 
 
 def _predictor(given, target, opened, image):
     stage = given["train_mask_predictor"]
     options = {"controller": CONTROLLER_OF[stage["predictors"][0]], "upsampler": stage["upsampler"]}
     if stage["generator"]["epochs"]:
-        yield "", partial(predictor_of, target, image, **options)
+        yield "", _or_leave_out, partial(predictor_of, target, image, **options)
 
 
 def _gates(given, target, opened, image):
@@ -147,13 +147,17 @@ def _gates(given, target, opened, image):
     options = {name: stage[name] for name in ("objective", "gate_input", "reduction")}
     if stage["gate"]["epochs"] or stage["objective"] == "none":
         for layer_of in (cam_layer, last_convolution):
-            yield "", lambda layer_of=layer_of: gate_for(target, image, layer=layer_of(target, image), **options)
+            yield (
+                "",
+                _or_leave_out,
+                lambda layer_of=layer_of: gate_for(target, image, layer=layer_of(target, image), **options),
+            )
 
 
 def _explained(given, target, opened, image):
     for row, options in rows_of(given["explain"]["methods"], given["explain"]["rows"]).items():
         yield f".rows.{row}", _require_part, row, options, given
-        yield f".rows.{row}", _try_or_leave_out, target, image, row, options
+        yield f".rows.{row}", _or_leave_out, _try, target, image, row, options
 
 
 def _retrained(given, target, opened, image):
@@ -202,6 +206,6 @@ def _try(network, image, row, options):
         record(network, image, **options | few)
 
 
-def _try_or_leave_out(*arguments):
-    with suppress(NotApplicable):  # the stage leaves such a row out, and says so
-        _try(*arguments)
+def _or_leave_out(function, *arguments):
+    with suppress(NotApplicable):  # the stage leaves out what such a network cannot have, and says so
+        function(*arguments)

@@ -17,7 +17,7 @@ from xai_utils import datasets
 from xai_utils.files import file_name, files_fingerprint
 from xai_utils.networks import evaluating, targets
 from xai_utils.networks.digests import made_for, require_made_for
-from xai_utils.networks.surrogate import OPTIONS, Surrogate, load_surrogate, save_surrogate
+from xai_utils.networks.surrogate import OPTIONS, Surrogate, load_surrogate, save_surrogate, surrogate_of
 from xai_utils.training import loop
 from xai_utils.training.recipes import CHECKPOINTS, Teacher, sgd, share_equal
 from xai_utils.training.target import indices_by_name, starting_target, weights_of
@@ -77,18 +77,21 @@ def starting_surrogate(settings: dict) -> Surrogate:
     """The surrogate before any training, in train mode.
 
     `settings`: data, target, seed, attention, reduction, residual_attention, delta_source (the options of `Surrogate`),
-    and trunk: a ResNet's name for random weights, a checkpoint's in data/weights for pretrained ones, or None for a
-    copy of the target. Its head is new unless it knows exactly the target's classes.
+    and trunk: an architecture for random weights, a checkpoint's name in data/weights for pretrained ones, or None for
+    a copy of the target. Its head is new unless it knows exactly the target's classes. NotApplicable where the trunk
+    has too few stages.
     """
     trunk = target = targets.load(settings["target"])
+    data = datasets.load(settings["data"])
+    split = data.train if len(data.train) else data.validation
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings["seed"])
         if settings["trunk"] is not None:
-            size = datasets.load(settings["data"]).description["image_size"]
-            trunk = starting_target(settings["trunk"], target.classes, seed=settings["seed"], image_size=size)
+            options = {"seed": settings["seed"], "image_size": data.description["image_size"]}
+            trunk = starting_target(settings["trunk"], target.classes, **options)
             if trunk.classes != target.classes:
                 trunk = targets.replace_head(trunk, target.classes)
-        surrogate = Surrogate(trunk, **_only(settings, *OPTIONS)).train()
+        surrogate = surrogate_of(trunk, split.tensor([0]), **_only(settings, *OPTIONS)).train()
     surrogate.made_for = made_for(target)
     return surrogate
 
