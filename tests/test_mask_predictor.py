@@ -5,11 +5,13 @@ import math
 
 import pytest
 import torch
+import toy_networks
 from scipy import integrate, stats
+from torch import nn
 from torch.nn import functional
 
 from xai_utils.explainers import explain
-from xai_utils.networks import build, inference_copy
+from xai_utils.networks import NotApplicable, Target, build, captured, inference_copy
 from xai_utils.networks.mask_predictor import (
     FeatureFilter,
     MaskGenerator,
@@ -171,10 +173,80 @@ def test_any_network_of_four_scales(name):
     assert maps.shape == (2, sides[0], sides[0])
 
 
-def test_too_few_scales_are_refused():
-    """A network with three scales is named with the scales that it has."""
-    with pytest.raises(ValueError, match=r"tiny_resnet has 3 scales for images of 48 x 48 pixels \(relu, .*reads 4"):
-        predictor(build("tiny_resnet", CLASSES).eval(), size=48)
+@pytest.mark.parametrize(
+    ("channels", "sizes", "options", "size"),
+    [
+        ((32, 64), [8, 4], {}, 8),
+        ((32, 48, 64), [8, 4, 2], {"doublings": 1}, 16),
+        ((64, 64, 64, 64), [4, 4, 4, 4], {"one_size": True, "doublings": 2}, 16),
+    ],
+)
+@pytest.mark.parametrize("upsampler", ["subpixel", "transpose"])
+def test_generators_of_fewer_scales_or_one(channels, sizes, options, size, upsampler):
+    """Each coarser map is enlarged to the next, those of one size are not, and doublings follow; all weights learn."""
+    made = MaskGenerator(channels, upsampler=upsampler, **options)
+    features = [torch.rand(2, number, side, side) for number, side in zip(channels, sizes, strict=True)]
+    maps = made(features)
+    assert maps.shape == (2, 1, size, size)
+    widened = [layer for layer in made.upsamplers.modules() if isinstance(layer, nn.PixelShuffle | nn.ConvTranspose2d)]
+    assert len(widened) == (0 if options.get("one_size") else len(channels) - 1)
+    gradients = torch.autograd.grad(maps.square().sum(), list(made.parameters()))
+    assert all(gradient.any() for gradient in gradients)
+
+
+@pytest.mark.usefixtures("toy_architectures")
+@pytest.mark.parametrize(
+    ("name", "layers", "size"),
+    [
+        ("staged", ["stages.0", "stages.1", "stages.2"], (16, 24)),  # from an eighth of the sides to a quarter
+        ("shifted", ["stages.0", "stages.1", "stages.2"], (16, 16)),
+        ("tokens", ["blocks.0", "blocks.1", "blocks.2", "blocks.3"], (12, 16)),  # the last one reaches no logit
+    ],
+)
+def test_any_layout_is_read(name, layers, size, tmp_path):
+    """Maps of every layout, as a quarter of the image's sides; a folder gives the same, as the explainer does."""
+    target, images, classes = (
+        toy_networks.target(name),
+        torch.rand(2, 3, *toy_networks.SIZES[name]),
+        torch.tensor([2, 0]),
+    )
+    torch.manual_seed(1)
+    made = predictor_of(target, images, controller="customized").eval()
+    assert list(made.layers) == layers
+    with captured(target, layers, reduce=lambda _, output: output.clone()) as raw, torch.no_grad():
+        features, _ = encoded(target, images, layers)
+    for layer, feature in zip(layers, features, strict=True):
+        assert torch.equal(feature, toy_networks.as_map(name, raw[layer]))
+    with torch.no_grad():
+        maps = made(features, classes)
+    assert maps.shape == (2, *size)
+    save_predictor(made, tmp_path)
+    again = load_predictor(tmp_path)
+    with torch.no_grad():
+        assert torch.equal(again(features, classes), maps)
+    expected = functional.interpolate(maps[:, None], size=images.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
+    found = explain(target, images, classes, method="dgle_cf", predictor=tmp_path)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_a_folder_of_an_earlier_version_opens(tmp_path):
+    """Its facts say nothing of one_size and doublings: each map was twice the next coarser one's, and no more."""
+    made = predictor(build("small_resnet", CLASSES).eval())
+    save_predictor(made, tmp_path)
+    facts = tmp_path / "mask_predictor.json"
+    about = json.loads(facts.read_text())
+    facts.write_text(
+        json.dumps({name: value for name, value in about.items() if name not in ("one_size", "doublings")})
+    )
+    again = load_predictor(tmp_path)
+    assert (again.one_size, again.doublings) == (made.one_size, made.doublings) == (False, 0)
+
+
+def test_one_map_is_not_enough():
+    """A network with a single map that its logits depend on is named with it; stages leave the method out."""
+    made = Target(toy_networks.Tokens(3, blocks=2), "tokens", CLASSES).eval()
+    with pytest.raises(NotApplicable, match=r"two feature maps or more, and tokens has 1 .* pixels \(blocks.0\)"):
+        predictor_of(made, torch.rand(1, 3, 48, 64), controller="basic")
 
 
 def test_unknown_options_are_refused():

@@ -21,9 +21,10 @@ CONTROLLER = (  # of DGLE's customized controller
 
 
 def _prepared(predictor):
-    """The predictor with its generator as an inference copy, for feature maps that halve from one to the next."""
+    """The predictor with its generator as an inference copy, for feature maps of its kind of sizes."""
     device, noise = next(predictor.parameters()).device, torch.Generator().manual_seed(0)
-    sides = [2 ** (len(predictor.channels) - place) for place in range(len(predictor.channels))]
+    number = len(predictor.channels)
+    sides = [4] * number if predictor.one_size else [2 ** (number - place) for place in range(number)]
     shapes = [(1, channels, side, side) for channels, side in zip(predictor.channels, sides, strict=True)]
     probe = [torch.rand(shape, generator=noise).to(device) for shape in shapes]
     predictor.generator = inference_copy(predictor.generator, probe)

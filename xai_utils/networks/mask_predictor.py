@@ -16,15 +16,17 @@ from torch.nn import functional
 from xai_utils.networks import stored
 from xai_utils.networks.activations import captured
 from xai_utils.networks.answers import logits_of
-from xai_utils.networks.defaults import scale_layers
+from xai_utils.networks.defaults import NotApplicable, reached_scales
 from xai_utils.networks.digests import made_for
 from xai_utils.networks.layers import evaluating
 from xai_utils.networks.layouts import layout_of
 
-SCALES = 4  # feature maps that a generator reads, each half as wide as the one before
+SCALES = 4  # feature maps that a generator reads at most, each half as wide as the one before
+HALVINGS = 2  # of the image, that a map has at least: 56×56 of 224×224, as the paper's
 UPSAMPLERS = ("subpixel", "transpose")
 ETA, EXPONENT = 1.5, 2.5  # of the customized controller (DGLE §4.1)
 OPTIONS = ("controller", "eta", "exponent", "upsampler")
+SIZES = ("one_size", "doublings")  # of the maps
 KIND = "mask_predictor"  # of file: stored.py
 
 
@@ -138,6 +140,11 @@ class Bottleneck(nn.Module):
         return functional.relu(self.branch(features) + self.shortcut(features))
 
 
+def _mixer(incoming, outgoing):
+    convolution = nn.Conv2d(incoming, outgoing, 3, padding=1, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(outgoing), nn.ReLU())
+
+
 def _upsampler(kind, incoming, outgoing):
     if kind == "transpose":
         convolution = nn.ConvTranspose2d(incoming, outgoing, 4, stride=2, padding=1, bias=False)
@@ -149,22 +156,29 @@ def _upsampler(kind, incoming, outgoing):
 
 
 class MaskGenerator(nn.Module):
-    """Four feature maps, finest first, -> (N, outputs, h, w) of the finest one's size (DGLE §3.2; 7×7 -> 56×56).
+    """Feature maps, finest first, -> (N, outputs, h, w) of the finest one's size (DGLE §3.2; four, 7×7 -> 56×56).
 
-    Three blocks, each twice as large as the one before: upsample, join the next finer feature map, bottleneck. Widths
-    are a quarter of the joining map's `channels`: with two outputs 20,961,922 parameters for a ResNet-50.
-    `upsampler`: "subpixel" (a pixel shuffle, as the public code of Dabkowski & Gal), or "transpose" (as DGLE words it).
+    A block for each map but the coarsest, twice as large as the one before: upsample, join the next finer feature map,
+    bottleneck. Widths are a quarter of the joining map's `channels`: with two outputs 20,961,922 parameters for a
+    ResNet-50. `upsampler`: "subpixel" (a pixel shuffle, as the public code of Dabkowski & Gal), or "transpose" (as DGLE
+    words it). Of maps of `one_size` (a transformer's) blocks do not upsample: a 3×3 convolution stands there.
+    `doublings`: blocks that upsample behind these, where no map joins; each halves the width.
     """
 
-    def __init__(self, channels, *, outputs=1, upsampler="subpixel"):
+    def __init__(self, channels, *, outputs=1, upsampler="subpixel", one_size=False, doublings=0):
         super().__init__()
         if upsampler not in UPSAMPLERS:
             raise ValueError(f"upsampler {upsampler!r} is unknown; choose one of {', '.join(UPSAMPLERS)}")
         self.upsamplers, self.bottlenecks, incoming = nn.ModuleList(), nn.ModuleList(), channels[-1]
         for joining in reversed(channels[:-1]):
             width = max(1, joining // 4)
-            self.upsamplers.append(_upsampler(upsampler, incoming, width))
+            self.upsamplers.append(_mixer(incoming, width) if one_size else _upsampler(upsampler, incoming, width))
             self.bottlenecks.append(Bottleneck(width + joining, width))
+            incoming = width
+        self.enlarging = nn.ModuleList()
+        for _ in range(doublings):
+            width = max(1, incoming // 2)
+            self.enlarging.append(nn.Sequential(_upsampler(upsampler, incoming, width), Bottleneck(width, width)))
             incoming = width
         self.head = nn.Conv2d(incoming, outputs, 1)
 
@@ -175,27 +189,35 @@ class MaskGenerator(nn.Module):
             if decoded.shape[-2:] != joining.shape[-2:]:  # sizes that do not halve evenly
                 decoded = functional.interpolate(decoded, joining.shape[-2:], mode="bilinear", align_corners=False)
             decoded = bottleneck(torch.cat([decoded, joining], 1))
+        for enlarge in self.enlarging:
+            decoded = enlarge(decoded)
         return self.head(decoded)
 
 
 class MaskPredictor(nn.Module):
     """Feature filter, generator and controller: features of `layers`, classes (N,) -> map (N, h, w), raw.
 
-    Its layers, channels and classes are those of a target and images' size: make it with `predictor_of`. `controller`
+    Its layers, channels, classes and the sizes of its maps (`one_size`, `doublings`, as MaskGenerator takes them) are
+    those of a target and images' size: make it with `predictor_of`. `controller`
     is a name of CONTROLLERS ("basic": scores from 0, some above 1; "customized" and "mgnet": in [0, 1]).
     """
 
     made_for = None  # the target that it belongs to (digests.py)
 
-    def __init__(self, layers, channels, classes, *, controller, eta=ETA, exponent=EXPONENT, upsampler="subpixel"):
+    def __init__(
+        self, layers, channels, classes, *, controller, eta=ETA, exponent=EXPONENT, upsampler="subpixel",
+        one_size=False, doublings=0,
+    ):  # fmt: skip
         super().__init__()
         if controller not in CONTROLLERS:
             raise ValueError(f"controller {controller!r} is unknown; choose one of {', '.join(CONTROLLERS)}")
         _require_positive(eta, exponent)
         self.layers, self.channels, self.classes = tuple(layers), tuple(channels), tuple(classes)
         self.controller, self.eta, self.exponent, self.upsampler = controller, eta, exponent, upsampler
+        self.one_size, self.doublings = one_size, doublings
         self.filter = FeatureFilter(len(self.classes), self.channels[-1])
-        self.generator = MaskGenerator(self.channels, outputs=2 if controller == "mgnet" else 1, upsampler=upsampler)
+        options = {"upsampler": upsampler, "one_size": one_size, "doublings": doublings}
+        self.generator = MaskGenerator(self.channels, outputs=2 if controller == "mgnet" else 1, **options)
 
     def forward(self, features, classes):
         *finer, coarsest = features
@@ -218,20 +240,26 @@ def encoded(model, images, layers):
 def predictor_of(target, images, **options):
     """An untrained predictor for `target` and images (N, 3, H, W) of that size, in train mode.
 
-    Reads the layers that end the four coarsest scales. ValueError where the target has fewer; the options are
-    MaskPredictor's. The weights follow torch's global generator.
+    Reads the layers that end the four coarsest scales, or fewer where the target has fewer; of a network of one scale,
+    the last four of `scale_layers`. What the logits do not depend on is not read. Doublings follow until the map has a
+    quarter of the image's sides. NotApplicable where the target has no two such maps; the options are MaskPredictor's.
+    The weights follow torch's global generator.
     """
     with evaluating(target), torch.no_grad():
-        features, _ = encoded(target, images[:1], names := scale_layers(target, images))
-    sizes = {features[place].shape[-2:]: place for place in range(len(names))}  # of equal size, the last one
-    places = list(sizes.values())[-SCALES:]
-    if len(places) < SCALES:
-        raise ValueError(
-            f"{target.architecture} has {len(places)} scales for images of {images.shape[-2]} x {images.shape[-1]} "
-            f"pixels ({', '.join(names[place] for place in places)}); a mask generator reads {SCALES}: choose a "
-            "network with more, such as small_resnet or resnet50, or larger images"
+        features, _ = encoded(target, images[:1], names := list(reached_scales(target, images)))
+    places = {features[place].shape[-2:]: place for place in range(len(names))}  # of equal size, the last one
+    one_size = len(places) == 1
+    places = (range(len(names)) if one_size else list(places.values()))[-SCALES:]
+    if len(places) < 2:
+        raise NotApplicable(
+            f"a mask generator reads two feature maps or more, and {target.architecture} has {len(places)} that the "
+            f"logits depend on for images of {images.shape[-2]} x {images.shape[-1]} pixels ({', '.join(names)}); "
+            "choose another network, or larger images"
         )
     layers, channels = [names[place] for place in places], [features[place].shape[1] for place in places]
+    pixels = images[0, 0].numel() / features[places[0]][0, 0].numel()
+    doublings = max(0, round(math.log2(pixels) / 2) - HALVINGS)
+    options |= {"one_size": one_size, "doublings": doublings}
     predictor = MaskPredictor(layers, channels, target.classes, **options)
     predictor.made_for = made_for(target)
     return predictor
@@ -243,7 +271,7 @@ def save_predictor(predictor, folder, *, made_with=None):
     `made_with`: a JSON-able dict of what made the weights, kept in mask_predictor.json for readers.
     """
     facts = {name: list(getattr(predictor, name)) for name in ("layers", "channels", "classes")}
-    facts |= {name: getattr(predictor, name) for name in ("made_for", *OPTIONS)}
+    facts |= {name: getattr(predictor, name) for name in ("made_for", *OPTIONS, *SIZES)}
     stored.write(predictor, folder, KIND, facts, made_with=made_with)
 
 
@@ -255,6 +283,7 @@ def load_predictor(folder, *, device="cpu"):
     """
     names = ("layers", "channels", "classes")
     facts = stored.facts(folder, KIND, (*names, *OPTIONS))
-    predictor = MaskPredictor(*(facts[name] for name in names), **{name: facts[name] for name in OPTIONS})
+    options = {name: facts[name] for name in (*OPTIONS, *SIZES) if name in facts}  # earlier versions knew no SIZES
+    predictor = MaskPredictor(*(facts[name] for name in names), **options)
     predictor.made_for = facts.get("made_for")
     return stored.read_into(predictor, folder, KIND, facts).to(device)
