@@ -5,6 +5,7 @@ import os
 
 import pytest
 import torch
+import toy_networks
 from test_cam import curved
 from test_layers import same, settled, snapshot
 from torch import nn
@@ -283,3 +284,18 @@ def test_checkpoint_errors(tmp_path):
     with pytest.raises(ValueError, match="'my_net' is unknown"):
         save_gate(made, tmp_path / "mine")
     assert not (tmp_path / "mine").exists()
+
+
+@pytest.mark.usefixtures("toy_architectures")
+@pytest.mark.parametrize("name", toy_networks.NETWORKS)
+def test_gates_of_one_change_no_logit_in_any_layout(name, tmp_path):
+    """Features put back as they were taken give the same logits, on tokens too; with gates of 1 AMG is Grad-CAM."""
+    model, images = toy_networks.target(name), torch.rand(2, 3, *toy_networks.SIZES[name])
+    made = opened(gate(model, images, reduction=4))
+    activation, _, logits, _ = head_gradient(model, images, made.layer)
+    with torch.no_grad():
+        channel, spatial = made(activation)
+        torch.testing.assert_close(gated_logits(model, made.layer, spatial * (channel * activation), images), logits)
+        assert not torch.allclose(gated_logits(model, made.layer, activation.flip(1), images), logits, rtol=1e-3)
+    save_gate(made, tmp_path)
+    assert torch.equal(explain(model, images, method="amg", gate=tmp_path), grad_cam(model, images))

@@ -3,11 +3,13 @@
 import pytest
 import torch
 import torchvision
+import toy_networks
 from torch import nn
 
 from xai_utils.explainers import cam_maps
 from xai_utils.networks import (
     ARCHITECTURES,
+    NotApplicable,
     Target,
     build,
     cam_layer,
@@ -140,6 +142,19 @@ def test_the_last_convolution_is_not_a_shortcuts(architecture, layer):
     assert last_convolution(ARCHITECTURES[architecture](3), torch.rand(1, 3, 64, 64)) == layer
     with pytest.raises(ValueError, match=r"no convolution of Linear returns a map .* give larger images"):
         last_convolution(nn.Linear(3, 3), torch.rand(1, 3, 3, 3))
+
+
+@pytest.mark.parametrize(
+    ("name", "layer"), [("staged", "stages.2.1.back"), ("shifted", "embedding"), ("tokens", "embedding")]
+)
+def test_what_embeds_patches_is_no_last_convolution(name, layer):
+    """A ConvNeXt has its last convolution in its last stage; a transformer's stands before all blocks."""
+    target, images = toy_networks.target(name), torch.rand(1, 3, *toy_networks.SIZES[name])
+    if layer == "embedding":
+        with pytest.raises(NotApplicable, match=r"embedding, the last convolution of .*, stands before its last stage"):
+            last_convolution(target, images)
+    else:
+        assert last_convolution(target, images) == layer
 
 
 def test_captured_keeps_the_last_call_and_no_hook():
