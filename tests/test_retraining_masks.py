@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+import toy_networks
 from torch import nn
 
-from xai_utils.explainers.activation_statistics import STATISTICS
+from xai_utils.explainers.activation_statistics import PRE_ACTIVATION, STATISTICS
 from xai_utils.networks import build, captured, find_layer, pre_activations
 from xai_utils.networks.layouts import layout_of
 from xai_utils.retraining import masks
@@ -72,6 +73,23 @@ def test_a_masked_layer_by_hand(tiny, images, layer, statistic):
     maps = torch.rand(2, *plain.shape[2:]) if statistic is None else STATISTICS[statistic](seen)
     keep = masks.kept_positions(maps, count)
     torch.testing.assert_close(behind[0], torch.where(keep[:, None], plain * positions / count, 0))
+
+
+@pytest.mark.parametrize("name", toy_networks.NETWORKS)
+@pytest.mark.parametrize("statistic", STATISTICS)
+def test_layers_that_no_relu_ends_are_masked_in_any_layout(name, statistic):
+    """Negative values count as 0 where a statistic needs a ReLU's output; two of the places stay as they are."""
+    target, images = toy_networks.target(name), torch.rand(2, 3, *toy_networks.SIZES[name])
+    layer = {"tokens": "blocks.1"}.get(name, "stages.0")
+    plain = toy_networks.as_map(name, recorded(captured, target, images, layer))
+    saliency = STATISTICS[statistic](plain if statistic in PRE_ACTIVATION else plain.relu())
+    share, after = 2 / saliency[0].numel(), []
+    masked = masks.layer_masked_model(target, layer, statistic=statistic, share=share, scale=False)
+    behind = find_layer(masked.model, {"tokens": "blocks.2"}.get(name, "stages.1"))
+    behind.register_forward_pre_hook(lambda _, given: after.append(given[0].clone()))
+    with torch.no_grad():
+        masked(images)
+    torch.testing.assert_close(toy_networks.as_map(name, after[-1]), plain * masks.kept_positions(saliency, 2)[:, None])
 
 
 def test_all_positions_are_the_plain_network(tiny, images):

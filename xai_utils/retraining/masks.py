@@ -36,12 +36,12 @@ class LayerMasked(nn.Module):
         self.frozen = []  # a plain list of modules that the model holds anyway
 
     def _kept(self, _, output):
-        activation = self.layout.as_map(output)
-        saliency = (
-            torch.rand(len(activation), *activation.shape[2:], device=activation.device)
-            if self.statistic is None
-            else STATISTICS[self.statistic](activation.detach())
-        )
+        activation = self.layout.as_map(output).detach()
+        if self.statistic is None:
+            saliency = torch.rand(len(activation), *activation.shape[2:], device=activation.device)
+        else:  # what is not behind a ReLU is rectified here, as the explainer does
+            rectified = activation if self.statistic in PRE_ACTIVATION else activation.clamp(min=0)
+            saliency = STATISTICS[self.statistic](rectified)
         return kept_positions(saliency, kept_count(self.share, saliency[0].numel()), least=self.least)
 
     def forward(self, images):
@@ -86,7 +86,8 @@ def layer_masked_model(model, layer, *, statistic, share, least=False, scale=Tru
     The layer's output (N, C, h, w) is multiplied by a binary mask, the same for all channels, of exactly
     max(1, round(share * h * w)) positions: the most salient (KAR), or with `least` the least salient ones (ROAR,
     FastCAM §4.1). `statistic` is a name of `STATISTICS`, or None: positions drawn anew in each pass, from torch's
-    global generator. `scale` multiplies what is kept by 1 / (part kept), as the published code does. The mask is a
+    global generator. Where no ReLU ends the layer, negative values count as 0 for the statistics that need a ReLU's
+    output. `scale` multiplies what is kept by 1 / (part kept), as the published code does. The mask is a
     constant to the gradient. `freeze_trunk(images)` leaves only what lies behind the layer to be trained.
     """
     if statistic is not None and statistic not in STATISTICS:
