@@ -176,8 +176,11 @@ def _maps(model, images):
 
 
 def _outside(seen, scale):
-    """The maps of one scale that are not the inside of a layer that takes such a map and halves it."""
-    halving, starts = [], {}
+    """The maps of one scale that are not the inside of a layer that takes such a map and halves it.
+
+    A stage of transformers' Swin halves behind its blocks: they return what it took, and belong to the scale before.
+    """
+    halving, starts = {}, {}
     for place, each in enumerate(seen):
         starts.setdefault(each.name, place)
         for parent in _parents(each.name):
@@ -185,8 +188,18 @@ def _outside(seen, scale):
     for each in seen:
         before = starts[each.name] - 1
         if each.block and before >= 0 and seen[before].scale == scale == each.scale - 1:
-            halving.append(f"{each.name}.")
-    return [each for each in seen if each.scale == scale and not each.name.startswith(tuple(halving))]
+            halving[f"{each.name}."] = seen[before].channels
+    built = {parent for each in seen if each.block for parent in _parents(each.name)}  # of blocks: no norm or branch
+    return [
+        each
+        for each in seen
+        if each.scale == scale
+        and all(
+            each.name in built and each.channels == given
+            for layer, given in halving.items()
+            if each.name.startswith(layer)
+        )
+    ]
 
 
 def _parents(name):

@@ -1,9 +1,10 @@
 """What a layer's output is: a map of the image, in one of three layouts, or none. Decided by evidence.
 
 Shapes and names of classes do not tell: (N, h, w, C) reads as (N, C, h, w), attention is (N, heads, T, T), tokens may
-begin with class, distillation and register tokens, and a network of position biases never sees the image. So five
-pictures of noise go through the network once: one, and four that differ from it in the left, right, upper or lower
-half. How much each place of an output answers to either half is its coordinate; a map is what has coordinates in order.
+begin with class, distillation and register tokens, and a network of position biases never sees the image. So six
+pictures of noise go through the network once: one, four that differ from it in the left, right, upper or lower half,
+and the one again. How much each place of an output answers to either half is its coordinate; a map is what has
+coordinates in order.
 """
 
 import math
@@ -122,7 +123,7 @@ _known = WeakKeyDictionary()  # model -> {(its layers, the images' shape): Probe
 def probed(model, images):
     """What a pass of `images` (N, 3, H, W) would leave of maps: a Probe.
 
-    One pass of five images of that size, kept for the model as long as its layers are the same; which weights they
+    One pass of six images of that size, kept for the model as long as its layers are the same; which weights they
     have does not matter. A layer that is called several times counts with its last call.
     """
     root = layer_root(model)
@@ -157,14 +158,14 @@ def layout_of(model, images, layer):
 
 
 def _probe_images(images):
-    """Noise (5, C, H, W) in [0, 1]: one picture, and four with another half."""
+    """Noise (6, C, H, W) in [0, 1]: one picture, four with another half, and the first again."""
     generator = torch.Generator().manual_seed(0)
     first, other = torch.rand(2, *images.shape[1:], generator=generator).to(images)
     height, width = images.shape[-2:]
     halves = torch.zeros(4, 1, height, width, dtype=torch.bool, device=images.device)
     halves[0, ..., : width // 2], halves[1, ..., width - width // 2 :] = True, True  # left and right
     halves[2, :, : height // 2], halves[3, :, height - height // 2 :] = True, True  # upper and lower
-    return torch.cat([first[None], torch.where(halves, other, first)])
+    return torch.cat([first[None], torch.where(halves, other, first), first[None]])
 
 
 def _look(model, images):
@@ -177,7 +178,7 @@ def _look(model, images):
         returned[name] = (
             f"a {type(given).__name__}" if output is None else f"(N, {', '.join(map(str, output.shape[1:]))})"
         )
-        if not name or output is None or output.ndim not in (3, 4) or len(output) != 5 or output.numel() == 0:
+        if not name or output is None or output.ndim not in (3, 4) or len(output) != 6 or output.numel() == 0:
             return
         if not output.is_floating_point() or tuple(output.shape[1:]) == tuple(images.shape[1:]):
             return  # the image itself, normalised
@@ -210,11 +211,15 @@ def _look(model, images):
 
 
 def _coordinates(output):
-    """How the places of an output (5, …) answer to the halves, read as maps and as tokens: kind -> (2, …) in [-1, 1].
+    """How the places of an output (6, …) answer to the halves, read as maps and as tokens: kind -> (2, …) in [-1, 1].
 
-    First from left to right, then from top to bottom; 0 where neither half changes anything.
+    First from left to right, then from top to bottom; 0 where neither half changes anything, and where the same
+    picture gives something else: the first axis is not the images' (a table of positions may be as long).
     """
-    changes = (output[1:].float() - output[:1].float()).square()  # (4, …)
+    changes = (output[1:].float() - output[:1].float()).square()  # (5, …)
+    changes, again = changes[:4], changes[4]
+    if again.sum() > max(changes.mean(0).sum() / 2, 1e-3 * output[0].float().square().sum()):  # more than rounding
+        changes = torch.zeros_like(changes)
     readings = {"tokens": (-1,)} if output.ndim == 3 else {"channels first": (1,), "channels last": (3,)}
     found = {}
     for kind, axis in readings.items():
