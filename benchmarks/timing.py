@@ -31,6 +31,7 @@ class Row(NamedTuple):
     function: Callable[[], object]
     passes: int = 1
     promised: float | None = None  # forward equivalents
+    forward: Callable[[], object] | None = None  # the plain pass of its own network, where it is not the benchmark's
 
 
 def setting():
@@ -56,8 +57,9 @@ def measured(forward, rows, rounds):
     for turn in range(rounds):
         print(f"round {turn + 1} of {rounds}", file=sys.stderr)
         for name, row in rows.items():
-            forward()  # not timed: memory that the row before has just freed makes this pass faster than others
-            plain[name].append(seconds(forward))
+            own = row.forward or forward
+            own()  # not timed: memory that the row before has just freed makes this pass faster than others
+            plain[name].append(seconds(own))
             taken[name].append(seconds(row.function) / row.passes)
     return taken, plain
 
@@ -86,7 +88,7 @@ def count(text):
     return int(text)
 
 
-def run(description, model, images, rows, *, further=None):
+def run(description, model, images, rows, *, network="resnet50", further=None):
     """Measure as the command line asks, print the table, and write it with `further` facts where --json says."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=new_file, help="also write the measurements there")
@@ -100,7 +102,7 @@ def run(description, model, images, rows, *, further=None):
     taken, plain = measured(forward, rows, arguments.rounds)
     passes = [value for values in plain.values() for value in values]
     vectors = torch.backends.cpu.get_cpu_capability()
-    print(f"ResNet-50, {BATCH} x {SIZE} px, {THREADS} threads, {vectors}, torch {torch.__version__}")
+    print(f"{network}, {BATCH} x {SIZE} px, {THREADS} threads, {vectors}, torch {torch.__version__}")
     print(f"plain forward: {min(passes):.3f} s, median {statistics.median(passes):.3f} s, {arguments.rounds} rounds\n")
     print(f"{'forward equivalents':52} of shortest times  median  promised")
     results = []
@@ -116,7 +118,7 @@ def run(description, model, images, rows, *, further=None):
         print(f"{name}: {value}")
     if arguments.json:
         facts = {
-            "network": "resnet50",
+            "network": network,
             "batch": BATCH,
             "size": SIZE,
             "threads": THREADS,
