@@ -11,7 +11,7 @@ $(foreach name,$(HOMES),$(eval export $(name) = $$(CURDIR)/.runs/home))
 endif
 unexport PYTHONDONTWRITEBYTECODE # without .pyc files every process parses torch anew: 10 s instead of 4
 
-.PHONY: repro test faults bench lab inspect notebooks site publish lint lock readme setup data clean
+.PHONY: repro test faults bench lab inspect notebooks site publish lint lock readme networks-table setup data clean
 
 repro: setup data ## run the whole pipeline: reports/index.html
 	python -m xai_utils.pipeline --check
@@ -25,7 +25,7 @@ faults: setup ## kill every stage, fill the disk, run twice at once, and compare
 	python tests/faults.py
 
 bench: setup ## measure our maps beside other libraries', one benchmark after the other
-	for name in cams fastcam gradients surrogate mask_predictor rise curves memory; do python benchmarks/$$name.py --json benchmarks/$$name.json || exit 1; done
+	for name in cams transformer_cams fastcam gradients surrogate mask_predictor rise curves memory; do python benchmarks/$$name.py --json benchmarks/$$name.json || exit 1; done
 
 lab: setup data ## open the project in JupyterLab: notebooks, parameters, reports
 	jupyter lab --FileContentsManager.pre_save_hook=xai_utils.pipeline.by_hand.keep_source
@@ -51,6 +51,9 @@ lock: setup ## pin anew what pyproject.toml asks for
 
 readme: setup ## put the result table of the last run into README.md
 	python -m xai_utils.pipeline --readme
+
+networks-table: setup ## put which method explains which network into docs/networks.md; about 10 min
+	python tests/networks_table.py
 
 setup: .venv/complete
 
