@@ -17,7 +17,6 @@ import torch
 import torchvision
 import transformers
 from follows import cams_miss, patched, settled, statistics_miss
-from torch import nn
 
 from xai_utils.explainers import CONTROLS, EXPLAINERS, explain
 from xai_utils.explainers.records import LAYER, LAYERS
@@ -62,17 +61,6 @@ TRANSFORMERS = {  # name -> the options of a tiny configuration
 }
 
 
-class Answers(nn.Module):
-    """Images -> the logits that a network of transformers returns among other things."""
-
-    def __init__(self, network):
-        super().__init__()
-        self.network = self.layer_root = network
-
-    def forward(self, images):
-        return self.network(images).logits
-
-
 def of_torchvision(name, size):
     """A fresh network for images of `size`, (H, W); so do `of_timm` and `of_transformers`."""
     options = {"image_size": size[0]} if name.startswith("vit") else {}
@@ -92,7 +80,7 @@ def of_transformers(name, size):
     options = TRANSFORMERS[name] | ({"patch_size": 16} if TRANSFORMERS[name] is TINY else {})
     side = size[0] if size[0] == size[1] or name.startswith("Dinov2") else size  # DINOv2 fits its positions itself
     config = getattr(transformers, f"{name}Config")(image_size=side, num_labels=CLASSES, **options)
-    return Answers(getattr(transformers, f"{name}ForImageClassification")(config))
+    return getattr(transformers, f"{name}ForImageClassification")(config)
 
 
 MAKERS = {
