@@ -217,7 +217,6 @@ NETWORKS = {
     "explain.rows.amg_last_convolution.gate: data/none": "explain.rows.amg_last_convolution: {here}/data/none holds no attention gate",
     "explain.rows+: {akd: {surrogate: build/surrogate/typo}}": "explain.rows.akd: {here}/build/surrogate/typo holds no surrogate",
     "remove_and_retrain.rows.fastcam.layer: layer9": "remove_and_retrain.rows.fastcam: layer 'layer9' is unknown",
-    "{remove_and_retrain.network: efficientnet_b0, remove_and_retrain.image_size: 64}": "remove_and_retrain.rows.guided_",
     "{remove_and_retrain.network: resnet18, remove_and_retrain.rows.fastcam.layer: layer4}": (
         "remove_and_retrain.rows.fastcam: layer 'layer4' returns (N, 512, 1, 1)"
     ),

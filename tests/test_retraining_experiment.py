@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import ROOT
 
 from xai_utils import datasets
 from xai_utils.retraining import jobs
-from xai_utils.retraining.experiment import retrain
+from xai_utils.retraining.experiment import not_applicable, retrain
 from xai_utils.retraining.inputs import FOLDER
 from xai_utils.training.distributed import Compute
 
@@ -163,3 +164,17 @@ def test_unusable_settings_are_refused_before_any_work(tmp_path, monkeypatch):
     ):
         with pytest.raises(ValueError, match=message):
             retrain(SETTINGS | change, ["keep"], compute=Compute("cpu"))
+
+
+def test_rows_that_cannot_explain_the_network_are_told(prepared, monkeypatch):
+    """Guided backprop, alone or smoothed, needs ReLU modules: an EfficientNet has none of them, a ResNet has."""
+    monkeypatch.chdir(prepared)
+    rows = {name: {"method": name} for name in ("guided_backprop", "gradient")}
+    rows["smooth"] = {"method": "smooth_grad_squared", "over": "guided_backprop", "samples": 1}
+    asked = SETTINGS | {"rows": rows}
+    [(reason, left)] = not_applicable(asked | {"network": "efficientnet_b0", "image_size": 32}).items()
+    assert left == ["guided_backprop", "smooth"]
+    assert reason.startswith("guided backprop changes the gradient of nn.ReLU modules")
+    before = torch.get_rng_state()
+    assert not not_applicable(asked)
+    assert torch.equal(torch.get_rng_state(), before)

@@ -169,7 +169,7 @@ def _retrained(given, target, opened, image):
     yield "", _require_takes, network, image
     yield "", scale_layers, network, image
     for row, options in stage["rows"].items():
-        yield f".rows.{row}", _try, network, image, row, options
+        yield f".rows.{row}", _or_leave_out, _try, network, image, row, options
 
 
 QUESTIONS = {

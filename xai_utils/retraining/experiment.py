@@ -30,8 +30,9 @@ from dataclasses import asdict, replace
 from functools import partial
 
 import numpy as np
+import torch
 
-from xai_utils import explainers
+from xai_utils import datasets, explainers
 from xai_utils.explainers.activation_statistics import STATISTICS
 from xai_utils.files import files_fingerprint
 from xai_utils.networks import ARCHITECTURES, scale_layers, stored, targets
@@ -57,6 +58,25 @@ def retrain(settings, modes=("none", "keep", "remove"), *, compute=None, log=Non
         conditions = [condition for mode in modes for condition in _conditions(settings, mode, make)]
         results = make([(_named(record), kind, chosen) for record, kind, chosen in conditions])
     return [record | result for (record, _, _), result in zip(conditions, results, strict=True)]
+
+
+def not_applicable(settings) -> dict[str, list[str]]:
+    """Why rows cannot explain the network that is retrained (guided backprop without ReLU modules): reason -> rows."""
+    size = settings["image_size"] or datasets.load(settings["data"]).description["image_size"]
+    image, found = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0)), {}
+    with torch.random.fork_rng(devices=[]):
+        if settings["network"] == "target":
+            network = targets.load(settings["target"])
+        else:
+            network = targets.build(settings["network"], "ab", image_size=size).eval()
+        for row, options in settings["rows"].items():
+            method, own = explainers.method_of(row, options)
+            if explainers.explainer(own.get("over", method)).may_not_apply:
+                try:
+                    explainers.explain(network, image, method=method, **own)
+                except explainers.NotApplicable as error:
+                    found.setdefault(str(error), []).append(row)
+    return found
 
 
 def check(settings):
