@@ -132,7 +132,8 @@ def columns():
 
 def reason(error):
     """What an error says before its advice, without what differs from network to network."""
-    return re.sub(r"\d+", "n", re.sub(r" \([^)]*\)", "", str(error).partition(";")[0]))
+    shapeless = re.sub(r"(,? \([^)]*\))+", "", str(error).partition(";")[0])
+    return re.sub(r"\d+", "n", shapeless)
 
 
 def missed(networks):
@@ -153,6 +154,8 @@ def missed(networks):
 def failures(model, image, method):
     """Why `method` gives no map (1, H, W) that is finite and not constant: sentences, none where it does."""
     options = {each.name: max(FEW, each.low) for each in EXPLAINERS[method].options if each.multiplies}
+    if EXPLAINERS[method].keywords.get("baseline") == "mean":
+        options["baseline"] = "black"  # networks stand here without the normalisation that has a mean colour
     try:
         maps = explain(model, image, method=method, **options)
     except ValueError as error:
