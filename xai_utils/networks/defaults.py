@@ -214,13 +214,16 @@ def _end(maps):
 
 
 def _blocks(seen):
-    """The longest row of blocks that stand side by side and return maps of one layout and as many channels."""
+    """The longest row of blocks that stand side by side and return maps of one layout and as many channels.
+
+    Of equally long ones the outer one: two blocks hold two attentions.
+    """
     rows = {}
     for each in seen:
         if each.block:
             parent = each.name.rpartition(".")[0]
             rows.setdefault((parent, each.layout, each.channels), []).append(each)
-    return max(rows.values(), key=len, default=[])
+    return max(rows.values(), key=lambda row: (len(row), -row[0].name.count(".")), default=[])
 
 
 def _reached(model, images, layer):
