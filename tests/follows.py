@@ -60,9 +60,13 @@ def patched(height, width, pictures=4):
 
 
 def missed_corners(maps):
-    """Those of CORNERS whose quadrant is not what its texture changes most: maps (5, n, C, h, w) of `patched`."""
+    """Those of CORNERS whose texture changes another quadrant more than its own: maps (5, n, C, h, w) of `patched`.
+
+    A quadrant counts by what all four textures change there: random weights let some places answer to everything.
+    """
     changes = (maps[1:] - maps[:1]).double().square().sum(2).sqrt().mean(1)  # (4, h, w)
-    found = functional.adaptive_avg_pool2d(changes[:, None], 2).flatten(1).argmax(1).tolist()
+    quadrants = functional.adaptive_avg_pool2d(changes[:, None], 2).flatten(1)  # (4 textures, 4 quadrants)
+    found = (quadrants / quadrants.mean(0)).argmax(1).tolist()
     return [name for own, name in enumerate(CORNERS) if found[own] != own]
 
 

@@ -11,6 +11,7 @@ from torch import nn
 from torchvision import models
 
 from xai_utils.networks.activations import head_gradient
+from xai_utils.networks.answers import answering
 from xai_utils.networks.layers import bare, layer_root, named_layers
 from xai_utils.networks.layouts import probed
 
@@ -49,15 +50,18 @@ def _chosen(model, images, choose):
 def _for_cams(model, images):
     seen = _maps(model, images)
     last = _end(_outside(seen, seen[-1].scale))
-    if not last.layout.prefix or _reached(model, images, last.name):
+    if _reached(model, images, last.name):
         return Choice((last.name,), "the last stage's output")
-    for block in _blocks(seen)[:-3:-1]:  # a class token may be read in a block of its own
-        if _reached(model, images, block.name):
+    answers = _reached(model, images, seen[0].name)  # not with a head of zeros, say
+    if not (answers or last.layout.prefix):
+        return Choice((last.name,), "the last stage's output; the logits depend on none")
+    for block in _blocks([each for each in seen if each.scale == last.scale])[:-3:-1]:
+        if answers and _reached(model, images, block.name):
             return Choice((block.name,), "the last block's output that the head reads")
         inside = next((each.name for each in seen if each.name.startswith(f"{block.name}.")), None)
-        if inside and (_reached(model, images, inside) or not _reached(model, images, seen[0].name)):
+        if inside and (not answers or _reached(model, images, inside)):
             return Choice((inside,), "the first map of the last block: of what follows the head reads the class token")
-    return Choice((last.name,), "the last map; the logits do not depend on it")
+    return Choice((last.name,), "the last stage's output; the logits do not depend on it")
 
 
 def scale_layers(model, images):
@@ -230,7 +234,8 @@ def _reached(model, images, layer):
     """Whether the logits change with the places of a layer's map."""
     with torch.no_grad():
         try:
-            _, gradient, _, _ = head_gradient(bare(model), images[:1], layer)
+            with answering(model, "logit"):
+                _, gradient, _, _ = head_gradient(bare(model), images[:1], layer)
         except ValueError:
             return False
     return bool(gradient.any())

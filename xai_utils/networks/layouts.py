@@ -50,6 +50,10 @@ class Layout:
         placed = features.permute(0, 2, 3, 1)
         return torch.cat([output[:, : self.prefix], placed.flatten(1, 2)], 1) if self.kind == "tokens" else placed
 
+    def may_hold(self, shape):
+        """Whether an output of `shape` has more than one place so, and no single channel that a gate's axis gives."""
+        return math.prod(self.grid) > 1 and (self.kind == "channels first" or self.channels(shape) > 1)
+
     def channels(self, shape):
         """C of an output of `shape` (without N)."""
         return shape[0] if self.kind == "channels first" else shape[-1]
@@ -190,7 +194,7 @@ def _look(model, images):
         bare(model)(_probe_images(images))
     aspect = images.shape[-2] / images.shape[-1]
     grids = _token_grids(calls, aspect)
-    readings = [_readings(coordinates, grids, aspect) for _, _, _, coordinates, _, _ in calls]
+    readings = [_readings(shape, coordinates, grids, aspect) for _, _, shape, coordinates, _, _ in calls]
     proven = {
         (layout, layout.channels(call[2]))
         for call, found in zip(calls, readings, strict=True)
@@ -254,21 +258,30 @@ def _positions(length):
 
 
 def _token_grids(calls, aspect):
-    """Number of tokens -> (h, w, prefix) that brings them in order best, over all layers with that many tokens."""
+    """Number of tokens -> (h, w, prefix) that brings them in order best, over all layers with that many tokens.
+
+    Where a network has more tokens their prefix is the surer one: fewer have the same, or none.
+    """
     sums = {}
     for _, _, shape, coordinates, _, _ in calls:
         if len(shape) == 2 and shape[0] > 1:
             sums[shape[0]] = sums.get(shape[0], 0) + coordinates["tokens"]
-    grids = {}
-    for tokens, coordinates in sums.items():
+    grids, prefixes = {}, set()
+    for tokens in sorted(sums, reverse=True):
         possible = [
             (height, (tokens - prefix) // height, prefix)
             for prefix in range(min(MOST_PREFIX, tokens - 2) + 1)
             for height in range(1, tokens - prefix + 1)
             if (tokens - prefix) % height == 0 and _alike(height, (tokens - prefix) // height, aspect)
         ]
+        possible = [grid for grid in possible if grid[2] in prefixes] or possible
         if possible:
-            grids[tokens] = max(possible, key=lambda grid: _token_order(coordinates, *grid))
+            orders = {grid: _token_order(sums[tokens], *grid) for grid in possible}
+            best = max((min(grid[:2]) > 1, order, grid) for grid, order in orders.items())[
+                2
+            ]  # a row only if it must be
+            grids[tokens] = best
+            prefixes |= {0, best[2]} if orders[best] >= IN_ORDER else set()
     return grids
 
 
@@ -290,15 +303,14 @@ def _token_order(coordinates, height, width, prefix):
     return sum(found) / len(found)
 
 
-def _readings(coordinates, grids, aspect):
-    """The ways to read an output that the images move: Layout -> how far its coordinates are in order."""
+def _readings(shape, coordinates, grids, aspect):
+    """The ways to read an output of `shape` that the images move: Layout -> how far its coordinates are in order."""
     if not any(places.any() for places in coordinates.values()):
         return {}
     if "tokens" not in coordinates:
+        found = {Layout(kind, tuple(places.shape[1:])): _order(*places) for kind, places in coordinates.items()}
         return {
-            Layout(kind, grid): _order(*places)
-            for kind, places in coordinates.items()
-            if math.prod(grid := tuple(places.shape[1:])) > 1 and _alike(*grid, aspect)
+            layout: order for layout, order in found.items() if layout.may_hold(shape) and _alike(*layout.grid, aspect)
         }
     if (tokens := coordinates["tokens"].shape[1]) not in grids:
         return {}
