@@ -14,7 +14,7 @@ from PIL import Image
 from test_explainers import TRANSFORMERS
 from torch import nn
 
-from xai_utils import datasets, explainers
+from xai_utils import datasets, explainers, networks
 from xai_utils.networks.mask_predictor import predictor_of
 from xai_utils.widgets import open_subject, pictures
 from xai_utils.widgets.background import Cancelled, Lane, watched
@@ -342,3 +342,14 @@ def test_options_are_json(subject):
         values = defaults(subject, method)
         assert json.loads(json.dumps(values)) == values, method
     assert defaults(subject, "smooth_grad_cam_plus_plus")["layer"] == "default"
+
+
+def test_layers_are_offered_however_deep_a_network_lies():
+    """A network inside of others offers what it offers by itself, under longer names."""
+    target = networks.build("tiny_resnet", "ab").eval()
+    alone, deep = (
+        next(each.choices for each in Subject(model, 32).settings("grad_cam") if each.name == "layer")
+        for model in (target, torch.nn.Sequential(torch.nn.Sequential(target)))
+    )
+    assert "layer4.0" in alone
+    assert deep == ("default", *(f"0.0.network.{name}" for name in alone[1:]))

@@ -123,9 +123,10 @@ class Subject:
         ]
 
     def _layers(self):
-        """Names of layers with a map, blocks of blocks at most (layer4.0)."""
-        probe = torch.zeros(1, 3, self.size, self.size, device=self.device)
-        return [name for name in layouts(self.model, probe) if name.count(".") < 2]
+        """Names of layers with a map, blocks of blocks at most (layer4.0), wherever the outermost stand."""
+        found = layouts(self.model, torch.zeros(1, 3, self.size, self.size, device=self.device))
+        outermost = min((name.count(".") for name in found), default=0)
+        return [name for name in found if name.count(".") < outermost + 2]
 
     def key(self, picture, target, method, options):
         """What a map depends on, and nothing else: pixels, class, method (as it is now), options, weights."""
