@@ -47,7 +47,7 @@ def _peak(height, width):
 
 
 def patched(height, width, pictures=4):
-    """(5, n, 3, H, W) in [0, 1]: n pictures of faint noise, and the same with a texture in each of CORNERS."""
+    """(5, n, 3, H, W) in [0, 1]: n pictures of faint noise, and the same with one texture in each of CORNERS."""
     generator = torch.Generator().manual_seed(1)
     images = (0.45 + 0.1 * torch.rand(pictures, 3, height, width, generator=generator)).repeat(5, 1, 1, 1, 1)
     high, wide = height * 2 // 5, width * 2 // 5
@@ -62,9 +62,11 @@ def patched(height, width, pictures=4):
 def missed_corners(maps):
     """Those of CORNERS whose texture changes another quadrant more than its own: maps (5, n, C, h, w) of `patched`.
 
-    A quadrant counts by what all four textures change there: random weights let some places answer to everything.
+    A change is one from the mean of the four pictures: as they show the same, what random attention, which is nearly
+    uniform, spreads from a corner over all places is in each of them. A quadrant counts by what all four textures
+    change there: random weights let some places answer to everything.
     """
-    changes = (maps[1:] - maps[:1]).double().square().sum(2).sqrt().mean(1)  # (4, h, w)
+    changes = (maps[1:] - maps[1:].mean(0)).double().square().sum(2).sqrt().mean(1)  # (4, h, w)
     quadrants = functional.adaptive_avg_pool2d(changes[:, None], 2).flatten(1)  # (4 textures, 4 quadrants)
     found = (quadrants / quadrants.mean(0)).argmax(1).tolist()
     return [name for own, name in enumerate(CORNERS) if found[own] != own]

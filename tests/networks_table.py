@@ -157,18 +157,23 @@ def missed(networks):
 def failures(model, images, method):
     """Why `method` gives no finite map of `images`, or constant ones alone: sentences, none where it does.
 
-    Where nothing speaks for the class a class activation map is zero, which random weights often bring about.
+    Where nothing speaks for a class its maps are constant, which random weights often bring about: then others are
+    asked for.
     """
     options = {each.name: max(FEW, each.low) for each in EXPLAINERS[method].options if each.multiplies}
     if EXPLAINERS[method].keywords.get("baseline") == "mean":
         options["baseline"] = "black"  # networks stand here without the normalisation that has a mean colour
-    try:
-        maps = explain(model, images, torch.arange(len(images)), method=method, **options)
-    except ValueError as error:
-        return {reason(error)}
-    if maps.shape != (len(images), *images.shape[-2:]) or not maps.isfinite().all():
-        return {"maps are not finite, or not as large as the images"}
-    return set() if (maps.amax((1, 2)) > maps.amin((1, 2))).any() else {"maps are constant"}
+    for first in range(CLASSES):
+        target = (torch.arange(len(images)) + first) % CLASSES
+        try:
+            maps = explain(model, images, target, method=method, **options)
+        except ValueError as error:
+            return {reason(error)}
+        if maps.shape != (len(images), *images.shape[-2:]) or not maps.isfinite().all():
+            return {"maps are not finite, or not as large as the images"}
+        if (maps.amax((1, 2)) > maps.amin((1, 2))).any():
+            return set()
+    return {"maps of all classes are constant"}
 
 
 def row(networks, reasons):

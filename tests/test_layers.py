@@ -213,6 +213,23 @@ def test_head_gradient_is_the_full_gradient(layer, mode):
     assert same(before, snapshot(model))
 
 
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("name", "layer"), [("tokens", "blocks.4.norm"), ("tokens", "blocks.2"), ("shifted", "stages.1")]
+)
+def test_head_gradient_of_tokens_is_the_full_gradient(name, layer, precision):
+    """Leaving places without gradient out changes nothing: of a head that reads one token, or all, also in half."""
+    model, images = toy_networks.target(name), torch.rand(2, 3, *toy_networks.SIZES[name])
+    half = torch.autocast("cpu", dtype=precision, enabled=precision == torch.bfloat16)
+    with half, captured(model, [layer]) as recorded:
+        score = model(images)[:, 1].sum()
+    (wanted,) = torch.autograd.grad(score, recorded[layer])
+    with half:
+        gradient = head_gradient(model, images, layer, 1)[1]
+    bound = 1e-6 if precision == torch.float32 else 0.02
+    assert (gradient - toy_networks.as_map(name, wanted)).abs().max() <= bound * wanted.abs().max()
+
+
 def test_head_gradient_errors():
     """A layer without map, one that never runs, one behind a detach, and a model without logits are told apart."""
     model, images = Repeating(), torch.rand(2, 3, 8, 8)

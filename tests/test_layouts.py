@@ -6,7 +6,8 @@ from torch import nn
 from torch.nn import functional
 
 from xai_utils.networks import head_gradient
-from xai_utils.networks.layouts import Layout, layout_of, layouts
+from xai_utils.networks.layouts import Layout
+from xai_utils.networks.probe import layout_of, layouts
 
 IMAGES = torch.rand(1, 3, 64, 96)  # patches of 16 pixels: a grid of 4 x 6
 

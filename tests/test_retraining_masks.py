@@ -7,7 +7,7 @@ from torch import nn
 
 from xai_utils.explainers.activation_statistics import PRE_ACTIVATION, STATISTICS
 from xai_utils.networks import build, captured, find_layer, pre_activations
-from xai_utils.networks.layouts import layout_of
+from xai_utils.networks.probe import layout_of
 from xai_utils.retraining import masks
 
 LAYERS = ("relu", "layer1", "layer2", "layer3", "layer4")

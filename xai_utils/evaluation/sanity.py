@@ -20,7 +20,7 @@ from torch import nn
 from xai_utils.explainers import EXPLAINERS, check_options
 from xai_utils.networks import answering, checked_target, class_indices, deep_copy, evaluating, logits_of
 from xai_utils.networks.layers import find_layer, layer_root, makes_weights, observed
-from xai_utils.networks.layouts import layouts
+from xai_utils.networks.probe import layouts
 
 NOISE = 0.02  # standard deviation of the noise on pixels in [0, 1]: 5 of 255 grey levels, hardly seen
 UNCHANGED = 0.9  # mean rank correlation from which on maps count as not changed; what reads the network is far below

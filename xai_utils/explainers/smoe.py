@@ -31,7 +31,7 @@ from xai_utils.networks import (
     pre_activations,
     scale_layers,
 )
-from xai_utils.networks.layouts import layout_of
+from xai_utils.networks.probe import layout_of
 
 LARGEST_SHAPE = 18.0  # of the gamma distribution fitted to a map, as in the published code
 

@@ -21,7 +21,7 @@ from xai_utils.images import in_full_precision, resize
 from xai_utils.networks import class_indices, evaluating, logits_of
 from xai_utils.networks.attentions import Attentions
 from xai_utils.networks.layers import bare, layer_root
-from xai_utils.networks.layouts import layouts
+from xai_utils.networks.probe import layouts
 
 HEADS = {  # one attention of those of all heads, (N, heads, T, T) -> (N, T, T)
     "mean": lambda attention: attention.mean(1),

@@ -12,7 +12,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from xai_utils.networks.answers import class_indices, logits_of
 from xai_utils.networks.layers import evaluating, find_layer, observed
-from xai_utils.networks.layouts import layout_of, tensor_of, with_tensor
+from xai_utils.networks.layouts import tensor_of, with_tensor
+from xai_utils.networks.probe import layout_of
 
 
 @contextmanager
@@ -113,6 +114,38 @@ def pre_activations(model, layers, *, reduce=None):
             yield activations
 
 
+class _RowsLinear(torch.autograd.Function):
+    """functional.linear whose backward pass leaves out the places (rows) that have no gradient; for inputs alone."""
+
+    @staticmethod
+    def forward(ctx, inputs, weight, bias):
+        ctx.save_for_backward(weight)
+        ctx.dtype = inputs.dtype
+        return functional.linear(inputs, weight, bias)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (weight,) = ctx.saved_tensors
+        rows, weight = gradient.flatten(0, -2), weight.to(gradient.dtype)  # autocast's may differ
+        used = rows.any(1)
+        found = rows.new_zeros(len(rows), weight.shape[1])
+        found[used] = rows[used] @ weight
+        return found.unflatten(0, gradient.shape[:-1]).to(ctx.dtype), None, None
+
+
+class _SparseRows(TorchFunctionMode):
+    """While active, linear layers of tokens are differentiated where there is a gradient: of the last block of a
+    vision transformer whose head reads the class token, at one place of 197."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function is functional.linear and torch.is_grad_enabled() and not kwargs and args[0].ndim > 2:
+            inputs, weight, *bias = args
+            if inputs.requires_grad:
+                return _RowsLinear.apply(inputs, weight, *(bias or [None]))
+        return function(*args, **kwargs)
+
+
 def head_gradient(model, images, layer, target=None):
     """One pass and the gradient of each image's class logit at `layer`: everything a class activation map needs.
 
@@ -132,7 +165,7 @@ def head_gradient(model, images, layer, target=None):
         return with_tensor(output, leaf.clone())  # a following in-place ReLU writes into the copy
 
     with evaluating(model), torch.inference_mode(False), torch.no_grad():
-        with observed(model, begin_graph, modules={layer: module}):
+        with observed(model, begin_graph, modules={layer: module}), _SparseRows():
             logits = logits_of(model, images)
         target, gradient = class_indices(logits, target).clone(), None  # the caller may be in inference mode
         if logits.requires_grad:

@@ -12,7 +12,8 @@ from xai_utils.networks.attention import CBAM
 from xai_utils.networks.defaults import cam_layer
 from xai_utils.networks.digests import made_for
 from xai_utils.networks.layers import find_layer, observed
-from xai_utils.networks.layouts import layout_of, probed, tensor_of, with_tensor
+from xai_utils.networks.layouts import tensor_of, with_tensor
+from xai_utils.networks.probe import layout_of, probed
 from xai_utils.networks.targets import require_known
 
 GATE_INPUTS = ("activations", "weighted")

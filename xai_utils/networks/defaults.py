@@ -1,4 +1,4 @@
-"""The layers that methods read where none is named, and why: of any network, as a probe shows it (layouts.py).
+"""The layers that methods read where none is named, and why: of any network, as a probe shows it (probe.py).
 
 A network's scale is how often the image was halved. What ends a scale is the last map of that scale that is not the
 inside of a layer which halves it once more.
@@ -13,7 +13,7 @@ from torchvision import models
 from xai_utils.networks.activations import head_gradient
 from xai_utils.networks.answers import answering
 from xai_utils.networks.layers import bare, layer_root, named_layers
-from xai_utils.networks.layouts import probed
+from xai_utils.networks.probe import probed
 
 RESNET_SCALES = ("relu", "layer1", "layer2", "layer3", "layer4")  # FastCAM §3; small ones halve less often than that
 BLOCKS = 5  # of a network of one scale, spread over its depth

@@ -19,7 +19,7 @@ from xai_utils.networks.answers import logits_of
 from xai_utils.networks.defaults import NotApplicable, reached_scales
 from xai_utils.networks.digests import made_for
 from xai_utils.networks.layers import evaluating
-from xai_utils.networks.layouts import layout_of
+from xai_utils.networks.probe import layout_of
 
 SCALES = 4  # feature maps that a generator reads at most, each half as wide as the one before
 HALVINGS = 2  # of the image, that a map has at least: 56×56 of 224×224, as the paper's

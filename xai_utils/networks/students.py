@@ -14,7 +14,8 @@ from xai_utils.networks.answers import unpacked
 from xai_utils.networks.attention import ATTENTION
 from xai_utils.networks.defaults import NotApplicable, reached_scales
 from xai_utils.networks.layers import deep_copy, find_layer, observed
-from xai_utils.networks.layouts import Layout, probed, tensor_of, with_tensor
+from xai_utils.networks.layouts import Layout, tensor_of, with_tensor
+from xai_utils.networks.probe import probed
 
 DELTA_SOURCES = ("last", "mean")  # of a stage's blocks
 STAGES = 3  # whose Δ the explanation network reads

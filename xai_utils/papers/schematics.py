@@ -9,7 +9,8 @@ from matplotlib.patches import FancyBboxPatch
 
 from xai_utils.networks import captured
 from xai_utils.networks.layers import observed
-from xai_utils.networks.layouts import layout_of, tensor_of
+from xai_utils.networks.layouts import tensor_of
+from xai_utils.networks.probe import layout_of
 from xai_utils.networks.students import StagedStudent
 from xai_utils.plots import STYLE
 

@@ -11,7 +11,8 @@ from xai_utils.explainers.activation_statistics import PRE_ACTIVATION, STATISTIC
 from xai_utils.images import keep_top, perturb, rank_pixels
 from xai_utils.networks import captured, deep_copy, evaluating, find_layer, pre_activations, unpacked
 from xai_utils.networks.layers import observed
-from xai_utils.networks.layouts import layout_of, tensor_of, with_tensor
+from xai_utils.networks.layouts import tensor_of, with_tensor
+from xai_utils.networks.probe import layout_of
 
 
 def kept_count(share, positions):

@@ -21,7 +21,7 @@ from xai_utils.explainers.records import FLAG, LAYER
 from xai_utils.images import baseline, keep_top, perturb, rank_pixels
 from xai_utils.metrics.cost import plain_forward
 from xai_utils.metrics.perturbation import area_under_curve, perturbation_curves
-from xai_utils.networks.layouts import layouts
+from xai_utils.networks.probe import layouts
 from xai_utils.widgets.background import watched
 
 QUICK = 4  # passes that nobody needs to wait for: such maps are made at once
