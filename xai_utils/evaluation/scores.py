@@ -27,6 +27,7 @@ from xai_utils.metrics.perturbation import CURVES, explained_classes, perturbati
 from xai_utils.metrics.statistics import holm, paired_tests, summary
 from xai_utils.networks import answering, evaluating, inference_copy, targets
 from xai_utils.training import distributed
+from xai_utils.training.target import indices_by_name
 
 REQUIRED = ("target", "data", "maps", "metrics")
 MEASURED = ("metrics", "curves", "options", "part_threshold", "break_ties")  # the settings that scores depend on
@@ -173,8 +174,7 @@ def score_maps(settings, log=None):
         },
         "part_threshold": None if parts is None else settings["part_threshold"],
     }
-    place = {name: index for index, name in enumerate(target.classes)}  # the data may know fewer classes
-    labels = np.array([place[split.classes[label]] for label in split.labels[indices]])
+    labels = indices_by_name(split.classes, target.classes).numpy()[split.labels[indices]]
     result |= {"indices": indices, "targets": classes.numpy(), "labels": labels}
     result["part_area"] = None if parts is None else area_share(parts).numpy()
     with _written(settings, explained, metrics, result) as write:

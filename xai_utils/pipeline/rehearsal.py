@@ -24,6 +24,7 @@ from xai_utils.networks import (
     stored,
     surrogate_of,
 )
+from xai_utils.networks.architectures import COMES_WITH
 from xai_utils.networks.surrogate import OPTIONS
 from xai_utils.networks.targets import has_classes
 from xai_utils.retraining import experiment
@@ -97,7 +98,7 @@ def _noise(size):
 def _opened(name, image):
     """The network that `name` stands for, with its weights unless they would be fetched, once it took `image`."""
     architecture, weights = source_of(name)
-    file = weights if isinstance(weights, Path) else None
+    file = weights if isinstance(weights, Path) or weights == COMES_WITH.get(architecture) else None
     if architecture is None:
         network = load(weights)
     else:

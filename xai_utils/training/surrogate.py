@@ -20,7 +20,7 @@ from xai_utils.networks.digests import made_for, require_made_for
 from xai_utils.networks.surrogate import OPTIONS, Surrogate, load_surrogate, save_surrogate, surrogate_of
 from xai_utils.training import loop
 from xai_utils.training.recipes import CHECKPOINTS, Teacher, sgd, share_equal
-from xai_utils.training.target import indices_by_name, starting_target, weights_of
+from xai_utils.training.target import indices_by_name, starting_target, strangers, weights_of
 
 PAPER_PIXELS = 224 * 224  # what λ is given for
 
@@ -207,10 +207,10 @@ class _Pupil:
     def __init__(self, settings, surrogate):
         self.settings, self.surrogate, self.teacher = settings, surrogate, Teacher(settings)
         data, target = self.teacher.data, self.teacher.target
-        if strangers := sorted({*data.classes} ^ {*target.classes}):
+        if alone := strangers(data.classes, target.classes):
             raise ValueError(
                 f"the data in {settings['data']} have {len(data.classes)} classes and the target in "
-                f"{settings['target']} {len(target.classes)}; only one of them knows {strangers[0]!r}: fine-tune a "
+                f"{settings['target']} {len(target.classes)}; only one of them knows {alone[0]!r}: fine-tune a "
                 "target on these data first"
             )
         place = indices_by_name(data.classes, surrogate.classes)

@@ -5,12 +5,14 @@ from pathlib import Path
 
 import torch
 from torch.nn import functional
+from torchvision.models import ResNet50_Weights
 
 from xai_utils import datasets
 from xai_utils.files import files_fingerprint, inside
 from xai_utils.networks import ARCHITECTURES, inference_copy, targets
-from xai_utils.networks.architectures import HF, TIMM, require_known
+from xai_utils.networks.architectures import COMES_WITH, HF, TIMM, require_known
 from xai_utils.networks.hf_networks import configuration
+from xai_utils.networks.timm_networks import imagenet
 from xai_utils.training import distributed, loop
 from xai_utils.training.recipes import (
     CHECKPOINTS,
@@ -23,6 +25,8 @@ from xai_utils.training.recipes import (
 )
 
 SYNSET = re.compile(r"n\d{8}")  # ImageNet's names of classes, whose order is that of the weights trained on it
+CATEGORIES = ResNet50_Weights.IMAGENET1K_V1.meta["categories"]  # torchvision's names of ImageNet's classes
+NUMBER = re.compile(r" \(\d+\)$")  # of a class that shares its name with another
 WEIGHTS_FOLDER = Path("data/weights")
 OPTIMIZERS = {"sgd": sgd, "adamw": adamw}
 
@@ -30,8 +34,9 @@ OPTIMIZERS = {"sgd": sgd, "adamw": adamw}
 def source_of(name: str) -> tuple[str | None, Path | str | None]:
     """What params.yaml calls `target`, as (architecture, its weights); nothing is opened or fetched.
 
-    An architecture (weights None: random), `architecture:weights` (a file in data/weights, or the name of
-    torchvision's, such as IMAGENET1K_V2), or the checkpoint data/weights/`name` (architecture None, its folder).
+    An architecture (with the weights that it comes with, COMES_WITH, or None: random), `architecture:weights` (a file
+    in data/weights, or the name of torchvision's, such as IMAGENET1K_V2), or the checkpoint data/weights/`name`
+    (architecture None, its folder).
     timm's are `timm:NAME`, `timm:NAME.TAG` (its weights TAG) and either with a file; of transformers `hf:FOLDER`, a
     folder in data/weights with its weights. ValueError for what is none of them, and for a path that leaves
     data/weights.
@@ -53,7 +58,7 @@ def source_of(name: str) -> tuple[str | None, Path | str | None]:
         return architecture, weights_of(name)
     if weights:
         targets.require_published(architecture, weights)
-    return architecture, weights or None
+    return architecture, weights or COMES_WITH.get(architecture)
 
 
 def _parted(name):
@@ -85,8 +90,9 @@ def starting_target(
     """The target before training, of the `name` that `source_of` understands.
 
     What lacks one of `classes` gets a new last layer for them (ValueError, if not `new_head`); what knows them all
-    keeps its own. A file of as many classes, and ImageNet's weights beside all 1000 synsets, know them in the order of
-    their names. `image_size` is for networks that are built for one; a checkpoint has its own.
+    keeps its own (`indices_by_name`). A file of as many classes knows them in the order of their names, and so do
+    weights that name 1000 classes in words of their own, beside 1000 synsets. `image_size` is for networks that are
+    built for one; a checkpoint has its own.
     """
     architecture, weights = source_of(name)
     with torch.random.fork_rng(devices=[]):
@@ -101,10 +107,10 @@ def starting_target(
                 raise ValueError(f"{name} was trained to tell no classes; train it (finetune_target.epochs > 0)")
             options = {"pretrained_from": weights, "image_size": image_size}
             target = targets.build(architecture, None if knows else classes, **options)
-            ordered = targets.are_numbered(target.classes) or all(SYNSET.fullmatch(each) for each in classes)
-            if len(classes) == len(target.classes) and ordered:
+            ordered = targets.are_numbered(target.classes) or _are_synsets(classes)
+            if len(classes) == len(target.classes) and ordered and _unknown(classes, target.classes):
                 target = targets.renamed(target, classes)
-        if set(classes) <= set(target.classes):
+        if not _unknown(classes, target.classes):
             return target
         if not new_head:
             indices_by_name(classes, target.classes)  # says which it does not know
@@ -112,15 +118,47 @@ def starting_target(
 
 
 def indices_by_name(classes, target_classes) -> torch.Tensor:
-    """For each class of the data, its index among the target's classes (matched by name)."""
-    missing = [name for name in classes if name not in target_classes]
-    if missing:
+    """For each class of the data, its index among the target's classes: of the same name, or of its synset.
+
+    Synsets are understood where all of `classes` are some and the target's are ImageNet's 1000, in whose order they
+    stand. ValueError for a class that the target does not know.
+    """
+    if missing := _unknown(classes, target_classes):
         raise ValueError(
             f"the target does not know {len(missing)} of the data's {len(classes)} classes, e.g. '{missing[0]}'; "
             "train it on them (finetune_target.epochs > 0) or name the class folders as the checkpoint does"
         )
-    place = {name: index for index, name in enumerate(target_classes)}
+    place = _places(classes, target_classes)
     return torch.tensor([place[name] for name in classes])
+
+
+def strangers(classes, target_classes) -> list[str]:
+    """The classes of the data that the target does not know, and the target's that the data do not have, sorted."""
+    place, unknown = _places(classes, target_classes), _unknown(classes, target_classes)
+    had = {place[name] for name in classes if name in place}
+    return sorted(unknown + [name for index, name in enumerate(target_classes) if index not in had])
+
+
+def _unknown(classes, target_classes):
+    """Those of `classes` that `indices_by_name` does not find."""
+    place = _places(classes, target_classes)
+    return [name for name in classes if name not in place]
+
+
+def _places(classes, target_classes):
+    """What the data may call the target's classes -> their indices."""
+    known = _are_synsets(classes) and len(target_classes) == len(imagenet()) and _are_imagenets(target_classes)
+    return {name: index for index, name in enumerate(imagenet() if known else target_classes)}
+
+
+def _are_synsets(classes):
+    return all(SYNSET.fullmatch(each) for each in classes)
+
+
+def _are_imagenets(classes):
+    """Whether they are called as timm or torchvision calls ImageNet's, by one or all of their words, in this order."""
+    given = [NUMBER.sub("", name.split(",")[0]) for name in classes]
+    return given in ([*imagenet().values()], CATEGORIES)
 
 
 def _logits(model, split):
