@@ -1,9 +1,9 @@
 """Which method explains which network: python tests/networks_table.py [NAME ...] writes docs/networks.md's table.
 
 Networks of torchvision, timm and transformers with random weights (`follows.settled`), seeded. "ok" is said after
-evidence: the map is finite, not constant (in one of DRAWS of the weights), and of the image's size, and what the method reads of layers follows the
-picture into each of four corners, on a square and, where the network takes one, on an image that is none. With names,
-the rows of these networks are printed, and nothing is written. About ten minutes on two cores.
+evidence: the map is finite, not constant (in one of DRAWS of the weights), and of the image's size, and what the method
+reads of layers follows the picture into each of four corners, on a square and, where the network takes one, on an image
+that is none. With names, the rows of these networks are printed, and nothing is written. About ten minutes.
 """
 
 import re
@@ -45,8 +45,8 @@ TIMM = """
     deit_tiny_distilled_patch16_224 eva02_tiny_patch14_224 cait_xxs24_224 xcit_nano_12_p16_224
     levit_128s swin_tiny_patch4_window7_224 swinv2_tiny_window8_256 maxvit_rmlp_pico_rw_256 coatnet_pico_rw_224
     mixer_s16_224 resmlp_12_224 gmlp_ti16_224 convnextv2_atto edgenext_xx_small mobilevit_xxs poolformer_s12
-    caformer_s18 tf_efficientnet_lite0 efficientformer_l1 fastvit_t8 repvit_m0_9 repvgg_a0 hrnet_w18_small dla34 resnetv2_50 pvt_v2_b0
-    davit_tiny focalnet_tiny_srf tiny_vit_5m_224 pit_ti_224 hiera_tiny_224
+    caformer_s18 tf_efficientnet_lite0 efficientformer_l1 fastvit_t8 repvit_m0_9 repvgg_a0
+    hrnet_w18_small dla34 resnetv2_50 pvt_v2_b0 davit_tiny focalnet_tiny_srf tiny_vit_5m_224 pit_ti_224 hiera_tiny_224
     coat_lite_tiny mambaout_femto
 """
 TINY = {"hidden_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 96}
@@ -94,7 +94,7 @@ MAKERS = {
 
 
 def taken(make, name, seed=0):
-    """[(size, network)] of the first SIZES that `name` takes, less the second where it takes squares; drawn by `seed`."""
+    """[(size, network)] of the first SIZES that `name` takes, drawn by `seed`; of one where it takes squares alone."""
     for pair in SIZES[name in LARGE :]:
         found = []
         for size in pair:
