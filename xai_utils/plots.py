@@ -125,14 +125,26 @@ def image_grid(rows, *, row_titles=None, column_titles=None, cell=1.05) -> Figur
     return figure
 
 
-def method_grid(images, maps: dict, row_titles, *, opacity=0.55, colour_map="viridis") -> Figure:
-    """One row per image: the image, then each method's map over it. `maps`: method -> (N, H, W)."""
+def method_grid(images, maps: dict, row_titles, *, opacity=0.55, colour_map="viridis", frames=None) -> Figure:
+    """One row per image: the image, then each method's map over it. `maps`: method -> (N, H, W).
+
+    `frames` (N, H, W), bool: a red frame around what is true, a rectangle, in every picture of a row.
+    """
     rows = [
         [pixels(image), *(overlay(image, maps[m][i], opacity=opacity, colour_map=colour_map) for m in maps)]
         for i, image in enumerate(images)
     ]
     titles = ["image", *(method.replace("_", " ").replace(" plus plus", "++") for method in maps)]
-    return image_grid(rows, row_titles=row_titles, column_titles=[_wrapped(t) for t in titles])
+    figure = image_grid(rows, row_titles=row_titles, column_titles=[_wrapped(t) for t in titles])
+    for place, axis in enumerate(figure.axes if frames is not None else ()):
+        y, x = (np.flatnonzero(np.asarray(frames[place // len(titles)]).any(across)) for across in (1, 0))
+        _frame(axis, x[0], y[0], x[-1] + 1, y[-1] + 1)
+    return figure
+
+
+def _frame(axis, x0, y0, x1, y1):
+    """A red box around half-open pixels; their centres are drawn at whole numbers: it begins half a pixel earlier."""
+    axis.add_patch(Rectangle((x0 - 0.5, y0 - 0.5), x1 - x0, y1 - y0, fill=False, color="red", lw=1))
 
 
 def map_tiles(image, maps: dict, *, share=0.1, opacity=0.55, colour_map="viridis") -> Figure:
@@ -164,9 +176,8 @@ def annotation_grid(split, indices, part_names) -> Figure:
     figure = image_grid(rows)
     with rc_context(STYLE):
         for axis, i in zip(figure.axes, indices, strict=False):
-            for x0, y0, x1, y1 in split.boxes[i]:
-                # pixel centres are drawn at whole numbers, so a half-open box begins half a pixel earlier
-                axis.add_patch(Rectangle((x0 - 0.5, y0 - 0.5), x1 - x0, y1 - y0, fill=False, color="red", lw=1))
+            for box in split.boxes[i]:
+                _frame(axis, *box)
         if split.parts is not None:
             handles = [Patch(color=palette[number], label=name) for number, name in enumerate(part_names, start=1)]
             figure.legend(handles=handles, loc="outside lower center", ncols=len(part_names), fontsize=7.5)

@@ -1,4 +1,4 @@
-"""Makes the maps of many images: in batches, shared among processes, into a folder (maps.py)."""
+"""Makes the maps of many images and of mosaics of them: in batches, shared among processes, into a folder (maps.py)."""
 
 from functools import partial
 from pathlib import Path
@@ -7,9 +7,11 @@ import numpy as np
 import torch
 
 from xai_utils import datasets, explainers, runs
+from xai_utils.evaluation.maps import MOSAICS, Mosaics
 from xai_utils.files import files_fingerprint, new_arrays, new_folder, write_json
 from xai_utils.metrics import cost
-from xai_utils.networks import class_indices, inference_copy, logits_of, targets
+from xai_utils.metrics.grid_pointing import draw_cells, mosaic
+from xai_utils.networks import inference_copy, logits_of, targets
 from xai_utils.training import distributed
 
 BATCH = 32  # images in memory at once; random methods draw per batch, so another number draws other maps
@@ -19,7 +21,13 @@ COUNTED = 2  # images on which passes are counted
 def make_maps(settings: dict, *, compute: distributed.Compute, log=None):
     """Explain images of the held-out split with every method and write the folder of maps, whole or not at all.
 
-    `settings`: data, target and maps (folders), images (how many; None: all), methods (name -> options), seed.
+    `settings`: data, target and maps (folders), images (how many; None: all), methods (name -> options), seed, mosaics:
+    their number, cells (of a side), and the confidence above which the network recognises an image.
+
+    A mosaic explains one of these images once more, among images of other classes, for the grid pointing game
+    (`metrics.grid_pointing`): all stand there that the network classifies right with that probability or more, the
+    explained ones are chosen evenly. They are shown at their own size if the target, and the trained networks that
+    methods bring, take images as large as that makes the mosaic; otherwise it is scaled to the size of one image.
     `log(text)` gets a line per batch on the main process.
     """
     compute = compute.resolved()
@@ -51,32 +59,40 @@ def _explain(settings, device, log):
         raise ValueError(f"{settings['data']} holds out no image; raise prepare_data.validation_fraction")
     indices = split.subset(min(settings["images"] or len(split), len(split)), settings["seed"])
     first, keep = split.tensor(indices[:1]).to(device), explainers.named_layers(methods)
-    model = inference_copy(targets.load(settings["target"], device), first, keep=keep)
-    size = split.images.shape[-2:]
-    if distributed.is_main():
-        new_arrays({folder / f"{name}.npy": ((len(indices), *size), np.float32) for name in methods})
-    distributed.wait_for_all()  # the files exist for every process
-    arrays = {name: np.lib.format.open_memmap(folder / f"{name}.npy", "r+") for name in methods}
-    starts = range(0, len(indices), BATCH)
+    target = targets.load(settings["target"], device)
+    model = inference_copy(target, first, keep=keep)
 
-    def explain(batches):
-        """Predicted classes (1, BATCH) of one batch of images, whose maps are written."""
-        start = starts[batches[0]]
-        rows = slice(start, min(start + BATCH, len(indices)))
-        images = split.tensor(indices[rows]).to(device)
+    def answer(rows):
+        """The predicted class of some images, and its probability (n, 2)."""
         with torch.inference_mode():
-            predicted = class_indices(logits_of(model, images))
-        for name, maps in explainers.explain_many(
-            model, images, predicted, _seeded(methods, settings, start, device)
-        ).items():
-            arrays[name][rows] = maps.cpu().numpy()
-        if log and distributed.is_main():
-            log(f"explained {rows.stop} of {len(indices)} images")
-        return torch.nn.functional.pad(predicted.cpu(), (0, BATCH - len(predicted)))[None]
+            logits = logits_of(model, split.tensor(indices[rows]).to(device))
+        probability, predicted = logits.softmax(1).max(1)
+        return torch.stack([predicted.double(), probability.double()], 1).cpu()
 
-    predicted = distributed.map_in_order(explain, len(starts), batch_size=1).flatten()[: len(indices)]
-    for array in arrays.values():
-        array.flush()
+    predicted, probability = distributed.map_in_order(answer, len(indices), batch_size=BATCH).T
+    predicted = predicted.long()
+    write = partial(_write_maps, model=model, settings=settings, device=device)
+    write(
+        folder,
+        lambda rows: split.tensor(indices[rows]),
+        predicted,
+        split.images.shape[-2:],
+        log=log and (lambda done: log(f"explained {done} of {len(indices)} images")),
+    )
+    place = {name: index for index, name in enumerate(target.classes)}  # a class that the target lacks is never right
+    labels = np.array([place.get(split.classes[label], -1) for label in split.labels[indices]])
+    recognised = (predicted.numpy() == labels) & (probability.numpy() >= settings["mosaics"]["confidence"])
+    mosaics = _mosaics(model, first, labels, recognised, settings)
+    if len(mosaics):
+        write(
+            folder / MOSAICS,
+            lambda numbers: mosaics.pictures(split, indices, numbers),
+            predicted[mosaics.explained],
+            mosaics.size,
+            batch=max(1, BATCH // mosaics.cells**2),
+            begun=len(indices),
+            log=log and (lambda done: log(f"explained {done} of {len(mosaics)} mosaics")),
+        )
     if distributed.is_main():
         images = split.tensor(indices[:COUNTED]).to(device)
         passes = {
@@ -88,17 +104,81 @@ def _explain(settings, device, log):
             )
             for name, options in _seeded(methods, settings, 0, device).items()
         }
-        about = [methods, settings["images"], settings["seed"]]
-        run = runs.identity(about, data=settings["data"], target=settings["target"])
+        asked = [methods, settings["images"], settings["seed"], settings["mosaics"]]
+        run = runs.identity(asked, data=settings["data"], target=settings["target"])
         record = {
             "split": "validation",
             "indices": indices.tolist(),
             "targets": predicted.tolist(),
             "methods": methods,
             "passes": passes,
+            MOSAICS: mosaics.record,
             "run": run | {"maps": files_fingerprint(folder)[:20]},
         }
         write_json(folder / "explained.json", record)
+
+
+def _write_maps(folder, pictures, classes, size, *, model, settings, device, log, batch=BATCH, begun=0):
+    """The maps of pictures of `size` (H, W) for their `classes` (n,), a file per method in `folder`.
+
+    `pictures(rows)`: some of them (len(rows), 3, H, W); `begun`: how many were drawn for before, which seeds follow;
+    `log(done)`: told on the main process.
+    """
+    methods = settings["methods"]
+    if distributed.is_main():
+        folder.mkdir(exist_ok=True)
+        new_arrays({folder / f"{name}.npy": ((len(classes), *size), np.float32) for name in methods})
+    distributed.wait_for_all()  # the files exist for every process
+    arrays = {name: np.lib.format.open_memmap(folder / f"{name}.npy", "r+") for name in methods}
+    starts = range(0, len(classes), batch)
+    for start in (starts[place] for place in distributed.shard(len(starts))):
+        rows = range(start, min(start + batch, len(classes)))
+        asked = classes[start : rows.stop].to(device)
+        drawn = _seeded(methods, settings, begun + start, device)
+        for name, maps in explainers.explain_many(model, pictures(rows).to(device), asked, drawn).items():
+            arrays[name][start : rows.stop] = maps.cpu().numpy()
+        if log and distributed.is_main():
+            log(rows.stop)
+    for array in arrays.values():
+        array.flush()
+    distributed.wait_for_all()  # all maps are there
+
+
+def _mosaics(model, first, labels, recognised, settings) -> Mosaics:
+    """What stands in the mosaics, of the images `recognised` (n,) bool with `labels` (n,); `first` (1, 3, H, W) is one."""
+    number, cells, confidence = (settings["mosaics"][name] for name in ("number", "cells", "confidence"))
+    usable = np.flatnonzero(recognised)
+    classes = len(np.unique(labels[usable]))
+    told = (
+        f"{len(usable)} of {len(labels)} explained images, of {classes} classes, are recognised with a probability of "
+        f"{confidence:g} or more"
+    )
+    if not number:
+        return Mosaics("no mosaics: explain.mosaics.number is 0", cells)
+    if classes < 2:
+        return Mosaics(f"no mosaics: {told}, and a mosaic needs two classes; lower explain.mosaics.confidence", cells)
+    explained = usable[np.linspace(0, len(usable) - 1, min(number, len(usable))).astype(int)]
+    places = np.searchsorted(usable, explained)
+    drawn = [
+        draw_cells(labels[usable], place, each, settings["seed"], cells=cells) for each, place in enumerate(places)
+    ]
+    size = _mosaic_size(model, first, cells, settings["methods"])
+    told = f"{len(drawn)} mosaics of {cells} x {cells} images, {size[0]} x {size[1]} pixels; {told}"
+    return Mosaics(told, cells, size, images=usable[np.array(drawn)])
+
+
+def _mosaic_size(model, image, cells, methods):
+    """(H, W) of mosaics: of so many images as they are, or of one (1, 3, H, W) where some network takes no others."""
+    large = mosaic(image.expand(cells**2, -1, -1, -1))[None]
+    try:
+        with torch.inference_mode():
+            logits_of(model, large)
+        for row, options in methods.items():
+            if explainers.explainer(explainers.method_of(row, options)[0]).part is not None:
+                explainers.explain(model, large, **{"method": row} | options)
+    except (RuntimeError, AssertionError, ValueError):  # whatever a network says of a size that it does not take
+        return tuple(image.shape[-2:])
+    return tuple(large.shape[-2:])
 
 
 def _seeded(methods, settings, start, device):

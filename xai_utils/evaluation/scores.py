@@ -75,24 +75,44 @@ def _told_score(metrics, settings):
     return "; ".join(told) or "no score of a class"
 
 
+def of_mosaics(name):
+    """Whether a metric scores the maps of mosaics."""
+    return METRICS[name].needs == "cell_masks"
+
+
 def needed_curves(metrics):
     """The curves that `metrics` are numbers of, each once."""
     return list(dict.fromkeys(METRICS[name].curve for name in metrics if METRICS[name].curve))
 
 
 def score_batch(
-    model, images, target, maps, *, metrics, masks=None, part_masks=None, curves=None, options=None, chunk=64
+    model,
+    images,
+    target,
+    maps,
+    *,
+    metrics,
+    masks=None,
+    part_masks=None,
+    cell_masks=None,
+    curves=None,
+    options=None,
+    break_ties=False,
+    chunk=64,
 ):
     """Scores and curves of one method: (dict metric -> (N,), dict curve -> (N, points)), float on the CPU.
 
     Maps that are not finite score NaN in every metric. `masks` (N, H, W) is needed by the localisation metrics,
-    `part_masks` (N, H, W) by part truth (`deciding_parts`); `curves` and `options` as in `DEFAULTS`.
+    `part_masks` (N, H, W) by part truth (`deciding_parts`), `cell_masks` (N, H, W) by the grid pointing game, where
+    the images are mosaics (`grid_pointing.cell_mask`); `curves`, `options` and `break_ties` as in `DEFAULTS`.
     """
     options = options or {}
-    given = {"masks": {"masks": masks}, "part_masks": {"part_masks": part_masks}, "model": {"chunk": chunk}}
+    given = {"masks": masks, "part_masks": part_masks, "cell_masks": cell_masks}
+    given = {needs: {needs: each} for needs, each in given.items()} | {"model": {"chunk": chunk}}
     maps = as_maps(maps, images)
     finite = maps.flatten(1).isfinite().all(1)  # (N,)
-    maps = torch.where(finite[:, None, None], maps, 0)
+    raw = torch.where(finite[:, None, None], maps, 0)
+    maps = break_zero_ties(raw) if break_ties else raw
     drawn, which = {}, needed_curves(metrics)
     if which:
         protocols = {name: (curves or {}).get(name, {}) for name in which}
@@ -103,8 +123,9 @@ def score_batch(
         if chosen.curve:
             scores[name] = chosen.curve_score(drawn[chosen.curve], **options.get(name, {}))
         else:
-            shared = given.get(chosen.needs, {})
-            scores[name] = chosen.function(model, images, target, maps, **shared, **options.get(name, {}))
+            shared = given.get(chosen.needs, {}) | options.get(name, {})
+            # a share of mass between cells needs no order, and what breaks ties would spread over all of them
+            scores[name] = chosen.function(model, images, target, raw if of_mosaics(name) else maps, **shared)
     for values in (*scores.values(), *drawn.values()):
         values[~finite.cpu()] = torch.nan
     return scores, drawn
@@ -121,8 +142,7 @@ def score_methods(model, images, target, maps, *, labels=None, break_ties=True, 
     maps = {method: as_maps(given, images) for method, given in maps.items()}
     scores = {}
     for method, given in maps.items():
-        ordered = break_zero_ties(given) if break_ties else given
-        scores[method], _ = score_batch(model, images, target, ordered, chunk=chunk, **settings)
+        scores[method], _ = score_batch(model, images, target, given, break_ties=break_ties, chunk=chunk, **settings)
     failed = {method: ~given.flatten(1).isfinite().all(1).cpu().numpy() for method, given in maps.items()}
     labels = target if labels is None else torch.as_tensor(labels)
     about = {"indices": range(len(images)), "targets": target.cpu(), "labels": labels.cpu()}
@@ -139,7 +159,9 @@ def score_maps(settings, log=None):
         part_area   (n,) share of the image on parts that decide, None where no metric needs them
         run         of which run the scores are (runs.py): ValueError where the maps are of another
     Targets and labels are the target network's class indices, whatever the order of the data's classes. Metrics that
-    need parts are left out for data that cannot be drawn again. The folders `scores` and `drawn` are replaced as a
+    need parts are left out for data that cannot be drawn again, those of mosaics where there are none. The score of a
+    mosaic stands at the image that it explains, NaN at images that none explains: what is paired by image is paired by
+    mosaic. The folders `scores` and `drawn` are replaced as a
     whole when all methods are done. `log(text)` gets a line per method on the main process.
     """
     settings = _complete(settings)
@@ -147,9 +169,9 @@ def score_maps(settings, log=None):
     explained, data = maps.load(settings["maps"], run), datasets.load(settings["data"])
     split = getattr(data, explained.split)
     indices, classes = explained.indices, torch.as_tensor(explained.targets)
-    metrics = [
-        name for name in settings["metrics"] if METRICS[name].needs != "part_masks" or data.catalogue is not None
-    ]
+    lacking = {"part_masks": data.catalogue is None, "cell_masks": not len(explained.mosaics)}
+    scored = [name for name in settings["metrics"] if not lacking.get(METRICS[name].needs)]
+    metrics, in_mosaics = [name for name in scored if not of_mosaics(name)], [*filter(of_mosaics, scored)]
     target = targets.load(settings["target"], settings["device"])
     model = inference_copy(target, split.tensor(indices[:1]).to(settings["device"]))
     which, asked = needed_curves(metrics), settings["curves"]
@@ -177,7 +199,7 @@ def score_maps(settings, log=None):
     labels = indices_by_name(split.classes, target.classes).numpy()[split.labels[indices]]
     result |= {"indices": indices, "targets": classes.numpy(), "labels": labels}
     result["part_area"] = None if parts is None else area_share(parts).numpy()
-    with _written(settings, explained, metrics, result) as write:
+    with _written(settings, explained, scored, result) as write:
         for method, array in explained.arrays.items():
 
             def rows(items, array=array):
@@ -187,11 +209,11 @@ def score_maps(settings, log=None):
                     model,
                     split.tensor(indices[items]).to(settings["device"]),
                     classes[items].to(settings["device"]),
-                    break_zero_ties(batch) if settings["break_ties"] else batch,
+                    batch,
                     metrics=metrics,
                     masks=split.box_masks(indices[items]),
                     part_masks=None if parts is None else parts[items],
-                    **{name: settings[name] for name in ("curves", "options", "chunk")},
+                    **{name: settings[name] for name in ("curves", "options", "break_ties", "chunk")},
                 )
                 failed = ~batch.flatten(1).isfinite().all(1).cpu()
                 return torch.cat([torch.stack([*scores.values(), failed.float()], 1), *drawn.values()], 1)
@@ -200,13 +222,33 @@ def score_maps(settings, log=None):
             widths = [len(metrics) + 1, *(len(protocol.counts) for protocol in protocols.values())]
             scores, *drawn = np.split(table, np.cumsum(widths)[:-1], axis=1)
             drawn = dict(zip(protocols, drawn, strict=True))
-            result["scores"][method] = dict(zip(metrics, scores[:, :-1].T, strict=True))
+            found = dict(zip(metrics, scores[:, :-1].T, strict=True))
+            found |= _scores_of_mosaics(explained.mosaics, method, in_mosaics, settings, len(indices))
+            result["scores"][method] = {name: found[name] for name in scored}
             result["failed"][method] = scores[:, -1] > 0
             result["curves"][method] = {name: _mean(values) for name, values in drawn.items()}
             write(method, drawn)
             if log and distributed.is_main():
                 log(f"{method}: {len(indices)} images scored, {int(result['failed'][method].sum())} without a map")
     return result
+
+
+def _scores_of_mosaics(mosaics, method, metrics, settings, count):
+    """metric -> scores (count,): those of the mosaics at the images that they explain, NaN at the others."""
+    if not metrics:
+        return {}
+
+    def rows(numbers):
+        maps, options = torch.from_numpy(mosaics.arrays[method][numbers]), settings["options"]
+        found, _ = score_batch(
+            None, None, None, maps, metrics=metrics, cell_masks=mosaics.masks(numbers), options=options
+        )
+        return torch.stack(list(found.values()), 1)
+
+    scores = np.full((len(metrics), count), np.nan, np.float32)
+    table = distributed.map_in_order(rows, len(mosaics), batch_size=settings["batch"])
+    scores[:, mosaics.explained] = table.numpy().T
+    return dict(zip(metrics, scores, strict=True))
 
 
 def _mean(curves):

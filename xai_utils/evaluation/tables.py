@@ -147,6 +147,20 @@ def markdown(summary: dict) -> str:
     return "\n".join([*("| " + " | ".join(row) + " |" for row in rows), "", summary["protocol"]])
 
 
+def truth(table: pandas.DataFrame, chance: dict) -> pandas.DataFrame:
+    """Rows methods, best first in the first metric; of each metric the mean with its interval, and over chance.
+
+    `table` from `scores.score_table`; `chance`: metric -> the score of a map that knows nothing.
+    """
+    columns, order = {}, table.sort_values(next(iter(chance)), ascending=False, kind="stable") if chance else table
+    for name, known in chance.items():
+        told = (f"{{:.{digits(name)}f}} [{{:.{digits(name)}f}}, {{:.{digits(name)}f}}]").format
+        parts = order[[name, f"{name}_low", f"{name}_high"]].to_numpy()
+        columns[f"{METRICS[name].heading()}, chance {known:.3f}"] = [told(*part) for part in parts]
+        columns[f"{METRICS[name].heading()} / chance"] = [f"{mean / known:.2f}" for mean in parts[:, 0]]
+    return pandas.DataFrame(columns, index=order.index)
+
+
 def against_controls(frame, table, metrics, *, controls, seed) -> pandas.DataFrame:
     """Rows methods; a column per metric and its best control: paired difference, Holm-corrected p, ✓: intervals apart.
 

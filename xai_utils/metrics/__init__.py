@@ -10,6 +10,7 @@ what was measured; means and intervals are made in `statistics` only.
 
 from xai_utils.metrics.complexity import mean_intensity
 from xai_utils.metrics.confidence import average_drop, percent_increase, percentage_in
+from xai_utils.metrics.grid_pointing import grid_pointing
 from xai_utils.metrics.localisation import box_average_precision, pointing_game
 from xai_utils.metrics.part_truth import part_truth, part_truth_top
 from xai_utils.metrics.perturbation import deletion, faithfulness, insertion
@@ -22,6 +23,7 @@ __all__ = [
     "box_average_precision",
     "deletion",
     "faithfulness",
+    "grid_pointing",
     "insertion",
     "mean_intensity",
     "metric",

@@ -29,6 +29,17 @@ def aligned(maps, masks):
     return masks.bool().cpu(), maps
 
 
+def mass_share(mass, masks):
+    """Share of the mass (N, H, W; none negative) that lies on the masks (N,); NaN where a mask is empty.
+
+    A map without mass counts as one that is the same everywhere: its share is the mask's of the image, which is chance.
+    """
+    mass = mass.double()
+    mass = torch.where(mass.sum((1, 2), keepdim=True) > 0, mass, 1)
+    share = (mass * masks).sum((1, 2)) / mass.sum((1, 2))
+    return torch.where(masks.any(2).any(1), share.float(), torch.nan)
+
+
 def box_average_precision(model, images, target, maps, *, masks):
     """Explainability M_I in percent (N,): average precision of the pixel ranking, higher is better (DGLE, eq. 9).
 

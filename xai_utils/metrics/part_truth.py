@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from xai_utils.images import keep_top, rank_pixels
-from xai_utils.metrics.localisation import aligned
+from xai_utils.metrics.localisation import aligned, mass_share
 from xai_utils.networks import answering, class_indices, class_scores, evaluating, logits_of
 
 THRESHOLD = 0.5  # of the class's probability: on the birds most parts take nearly nothing of it or nearly all
@@ -90,10 +90,7 @@ def part_truth(model, images, target, maps, *, part_masks):
     that do is seen. Needs no model.
     """
     masks, maps = aligned(maps, part_masks)
-    mass = (maps - maps.amin((1, 2), keepdim=True)).double()
-    mass = torch.where(mass.sum((1, 2), keepdim=True) > 0, mass, 1)
-    share = (mass * masks).sum((1, 2)) / mass.sum((1, 2))
-    return torch.where(masks.any(2).any(1), share.float(), torch.nan)
+    return mass_share(maps - maps.amin((1, 2), keepdim=True), masks)
 
 
 def part_truth_top(model, images, target, maps, *, part_masks):

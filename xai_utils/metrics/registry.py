@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from xai_utils.metrics.complexity import mean_intensity
 from xai_utils.metrics.confidence import average_drop, percent_increase, percentage_in
+from xai_utils.metrics.grid_pointing import grid_pointing
 from xai_utils.metrics.localisation import box_average_precision, pointing_game
 from xai_utils.metrics.part_truth import part_truth, part_truth_top
 from xai_utils.metrics.perturbation import (
@@ -18,7 +19,12 @@ from xai_utils.metrics.perturbation import (
     insertion,
 )
 
-GIVEN = ("masks", "part_masks", "chunk")  # keywords that whoever scores gives: no part of what is measured
+GIVEN = (
+    "masks",
+    "part_masks",
+    "cell_masks",
+    "chunk",
+)  # keywords that whoever scores gives: no part of what is measured
 
 
 class Metric(NamedTuple):
@@ -26,7 +32,8 @@ class Metric(NamedTuple):
 
     label: str  # "{percent:g}" in it is the option of that name: `heading` fills it in
     higher_is_better: bool | None  # None: neither
-    needs: str  # "model" (forward passes), "masks" (annotated objects), "part_masks" (drawn ones) or "maps" (no more)
+    needs: str  # "model" (forward passes), "maps" (no more), "masks" (annotated objects), "part_masks" (drawn parts),
+    # or "cell_masks": the maps are not of the images, but of mosaics in which they are explained
     unit: str
     measures: str  # in words, without the settings
     function: Callable
@@ -156,6 +163,14 @@ METRICS = {
         unit="0 to 1",
         measures="as part truth, of as many of the map's top pixels as those parts have",
         function=part_truth_top,
+    ),
+    "grid_pointing": Metric(
+        label="Grid pointing",
+        higher_is_better=True,
+        needs="cell_masks",
+        unit="0 to 1",
+        measures="share of the map's mass, in a mosaic of images of several classes, on that of the explained class",
+        function=grid_pointing,
     ),
     "mean_intensity": Metric(
         label="Mean intensity",

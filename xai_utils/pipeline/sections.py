@@ -169,9 +169,18 @@ class TrainAttention(Stage):
     checkpoint_steps: Whole | None
 
 
+class Mosaics(Section):
+    """Of the grid pointing game."""
+
+    number: Annotated[int, Field(ge=0, le=1_000_000)]
+    cells: Annotated[int, Field(ge=2, le=8)]
+    confidence: Annotated[float, Field(ge=0, lt=1)]
+
+
 class Explain(Stage):
     compute: Compute
     images: Count
+    mosaics: Mosaics
     methods: Names
     rows: dict[FileName, RowOptions]  # row -> options, which the method checks
 
@@ -189,6 +198,7 @@ class Evaluate(Stage):
     percentage_in: Annotated[float, Field(gt=0, lt=100)]
     pointing_tolerance: Annotated[float, Field(ge=0, le=224)]
     part_threshold: Annotated[float, Field(ge=0, lt=1)]
+    grid_mass: Literal["positive", "above_minimum"]
     chunk: Whole
     sanity_images: Annotated[int, Field(ge=0, le=1_000_000)]
     sanity_noise: Share
