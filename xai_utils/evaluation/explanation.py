@@ -25,9 +25,10 @@ def make_maps(settings: dict, *, compute: distributed.Compute, log=None):
     their number, cells (of a side), and the confidence above which the network recognises an image.
 
     A mosaic explains one of these images once more, among images of other classes, for the grid pointing game
-    (`metrics.grid_pointing`): all stand there that the network classifies right with that probability or more, the
-    explained ones are chosen evenly. They are shown at their own size if the target, and the trained networks that
-    methods bring, take images as large as that makes the mosaic; otherwise it is scaled to the size of one image.
+    (`metrics.grid_pointing`). All in it are recognised: the target classifies them right, with that probability or
+    more. The explained ones are chosen evenly. Images keep their size, so that a mosaic is cells times as large, unless
+    the target is built for images of one size (`image_size` of its options), or it or a trained network that a method
+    brings takes none as large: then a mosaic has the size of one image.
     `log(text)` gets a line per batch on the main process.
     """
     compute = compute.resolved()
@@ -81,8 +82,9 @@ def _explain(settings, device, log):
     )
     place = {name: index for index, name in enumerate(target.classes)}  # a class that the target lacks is never right
     labels = np.array([place.get(split.classes[label], -1) for label in split.labels[indices]])
-    recognised = (predicted.numpy() == labels) & (probability.numpy() >= settings["mosaics"]["confidence"])
-    mosaics = _mosaics(model, first, labels, recognised, settings)
+    confidence = torch.where(predicted == torch.from_numpy(labels), probability, 0).numpy()
+    size = first.shape[-2:] if "image_size" in target.options else _mosaic_size(model, first, settings)
+    mosaics = _mosaics(labels, confidence, tuple(size), settings)
     if len(mosaics):
         write(
             folder / MOSAICS,
@@ -144,41 +146,41 @@ def _write_maps(folder, pictures, classes, size, *, model, settings, device, log
     distributed.wait_for_all()  # all maps are there
 
 
-def _mosaics(model, first, labels, recognised, settings) -> Mosaics:
-    """What stands in the mosaics, of the images `recognised` (n,) bool with `labels` (n,); `first` (1, 3, H, W) is one."""
-    number, cells, confidence = (settings["mosaics"][name] for name in ("number", "cells", "confidence"))
-    usable = np.flatnonzero(recognised)
+def _mosaics(labels, confidence, size, settings) -> Mosaics:
+    """What stands in mosaics of `size` (H, W), of images with `labels` (n,) and the probability (n,) of those labels.
+
+    The probability is 0 where another class is predicted.
+    """
+    number, cells, least = (settings["mosaics"][name] for name in ("number", "cells", "confidence"))
+    usable = np.flatnonzero((confidence > 0) & (confidence >= least))
     classes = len(np.unique(labels[usable]))
     told = (
         f"{len(usable)} of {len(labels)} explained images, of {classes} classes, are recognised with a probability of "
-        f"{confidence:g} or more"
+        f"{least:g} or more"
     )
     if not number:
-        return Mosaics("no mosaics: explain.mosaics.number is 0", cells)
+        return Mosaics("no mosaics: explain.mosaics.number is 0")
     if classes < 2:
-        return Mosaics(f"no mosaics: {told}, and a mosaic needs two classes; lower explain.mosaics.confidence", cells)
-    explained = usable[np.linspace(0, len(usable) - 1, min(number, len(usable))).astype(int)]
-    places = np.searchsorted(usable, explained)
-    drawn = [
-        draw_cells(labels[usable], place, each, settings["seed"], cells=cells) for each, place in enumerate(places)
-    ]
-    size = _mosaic_size(model, first, cells, settings["methods"])
+        return Mosaics(f"no mosaics: {told}, and a mosaic needs two classes; lower explain.mosaics.confidence")
+    explained = np.linspace(0, len(usable) - 1, min(number, len(usable))).astype(int)  # evenly: the classes, too
+    draw = partial(draw_cells, labels[usable], seed=settings["seed"], cells=cells)
+    drawn = np.stack([draw(place, each) for each, place in enumerate(explained)])
     told = f"{len(drawn)} mosaics of {cells} x {cells} images, {size[0]} x {size[1]} pixels; {told}"
-    return Mosaics(told, cells, size, images=usable[np.array(drawn)])
+    return Mosaics(told, cells, size, images=usable[drawn])
 
 
-def _mosaic_size(model, image, cells, methods):
+def _mosaic_size(model, image, settings):
     """(H, W) of mosaics: of so many images as they are, or of one (1, 3, H, W) where some network takes no others."""
-    large = mosaic(image.expand(cells**2, -1, -1, -1))[None]
+    large = mosaic(image.expand(settings["mosaics"]["cells"] ** 2, -1, -1, -1))[None]
     try:
         with torch.inference_mode():
             logits_of(model, large)
-        for row, options in methods.items():
+        for row, options in settings["methods"].items():
             if explainers.explainer(explainers.method_of(row, options)[0]).part is not None:
-                explainers.explain(model, large, **{"method": row} | options)
+                explainers.explain_many(model, large, methods={row: options})
     except (RuntimeError, AssertionError, ValueError):  # whatever a network says of a size that it does not take
-        return tuple(image.shape[-2:])
-    return tuple(large.shape[-2:])
+        return image.shape[-2:]
+    return large.shape[-2:]
 
 
 def _seeded(methods, settings, start, device):
