@@ -129,3 +129,17 @@ def test_methods_are_tested_against_the_best_control(scored):
     assert all(text.endswith(" ✓") for text in rows[["Insertion, random", "Deletion, random"]].to_numpy().flat)
     assert "Mean intensity, random" not in rows
     assert tables.against_controls(frame, table, METRICS, controls=("sobel_edges",), seed=0).empty
+
+
+def test_truth_stands_beside_what_a_map_scores_that_knows_nothing():
+    """Means 0.6 and 0.2 over a chance of 0.25 are 2.4 and 0.8; the best comes first; without a metric all stay."""
+    rows = {"random": [0.2, 0.1, 0.3], "grad_cam": [0.6, 0.5, 0.7]}
+    columns = ["grid_pointing", "grid_pointing_low", "grid_pointing_high"]
+    table = pandas.DataFrame.from_dict(rows, orient="index", columns=columns)
+    told = tables.truth(table, {"grid_pointing": 0.25})
+    assert told["Grid pointing, chance 0.250"].to_dict() == {
+        "grad_cam": "0.600 [0.500, 0.700]",
+        "random": "0.200 [0.100, 0.300]",
+    }
+    assert told["Grid pointing / chance"].to_list() == ["2.40", "0.80"]
+    assert list(tables.truth(table, {}).index) == ["random", "grad_cam"]

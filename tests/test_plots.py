@@ -131,3 +131,14 @@ def test_the_front_is_what_no_cheaper_method_reaches():
     for arrow, named in (("↑", ["free", "cheap", "best"]), ("↓", ["free"])):
         figure = plots.cost_and_quality(table, {"insertion": {"label": "i", "arrow": arrow}}, colours=colours)
         assert [text.get_text() for text in figure.axes[0].texts] == named
+
+
+def test_a_frame_encloses_the_pixels_of_its_mask():
+    """Rows 2 and 3, columns 0 to 4 of each picture in the row: half a pixel around their centres; none unasked."""
+    images, frames = np.zeros((2, 3, 6, 8)), np.zeros((2, 6, 8), dtype=bool)
+    frames[:, 2:4, :5] = True
+    maps = {"grad_cam": images[:, 0]}
+    for asked, count in ((frames, 4), (None, 0)):
+        boxes = [box for axis in plots.method_grid(images, maps, "ab", frames=asked).axes for box in axis.patches]
+        assert len(boxes) == count
+        assert all(box.get_bbox().bounds == (-0.5, 1.5, 5, 2) for box in boxes)

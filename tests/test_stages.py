@@ -100,7 +100,11 @@ def test_scores_are_complete_and_within_range(finished):
     assert {"insertion", "deletion", "box_average_precision", "pointing_game"} <= set(scored)
     if "faithfulness" not in scored:  # a network trained for one epoch may see no gap on any image: then it is said
         assert "Left out, for no image has a score: faithfulness, faithfulness_offset" in summary["protocol"]
-    assert summary["protocol"].endswith("part_truth, part_truth_top.")  # photographs cannot be drawn again
+    assert "part_truth, part_truth_top" in summary["protocol"]  # photographs cannot be drawn again
+    mosaics = json.loads((finished / "build" / "maps" / "explained.json").read_text())["mosaics"]
+    assert ("grid_pointing" in scored) == (len(mosaics["images"]) > 0)  # it may recognise images of one class alone
+    for page in ("explain", "evaluate"):
+        assert mosaics["told"] in (finished / "reports" / f"{page}.html").read_text()
     for row in summary["methods"].values():
         for name in ("insertion", "deletion", "pointing_game"):
             assert 0 <= row[name]["low"] <= row[name]["mean"] <= row[name]["high"] <= 1
