@@ -96,8 +96,9 @@ def grid_pointing(model, images, target, maps, *, cell_masks, mass="positive"):
 
     `maps` are of mosaics and `cell_masks` (N, H, W) true in the explained cells (`cell_mask`). Chance, and the value of
     a constant map and of one without positive mass, is the cell's share of the mosaic, 1 / cells²; NaN where the mask
-    is empty. With mass "positive", the papers', a map that is nowhere near 0 (RISE, SMOE Scale) scores near chance
-    whatever its shape; "above_minimum" takes each map's minimum off first, as part truth does. Needs no model.
+    is empty. With mass "positive", the papers', a map that is nowhere near 0 (RISE's) scores near chance whatever its
+    shape; "above_minimum" takes each map's minimum off first, as part truth does, which raises what is negative in
+    signed maps (LIME's). Needs no model.
     """
     masks, maps = aligned(maps, cell_masks)
     if mass not in MASSES:
