@@ -148,16 +148,15 @@ def markdown(summary: dict) -> str:
 
 
 def truth(table: pandas.DataFrame, chance: dict) -> pandas.DataFrame:
-    """Rows methods, best first in the first metric; of each metric the mean with its interval, and over chance.
+    """Rows methods, best first in the first metric; of each metric the mean, its interval, and how many times chance.
 
     `table` from `scores.score_table`; `chance`: metric -> the score of a map that knows nothing.
     """
     columns, order = {}, table.sort_values(next(iter(chance)), ascending=False, kind="stable") if chance else table
     for name, known in chance.items():
-        told = (f"{{:.{digits(name)}f}} [{{:.{digits(name)}f}}, {{:.{digits(name)}f}}]").format
+        told = f"{{:.{digits(name)}f}} [{{:.{digits(name)}f}}, {{:.{digits(name)}f}}], {{:.1f}} ×".format
         parts = order[[name, f"{name}_low", f"{name}_high"]].to_numpy()
-        columns[f"{METRICS[name].heading()}, chance {known:.3f}"] = [told(*part) for part in parts]
-        columns[f"{METRICS[name].heading()} / chance"] = [f"{mean / known:.2f}" for mean in parts[:, 0]]
+        columns[f"{METRICS[name].heading()} (chance {known:.3f})"] = [told(*part, part[0] / known) for part in parts]
     return pandas.DataFrame(columns, index=order.index)
 
 
