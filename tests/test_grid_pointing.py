@@ -203,8 +203,8 @@ def test_mosaics_are_explained_and_scored_beside_the_images(made):
     explanation.make_maps(settings(made, "maps"), compute=Compute())
     found, split = maps.load(made / "maps"), datasets.load(made / "data").validation
     assert found.mosaics.told == (
-        "6 mosaics of 2 x 2 images, 64 x 64 pixels; 11 of 11 explained images, of 2 classes, are recognised with a "
-        "probability of 0 or more"
+        "6 mosaics of 2 x 2 images, 64 x 64 pixels; 11 of 11 explained images are recognised with a probability of 0 "
+        "or more (classes: 2)"
     )
     assert found.arrays["gradient"].shape == (11, SIZE, SIZE)
     assert found.mosaics.arrays["gradient"].shape == (6, 2 * SIZE, 2 * SIZE)
@@ -271,8 +271,8 @@ def test_maps_of_mosaics_are_the_same_again_and_from_two_processes(made):
         ({"number": 0}, "no mosaics: explain.mosaics.number is 0"),
         (
             {"confidence": 0.999999},
-            "no mosaics: 0 of 11 explained images, of 0 classes, are recognised with a probability of 0.999999 or "
-            "more, and a mosaic needs two classes; lower explain.mosaics.confidence",
+            "no mosaics: 0 of 11 explained images are recognised with a probability of 0.999999 or more (classes: 0); "
+            "a mosaic needs two classes: lower explain.mosaics.confidence, or raise explain.images",
         ),
     ],
 )

@@ -155,13 +155,14 @@ def _mosaics(labels, confidence, size, settings) -> Mosaics:
     usable = np.flatnonzero((confidence > 0) & (confidence >= least))
     classes = len(np.unique(labels[usable]))
     told = (
-        f"{len(usable)} of {len(labels)} explained images, of {classes} classes, are recognised with a probability of "
-        f"{least:g} or more"
+        f"{len(usable)} of {len(labels)} explained images are recognised with a probability of {least:g} or more "
+        f"(classes: {classes})"
     )
     if not number:
         return Mosaics("no mosaics: explain.mosaics.number is 0")
     if classes < 2:
-        return Mosaics(f"no mosaics: {told}, and a mosaic needs two classes; lower explain.mosaics.confidence")
+        cure = "a mosaic needs two classes: lower explain.mosaics.confidence, or raise explain.images"
+        return Mosaics(f"no mosaics: {told}; {cure}")
     explained = np.linspace(0, len(usable) - 1, min(number, len(usable))).astype(int)  # evenly: the classes, too
     draw = partial(draw_cells, labels[usable], seed=settings["seed"], cells=cells)
     drawn = np.stack([draw(place, each) for each, place in enumerate(explained)])

@@ -8,7 +8,7 @@ from xai_utils.files import write_json
 from xai_utils.pipeline import dependencies, parameters
 
 SECONDS = Path(".runs/seconds.json")  # scale -> stage -> seconds that it took here last
-HEADLINES = ("insertion", "deletion", "box_average_precision", "part_truth")
+HEADLINES = ("insertion", "deletion", "box_average_precision", "part_truth", "grid_pointing")
 
 
 def remaining(stage: str, described: dict, made: dict[str, float]) -> list[str]:
@@ -65,7 +65,7 @@ def _span(seconds: float) -> str:
 
 
 def headlines(reports: Path) -> list[str]:
-    """The numbers of the last run that come first: the target's accuracy, the best method of four metrics."""
+    """The numbers of the last run that come first: the target's accuracy, the best method of each of HEADLINES."""
     target, summary = (json.loads((reports / f"{name}.json").read_bytes()) for name in ("finetune_target", "metrics"))
     lines = [f"target: {target['top1']:.1%} top-1 on {target['images']} held-out images"]
     for name in HEADLINES:
