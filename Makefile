@@ -11,7 +11,7 @@ $(foreach name,$(HOMES),$(eval export $(name) = $$(CURDIR)/.runs/home))
 endif
 unexport PYTHONDONTWRITEBYTECODE # without .pyc files every process parses torch anew: 10 s instead of 4
 
-.PHONY: repro test faults bench lab inspect notebooks site publish lint lock readme networks-table setup data clean
+.PHONY: repro test faults bench lab inspect notebooks site publish keep lint lock readme networks-table setup data clean
 
 repro: setup data ## run the whole pipeline: reports/index.html
 	python -m xai_utils.pipeline --check
@@ -43,13 +43,20 @@ BRANCH = gh-pages
 publish: setup ## make publish REMOTE=origin: make the site and push it to a branch of its own
 	python -m xai_utils.pipeline.site publish "$(REMOTE)" "$(BRANCH)"
 
+NAME =
+REV =
+FROM =
+FORCE =
+keep: setup ## keep the last run as numbers, or another: make keep NAME=pets [REV=revision | FROM=folder] [FORCE=1]
+	python -m xai_utils.pipeline.kept "$(NAME)" $(if $(REV),--rev "$(REV)") $(if $(FROM),--from "$(FROM)") $(if $(filter 1,$(FORCE)),--force)
+
 lint: setup
 	ruff check . && ruff format --check .
 
 lock: setup ## pin anew what pyproject.toml asks for
 	uv pip compile -q --upgrade --universal --python-version 3.11 --all-extras --no-annotate --custom-compile-command "make lock" pyproject.toml -o requirements.lock
 
-readme: setup ## put the result table of the last run into README.md
+readme: setup ## put the result table of the last run, and the kept runs beside it, into README.md
 	python -m xai_utils.pipeline --readme
 
 networks-table: setup ## put which method explains which network into docs/networks.md; about 10 min

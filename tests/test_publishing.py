@@ -111,7 +111,7 @@ def test_publishing_refuses_with_a_reason(recorded, tmp_path):
         (remote, "no..branch", "git check-ref-format refs/heads/no..branch failed"),
         (str(tmp_path / "nowhere"), "gh-pages", "git ls-remote .* failed: .*nowhere"),
     ):
-        with pytest.raises(site.SiteError, match=reason):
+        with pytest.raises(ValueError, match=reason):
             site.publish(recorded, recorded / "site", where, branch)
     (recorded / "reports" / "figures" / "methods.jpg").write_bytes(b"another picture")
     done = subprocess.run(

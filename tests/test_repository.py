@@ -2,17 +2,19 @@
 
 import ast
 import graphlib
+import io
 import json
 import re
 import subprocess
 import tomllib
+import zipfile
 
 import nbformat
 import pytest
 from conftest import ROOT
 from ruamel.yaml import YAML
 
-from xai_utils.pipeline import cells, dependencies, parameters, report, stage
+from xai_utils.pipeline import beside, cells, dependencies, git, kept, parameters, report, stage
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
@@ -249,8 +251,12 @@ def test_reports_are_small_and_need_no_network():
         assert not re.search(r"<script|<iframe|<link|@import|(?:src|href)=\"(?:https?:)?//", text), page.name
 
 
-def test_the_readme_shows_the_committed_results():
-    """The table in README.md is the one `make readme` makes of the committed reports."""
-
-    block = committed("README.md").split(report.RESULTS_START)[1].split(report.RESULTS_END)[0].strip()
-    assert block == stage.headline(json.loads(committed("reports/metrics.json")))
+def test_the_readme_shows_the_committed_results(tmp_path):
+    """The tables in README.md are those that `make readme` makes of the committed reports and kept runs."""
+    text = committed("README.md")
+    results, runs = (report.part_of_readme(part).search(text)[1].strip() for part in report.PARTS)
+    assert results == stage.headline(json.loads(committed("reports/metrics.json")))
+    names = [name for name in (*kept.PARTS, "runs") if git.said(ROOT, "ls-tree", "--name-only", "HEAD", name)]
+    held = git.output(ROOT, "archive", "--format=zip", "HEAD", *names)
+    zipfile.ZipFile(io.BytesIO(held)).extractall(tmp_path)
+    assert runs == beside.markdown(tmp_path)

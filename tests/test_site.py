@@ -9,13 +9,14 @@ import shutil
 import subprocess
 import sys
 from itertools import pairwise
+from urllib.parse import unquote
 
 import nbformat
 import pytest
 from conftest import ROOT
 from reported import change, project
 
-from xai_utils.pipeline import outputs, parameters, report, site
+from xai_utils.pipeline import kept, outputs, parameters, recorded, report, site, stage
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 
@@ -28,6 +29,15 @@ def built(tmp_path_factory):
     return target
 
 
+@pytest.fixture(scope="module")
+def with_run(tmp_path_factory):
+    """A project with a kept run, and its site."""
+    folder = project(tmp_path_factory.mktemp("kept") / "p")
+    kept.keep("pets+", folder, folder)
+    site.build(folder, folder / "site")
+    return folder
+
+
 @pytest.fixture
 def opened(browser):
     """A function that opens a page; at the end of the test, whatever a page complained of or asked for fails it."""
@@ -38,7 +48,7 @@ def opened(browser):
         contexts.append(context)
         page = context.new_page()
         page.set_default_timeout(60_000)
-        here = path.parent.as_uri() + "/"
+        here = next(place for place in path.parents if (place / "index.html").is_file()).as_uri() + "/"
         page.on("console", lambda message: complaints.append(f"console: {message.text}"))
         page.on("pageerror", lambda error: complaints.append(f"error: {error}"))
         page.on("dialog", lambda dialog: (complaints.append("a dialog"), dialog.dismiss()))
@@ -80,15 +90,49 @@ def test_every_page_opens_from_disk_in_silence_and_fits_a_phone(built, opened):
         assert page.locator("h1").count() == 1, path.name
 
 
-def test_every_link_leads_somewhere(built):
-    """Each address in each page is a file of the site or a place in the page."""
-    for path in pages(built):
+def test_every_link_leads_somewhere(built, with_run):
+    """Each address in each page is a file of the site or a place in the page, also on the page of a kept run."""
+    for path in [*pages(built), with_run / "site" / "index.html", with_run / "site" / "runs" / "pets+.html"]:
         text = path.read_text()
         for address in re.findall(r'(?:href|src)="([^"]+)"', text):
             if address.startswith("#"):
                 assert f'id="{address[1:]}"' in text, f"{path.name}: {address}"
             elif not address.startswith("data:"):
-                assert (built / address).is_file(), f"{path.name}: {address}"
+                assert (path.parent / unquote(address)).is_file(), f"{path.name}: {address}"
+
+
+def test_a_kept_run_has_a_page_with_the_same_tables(with_run, opened):
+    """From the front page to it and back; its scores, sorted and filtered; its claims; at 390 pixels, too."""
+    page = opened(with_run / "site" / "index.html", width=390)
+    expected = {column_: column(page, column_) for column_ in (0, 1, 2)}
+    page.locator(".cards a", has_text="pets+").click()
+    assert page.locator("h1").inner_text() == "pets+"
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert {column_: column(page, column_) for column_ in (0, 1, 2)} == expected
+    page.locator("#scores thead th").nth(1).get_by_role("button").click()
+    assert column(page, 1) == sorted(expected[1], reverse=True)
+    page.locator("#filter").fill("grad cam")
+    assert 0 < len(column(page, 0)) < len(expected[0])
+    main = page.locator("table.scores").first
+    assert main.locator("tbody tr").count() == len(expected[0])
+    assert main.locator("thead th").count() == 1 + len(stage.HEADLINE) + 2  # method, passes, failures
+    claims = kept.kept(with_run)["pets+"]["claims"]
+    rows = page.locator("table.claims").first.locator("tbody tr")
+    assert [rows.nth(n).locator("td").first.inner_text() for n in range(len(claims))] == [c["verdict"] for c in claims]
+    page.get_by_role("link", name="Results").click()
+    assert page.locator("h1").inner_text().startswith("Which pixels")
+
+
+def test_a_kept_run_is_checked_with_the_reports(with_run):
+    """`check` of the site passes with it, and names what was changed in it."""
+    folder = shutil.copytree(with_run, with_run.parent / "checked")
+    run = [sys.executable, "-m", "xai_utils.pipeline.site", "check"]
+    options = {"cwd": folder, "env": os.environ | {"PYTHONPATH": str(ROOT)}, "capture_output": True, "text": True}
+    assert subprocess.run(run, **options).returncode == 0
+    (folder / "runs" / "pets+" / "evaluate.json").write_text("{}")
+    done = subprocess.run(run, **options)
+    assert done.returncode == 1
+    assert "runs/pets+: evaluate.json is not what was kept" in done.stderr
 
 
 def test_the_table_shows_what_was_measured(built, opened):
@@ -201,6 +245,24 @@ def test_names_that_look_like_html_are_shown_as_text(tmp_path, opened):
     assert page.locator("[onfocus], [onerror]").count() == 0
 
 
+def test_a_kept_run_that_attacks_is_shown_as_text(with_run, opened):
+    """A claim, a parameter, a version and a hash that look like HTML."""
+    folder = shutil.copytree(with_run, with_run.parent / "attacked")
+
+    def attack(about):
+        about["claims"][0] |= {"claim": HOSTILE, "here": f"one; {HOSTILE}"}
+        about["parameters"]["prepare_data"]["dataset"] = HOSTILE
+        about["versions"][HOSTILE] = HOSTILE
+        about["revision"] = {"commit": HOSTILE}
+
+    change(folder / "runs" / "pets+" / "run.json", attack)
+    site.build(folder, folder / "site")
+    page = opened(folder / "site" / "runs" / "pets+.html")
+    page.locator("summary", has_text="prepare_data").click()
+    assert page.locator("body").inner_text().count(HOSTILE) == 6
+    assert page.locator("[onerror]").count() == 0
+
+
 def test_a_report_cannot_run_a_script(tmp_path, opened):
     """Whatever HTML a notebook shows, the page's policy lets only the site's own script run."""
     folder = project(tmp_path / "p")
@@ -265,7 +327,7 @@ def test_the_parameters_are_those_of_the_run(stage):
     def leaves(value):
         return sum(map(leaves, value.values())) if isinstance(value, dict) and value else 1
 
-    shown = site.recorded_parameters(lock, stage, parameters.read(ROOT / "params.yaml")["scales"])
+    shown = recorded.lines(recorded.received(lock, stage, parameters.read(ROOT / "params.yaml")["scales"]))
     assert {name.split(".")[0] for name in shown} == set(received)
     assert len(shown) == leaves(received)
     for name, value in received.items():
@@ -273,17 +335,17 @@ def test_the_parameters_are_those_of_the_run(stage):
             assert (shown[name] if isinstance(value, str) else json.loads(shown[name])) == value
 
 
-def test_the_workflow_installs_what_the_site_needs(tmp_path):
-    """A site is made without the heavy libraries; what it is made with, the workflow installs."""
+def test_the_workflow_installs_what_the_site_needs(with_run, tmp_path):
+    """A site, of kept runs, too, is made without the heavy libraries; what it is made with, the workflow installs."""
     workflow = (ROOT / ".github" / "workflows" / "pages.yml").read_text()
     code = (
         "import sys; from pathlib import Path; from xai_utils.pipeline import site;"
-        "site.build(Path.cwd(), Path(sys.argv[1]));"
+        "site.check(Path.cwd()); site.build(Path.cwd(), Path(sys.argv[1]));"
         "print(*{name.split('.')[0] for name in sys.modules})"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "site")],
-        cwd=ROOT,
+        cwd=with_run,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,

@@ -136,15 +136,41 @@ def measured(summary: dict, size, settings: dict) -> str:
 
 def markdown(summary: dict) -> str:
     """The summary as a Markdown table with the protocol under it; the best of a column is bold."""
-    heads, winners = _heads(summary), {name: best(summary, name) for name in summary["metrics"]}
-    rows = [["method", *heads.values(), "passes", "failures"], ["---", *["---:"] * (len(heads) + 2)]]
-    for method, row in summary["methods"].items():
-        cells = []
-        for name, winner in winners.items():
-            layout = "**{mean}** [{low}, {high}]" if method == winner else "{mean} [{low}, {high}]"
-            cells.append(layout.format(**_texts(row, name)))
-        rows.append([f"`{method}`", *cells, f"{row['passes']:.2f}", str(row["failures"])])
-    return "\n".join([*("| " + " | ".join(row) + " |" for row in rows), "", summary["protocol"]])
+    columns = {head: _column(summary, name) for name, head in _heads(summary).items()}
+    for name, text in {"passes": "{:.2f}", "failures": "{}"}.items():
+        columns[name] = {method: text.format(row[name]) for method, row in summary["methods"].items()}
+    return f"{_rows(columns, summary['methods'])}\n\n{summary['protocol']}"
+
+
+def side_by_side(summaries: dict[str, dict], metrics, methods) -> str:
+    """Several runs, name -> summary, as one Markdown table: a column for each of `metrics` and each run that has it.
+
+    Rows are those of `methods` that any of them has; the best of a column's rows is bold.
+    """
+    columns = {}
+    for name in metrics:
+        for run, summary in summaries.items():
+            if name in summary["metrics"]:
+                shown = {method: row for method, row in summary["methods"].items() if method in methods}
+                columns[f"{_heads(summary)[name]}, {run}"] = _column(summary | {"methods": shown}, name)
+    return _rows(columns, [method for method in methods if any(method in cells for cells in columns.values())])
+
+
+def _column(summary: dict, name: str) -> dict:
+    """method -> the cell of one metric in a Markdown table."""
+    winner = best(summary, name) if summary["methods"] else None
+    layouts = {method: "**{mean}**" if method == winner else "{mean}" for method in summary["methods"]}
+    return {
+        method: f"{layouts[method]} [{{low}}, {{high}}]".format(**_texts(row, name))
+        for method, row in summary["methods"].items()
+    }
+
+
+def _rows(columns: dict, methods) -> str:
+    """A Markdown table: head -> method -> cell; a dash where a column has no such method."""
+    rows = [["method", *columns], ["---", *["---:"] * len(columns)]]
+    rows += [[f"`{method}`", *(cells.get(method, "–") for cells in columns.values())] for method in methods]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
 def truth(table: pandas.DataFrame, chance: dict) -> pandas.DataFrame:

@@ -9,7 +9,9 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from xai_utils.pipeline import parameters
-from xai_utils.pipeline.stage import REPORTS
+from xai_utils.pipeline.project import REPORTS
+
+NUMBERS = {".json", ".tsv", ".csv"}
 
 
 class Reports(NamedTuple):
@@ -39,9 +41,14 @@ def reports(root: Path) -> Reports:
     return Reports(sorted(map(str, written)), sorted(others))
 
 
+def numbers(root: Path) -> list[str]:
+    """The files of numbers among `reports`."""
+    return [name for name in reports(root).written if Path(name).suffix in NUMBERS]
+
+
 def links(root: Path) -> list[str]:
     """The links among what a site is made of, by their names in the project; none is followed."""
-    folders = [root / REPORTS, root / "notebooks"]
+    folders = [root / REPORTS, root / "notebooks", root / "runs"]
     places = [place for folder in folders for place in (folder, *folder.rglob("*"))]
     return sorted(place.relative_to(root).as_posix() for place in places if place.is_symlink())
 

@@ -14,7 +14,7 @@ import nbformat
 from xai_utils.files import write_text
 
 TEMPLATES = Path(__file__).parent / "report_template"
-RESULTS_START, RESULTS_END = "<!-- results: `make readme` writes this -->", "<!-- end of results -->"
+PARTS = ("results", "runs")  # of README.md, that `make readme` writes
 
 
 def normalise(notebook, *, root: Path):
@@ -154,10 +154,18 @@ def write_index(folder: Path, notebooks: dict[str, Path], picture: Path, table: 
     write_text(folder / "index.html", page)
 
 
-def update_readme(readme: Path, results: str):
-    """Replace what stands between the two markers in `readme` by `results` (Markdown)."""
+def part_of_readme(part: str) -> re.Pattern:
+    """What stands in README.md between the two markers of one of `PARTS`: the group 1."""
+    start, end = f"<!-- {part}: `make readme` writes this -->\n", f"<!-- end of {part} -->"
+    return re.compile(f"(?<={re.escape(start)})(.*?)(?={re.escape(end)})", re.DOTALL)
+
+
+def update_readme(readme: Path, **contents: str):
+    """Replace what stands between the markers of each of `PARTS` in `readme` by its new content (Markdown)."""
     text = readme.read_text(encoding="utf-8")
-    pattern = re.compile(re.escape(RESULTS_START) + ".*?" + re.escape(RESULTS_END), re.DOTALL)
-    if not pattern.search(text):
-        raise ValueError(f"{readme} lacks the markers '{RESULTS_START}' and '{RESULTS_END}'")
-    write_text(readme, pattern.sub(lambda _: f"{RESULTS_START}\n{results}\n{RESULTS_END}", text))
+    for part in PARTS:
+        pattern, content = part_of_readme(part), contents[part]
+        if not pattern.search(text):
+            raise ValueError(f"{readme} lacks the markers '<!-- {part}: `make readme` writes this -->' and its end")
+        text = pattern.sub(lambda _, content=content: f"{content}\n" if content else "", text)
+    write_text(readme, text)

@@ -9,26 +9,23 @@ dvc.lock records, `publish REMOTE [BRANCH]` does both and pushes site/ to a bran
 import argparse
 import json
 import math
-import os
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
-import tomllib
 from pathlib import Path
 
 import nbformat
 from jinja2 import Environment, FileSystemLoader
 
 from xai_utils.files import new_folder
-from xai_utils.pipeline import outputs, parameters, report
+from xai_utils.pipeline import git, kept, outputs, parameters, recorded, report, terminal
 from xai_utils.pipeline import stage as pipeline
+from xai_utils.pipeline.project import REPORTS, begin_in_utf_8, enter_project
 
 TEMPLATES = Path(__file__).parent / "site_template"
 SITE = Path("site")
 PICTURE = "figures/methods.jpg"
-NUMBERS = {".json", ".tsv", ".csv"}
 
 
 class SiteError(ValueError):
@@ -41,18 +38,19 @@ def build(root: Path, target: Path, tell=lambda text: None):
     It holds what the pipeline wrote; `tell` is called with what that is, and with what else lies in reports/.
     """
     _refuse_links(root)
-    reports, sources = root / pipeline.REPORTS, pipeline.notebooks(root / "notebooks")
+    reports, sources = root / REPORTS, pipeline.notebooks(root / "notebooks")
     notebooks, found = {stage: pipeline.stripped(path) for stage, path in sources.items()}, outputs.reports(root)
     made = {stage: f"{stage}.html" for stage in notebooks if f"{stage}.html" in found.written}
     titles = {file: report.title(notebooks[stage]) for stage, file in made.items()}
-    page = _renderer({"index.html": "Results"} | titles)
+    runs = {f"runs/{name}.html": about | {"name": name} for name, about in kept.kept(root).items()}
+    page = _renderer({"index.html": "Results"} | titles | {file: about["name"] for file, about in runs.items()})
     with new_folder(target) as folder:
         (folder / "notebooks").mkdir()
         copied = [name for name in found.written if not name.endswith(".html")]
         for name in copied:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(reports / name, folder / name)
-        numbers = [name for name in copied if Path(name).suffix in NUMBERS]
+        numbers = [name for name in copied if Path(name).suffix in outputs.NUMBERS]
         for stage, path in sources.items():
             nbformat.write(notebooks[stage], folder / "notebooks" / path.name)
         for file in made.values():
@@ -67,12 +65,17 @@ def build(root: Path, target: Path, tell=lambda text: None):
             }
             for stage, notebook in notebooks.items()
         ]
-        values = _results(reports) | _circumstances(root, made) | {"cards": cards, "numbers": numbers}
+        for file, about in runs.items():
+            shutil.copytree(root / kept.FOLDER / about["name"], folder / kept.FOLDER / about["name"])
+            text = page("run.html.j2", file, **_run(root / kept.FOLDER / about["name"], about))
+            (folder / file).write_text(text, encoding="utf-8", newline="\n")
+        others = [{"file": file, "title": about["name"], "told": kept.in_words(about)} for file, about in runs.items()]
+        values = _results(reports) | _circumstances(root, made) | {"cards": cards, "numbers": numbers, "kept": others}
         text = page("index.html.j2", "index.html", title="Saliency maps: results", **values)
         (folder / "index.html").write_text(text, encoding="utf-8", newline="\n")
         (folder / ".nojekyll").touch()  # GitHub Pages serves a branch as it is only with this
     tell(outputs.listing(target))
-    if others := [outputs.printable(f"{pipeline.REPORTS}/{name}") for name in found.others]:
+    if others := [outputs.printable(f"{REPORTS}/{name}") for name in found.others]:
         tell(f"left out, for no stage wrote it: {', '.join(others)}")
 
 
@@ -87,7 +90,12 @@ def _renderer(titles: dict[str, str]):
         "script_hash": report.script_hash(script),
         "pages": [{"file": file, "title": title} for file, title in titles.items()],
     }
-    return lambda template, file, **values: environment.get_template(template).render(file=file, **shared, **values)
+
+    def page(template, file, **values):
+        up = "../" * file.count("/")  # from its folder to the site's
+        return environment.get_template(template).render(file=file, up=up, **shared, **values)
+
+    return page
 
 
 def _results(reports: Path) -> dict:
@@ -96,19 +104,44 @@ def _results(reports: Path) -> dict:
         if not path.is_file():
             raise SiteError(f"{path} is missing; the pipeline makes it: make repro")
     summary = json.loads((reports / "metrics.json").read_text(encoding="utf-8"))
+    return {"picture": PICTURE, "scores": _scores(summary)}
+
+
+def _scores(summary: dict) -> dict:
+    """The table of scores of a metrics.json, as the templates show it."""
     columns = score_columns(summary)
     rows = [
         {"method": method, "cells": [column["cells"][place] for column in columns]}
         for place, method in enumerate(summary["methods"])
     ]
-    return {"picture": PICTURE, "protocol": summary["protocol"], "columns": columns, "rows": rows}
+    return {"columns": columns, "rows": rows, "protocol": summary["protocol"]}
+
+
+def _run(folder: Path, about: dict) -> dict:
+    """What the page of a kept run shows."""
+    summary, given = about["summary"], about["parameters"]
+    main = {name: metric for name, metric in summary["metrics"].items() if name in pipeline.HEADLINE}
+    scored = json.loads((folder / "protocol.json").read_bytes())
+    return {
+        "title": about["name"],
+        "about": about,
+        "told": kept.in_words(about),
+        "headlines": terminal.headlines(folder)[:-1],  # the last names a page of reports/
+        "main": _scores(summary | {"metrics": main}),
+        "all": _scores(summary),
+        "protocol": recorded.lines(scored["protocol"] | {"intervals": given["evaluate"]["intervals"]}),
+        "parameters": {stage: recorded.lines(values) for stage, values in given.items()},
+        "identity": recorded.lines(about["revision"] | summary["run"] | {"scores": scored["digest"]}),
+        "numbers": [f"{folder.name}/{name}" for name in (kept.ABOUT, *about["files"])],
+    }
 
 
 def _circumstances(root: Path, made) -> dict:
     """What the front page shows of the run's settings: parameters of the stages that were `made`, scale, versions."""
     lock, scales = parameters.read(root / "dvc.lock"), parameters.read(root / "params.yaml")["scales"]
-    received = {stage: recorded_parameters(lock, stage, scales) for stage in made if stage in lock["stages"]}
-    return {"parameters": received, "scale": recorded_scale(lock), "versions": pinned_versions(root)}
+    ran = [stage for stage in made if stage in lock["stages"]]
+    received = {stage: recorded.lines(recorded.received(lock, stage, scales)) for stage in ran}
+    return {"parameters": received, "scale": recorded.scale(lock), "versions": recorded.versions(root)}
 
 
 def report_content(page: Path) -> str:
@@ -153,42 +186,13 @@ def _cell(score, digits: int) -> dict:
     return {"value": value, "text": str(value) if isinstance(value, int) else f"{value:.2f}", "interval": ""}
 
 
-def recorded_parameters(lock: dict, stage: str, scales: list[str]) -> dict[str, str]:
-    """What `stage` received when it last ran, one line per parameter, at whatever depth: name.name -> value."""
-    recorded = dict(lock["stages"][stage]["params"]["params.yaml"])
-    if "scale" not in recorded:
-        raise SiteError(f"dvc.lock has no scale for {stage}: an earlier version made these reports; run make repro")
-    scale = recorded.pop("scale")
-    received = parameters.at_scale(recorded | recorded.pop(stage), scale, scales, stage)
-
-    def lines(values, prefix=""):
-        for name, value in values.items():
-            if isinstance(value, dict) and value:
-                yield from lines(value, f"{prefix}{name}.")
-            else:
-                yield prefix + name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-    return dict(lines(received))
-
-
-def recorded_scale(lock: dict) -> str:
-    """The scale of the run, "" where no stage has run."""
-    found = (about["params"]["params.yaml"]["scale"] for about in lock["stages"].values() if "params" in about)
-    return next(found, "")
-
-
-def pinned_versions(root: Path) -> dict[str, str]:
-    """The version that requirements.lock pins of each library that the pipeline asks for in pyproject.toml."""
-    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    asked = [*project["dependencies"], *project["optional-dependencies"]["pipeline"]]
-    pins = re.findall(r"(?m)^([\w.-]+)==([^\s;]+)", (root / "requirements.lock").read_text(encoding="utf-8"))
-    names = [re.match(r"[\w.-]+", line)[0] for line in asked]
-    return {name: version for name in names for pinned, version in pins if pinned == name}
-
-
 def check(root: Path):
-    """Raise `SiteError`, with all reasons, where the reports are not those of one whole run, or hold links."""
+    """Raise `SiteError`, with all reasons, where the reports are not those of one whole run, or hold links.
+
+    `kept.KeptError` where a kept run is not as it was kept.
+    """
     _refuse_links(root)
+    kept.kept(root)
     if problems := outputs.outdated(root):
         raise SiteError("\n".join([*problems, "these reports are not those of one whole run; mend with: make repro"]))
 
@@ -211,38 +215,28 @@ def publish(root: Path, target: Path, remote: str, branch: str, tell=lambda text
         raise SiteError("name the git remote to publish to: make publish REMOTE=origin")
     check(root)
     name = f"refs/heads/{branch}"
-    _git(root, "check-ref-format", name)
-    parent = _git(root, "ls-remote", "--", remote, name).split("\t")[0]
+    git.said(root, "check-ref-format", name)
+    parent = git.said(root, "ls-remote", "--", remote, name).split("\t")[0]
     if parent:
-        _git(root, "fetch", "--quiet", "--no-tags", "--no-write-fetch-head", "--", remote, name)
-        if not _git(root, "ls-tree", "--name-only", parent, "index.html"):
+        git.said(root, "fetch", "--quiet", "--no-tags", "--no-write-fetch-head", "--", remote, name)
+        if not git.said(root, "ls-tree", "--name-only", parent, "index.html"):
             raise SiteError(f"branch '{branch}' of {remote} holds something else than a site; choose another BRANCH")
     build(root, target, tell)
     with tempfile.TemporaryDirectory() as scratch:
         own_index = {"GIT_INDEX_FILE": f"{scratch}/index"}
         as_it_is = ["-c", "core.autocrlf=false", "--work-tree", str(target.resolve())]
-        _git(root, *as_it_is, "add", "--all", "--force", "--", str(target.resolve()), environment=own_index)
-        tree = _git(root, "write-tree", environment=own_index)
-    if parent and tree == _git(root, "rev-parse", f"{parent}^{{tree}}"):
+        git.said(root, *as_it_is, "add", "--all", "--force", "--", str(target.resolve()), environment=own_index)
+        tree = git.said(root, "write-tree", environment=own_index)
+    if parent and tree == git.said(root, "rev-parse", f"{parent}^{{tree}}"):
         return f"branch '{branch}' of {remote} holds this site already"
-    message = f"The site of {_git(root, 'rev-parse', '--short', 'HEAD')}"
-    commit = _git(root, "commit-tree", tree, *(("-p", parent) if parent else ()), "-m", message)
-    _git(root, "push", "--quiet", "--", remote, f"{commit}:{name}")
+    message = f"The site of {git.said(root, 'rev-parse', '--short', 'HEAD')}"
+    commit = git.said(root, "commit-tree", tree, *(("-p", parent) if parent else ()), "-m", message)
+    git.said(root, "push", "--quiet", "--", remote, f"{commit}:{name}")
     return f"published as {commit[:10]} on branch '{branch}' of {remote}"
 
 
-def _git(root: Path, *arguments: str, environment=None) -> str:
-    """The output of a git command."""
-    environment = os.environ | (environment or {})
-    done = subprocess.run(["git", *arguments], cwd=root, env=environment, capture_output=True, text=True)
-    if done.returncode:
-        said = done.stderr.strip() or f"exit status {done.returncode}"
-        raise SiteError(f"git {' '.join(arguments)} failed: {said}")
-    return done.stdout.strip()
-
-
 def main():
-    pipeline.begin_in_utf_8()
+    begin_in_utf_8()
     parser = argparse.ArgumentParser(prog="python -m xai_utils.pipeline.site", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("build", help=f"make {SITE}/ from the reports of the last run")
@@ -253,7 +247,7 @@ def main():
     chosen = parser.parse_args()
     root = Path()
     try:
-        pipeline.enter_project()
+        enter_project()
         if chosen.command == "build":
             build(root, root / SITE, print)
             for problem in outputs.outdated(root):

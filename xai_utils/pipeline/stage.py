@@ -22,21 +22,12 @@ import nbformat  # noqa: E402
 
 from xai_utils import files  # noqa: E402
 from xai_utils.pipeline import cells, check, dependencies, lockfile, parameters, raw_data, report, terminal  # noqa: E402
+from xai_utils.pipeline.project import REPORTS, ROOT, begin_in_utf_8, enter_project  # noqa: E402
 
-ROOT = Path(__file__).resolve().parents[2]
 HEADLINE = ("insertion", "deletion", "faithfulness_offset", "average_drop", "box_average_precision", "part_truth")
 STAGE = "XAI_STAGE"  # in the environment of a notebook that the pipeline runs: its stage
-STRIPPED, RUNS, FAILED, REPORTS = Path("build/notebooks"), Path("build/runs"), Path(".runs"), Path("reports")
+STRIPPED, RUNS, FAILED = Path("build/notebooks"), Path("build/runs"), Path(".runs")
 LEFTOVERS = (Path("build"), Path(".checkpoints"), FAILED, REPORTS)  # where a killed stage may have left some
-
-
-def enter_project():
-    """Make the project's root the working folder, whichever folder a notebook was opened from."""
-    here = Path.cwd()
-    root = next((folder for folder in (here, *here.parents, ROOT) if (folder / "params.yaml").is_file()), None)
-    if root is None:
-        raise FileNotFoundError(f"{here} is in no project: no params.yaml here or above; begin from a clone of it")
-    os.chdir(root)
 
 
 def begin(stage: str, names: dict):
@@ -243,12 +234,6 @@ def headline(summary: dict) -> str:
     return tables.markdown(summary | {"metrics": shown})
 
 
-def begin_in_utf_8():
-    """Start this process anew where the locale (C, POSIX) would take text and the names of files for ASCII."""
-    if sys.getfilesystemencoding() != "utf-8":
-        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
-
-
 def main():
     begin_in_utf_8()
     parser = argparse.ArgumentParser(prog="python -m xai_utils.pipeline", description=__doc__.splitlines()[0])
@@ -258,7 +243,9 @@ def main():
     what.add_argument("--write", action="store_true", help="write parameters cells and code dependencies anew")
     what.add_argument("--strip", action="store_true", help=f"copy notebooks without outputs to {STRIPPED}")
     what.add_argument("--headlines", action="store_true", help="print the numbers of the last run that come first")
-    what.add_argument("--readme", action="store_true", help="put the last result table into README.md")
+    what.add_argument(
+        "--readme", action="store_true", help="put the last results, and kept runs beside them, into README.md"
+    )
     chosen = parser.parse_args()
     try:
         enter_project()
@@ -276,7 +263,10 @@ def main():
         elif chosen.headlines:
             print("\n".join(terminal.headlines(REPORTS)))
         elif chosen.readme:
-            report.update_readme(Path("README.md"), headline(json.loads((REPORTS / "metrics.json").read_bytes())))
+            from xai_utils.pipeline import beside
+
+            results = headline(json.loads((REPORTS / "metrics.json").read_bytes()))
+            report.update_readme(Path("README.md"), results=results, runs=beside.markdown(Path()))
         else:
             with files.held(FAILED):  # one stage at a time in a checkout
                 sys.exit(run(chosen.stage))

@@ -1,0 +1,61 @@
+"""The last run beside the kept ones, as README.md shows them: the main scores, and claims on which the runs differ."""
+
+import json
+from pathlib import Path
+
+from xai_utils.pipeline import kept
+from xai_utils.pipeline.project import REPORTS
+
+METRICS = ("insertion", "grid_pointing", "part_truth")  # a column for each run that has it
+METHODS = (  # no variants of one method: a table to be read at a glance
+    "akd",
+    "dgle_cf",
+    "amg",
+    "fastcam",
+    "smoe",
+    "rise",
+    "lime",
+    "meaningful_perturbation",
+    "grad_cam",
+    "grad_cam_plus_plus",
+    "gradient",
+    "integrated_gradients",
+    "smooth_grad",
+    "random",
+    "sobel_edges",
+)
+
+
+def markdown(root: Path) -> str:
+    """The run of reports/ and those of runs/ as a Markdown table, a legend and claims; "" where none is kept."""
+    from xai_utils.evaluation import tables
+
+    others = kept.kept(root)
+    if not others:
+        return ""
+    last = kept.described(root, root) | {"summary": json.loads((root / REPORTS / "metrics.json").read_bytes())}
+    name = last["summary"]["run"]["data"].split()[0]
+    runs = {f"{name}, last run" if name in others else name: last} | others
+    table = tables.side_by_side({name: about["summary"] for name, about in runs.items()}, METRICS, METHODS)
+    links = {name: f"[{name}]({kept.FOLDER}/{name}/)" for name in others}
+    legend = "; ".join(f"{links.get(name, name)}: {kept.in_words(about)}" for name, about in runs.items())
+    head = (
+        f"The same methods on other images (`make keep`), means with intervals, the best of these rows bold. {legend}."
+    )
+    return f"{head}\n\n{table}\n\n{_claims(runs)}"
+
+
+def _claims(runs):
+    """The claims of the papers that hold on one run and fail on another, a line each."""
+    verdicts = {}
+    for name, about in runs.items():
+        for row in about["claims"]:
+            verdicts.setdefault((row["paper"], row["claim"]), {}).setdefault(row["verdict"], []).append(name)
+    lines = []
+    for (paper, claim), found in verdicts.items():
+        if {"holds", "fails"} <= set(found):
+            told = "; ".join(f"{verdict} on {', '.join(names)}" for verdict, names in found.items())
+            lines.append(f"- {paper}, *{claim}*: {told}.")
+    if not lines:
+        return "No claim of the papers holds on the images of one run and fails on those of another."
+    return "\n".join(["Claims of the papers that hold on the images of one run and fail on another's:\n", *lines])
