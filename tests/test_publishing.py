@@ -74,6 +74,18 @@ def test_reports_are_compared_with_the_lock_by_content(recorded):
     ]
 
 
+def test_stages_of_one_run_read_the_same_data_and_code(recorded):
+    """A stage that did not run again after a change of what another has read anew is named, with the file."""
+    for stage, md5 in (("evaluate", "1" * 32), ("figures", "2" * 32)):
+        read = [{"path": "xai_utils/files.py", "md5": md5}, {"path": "data/birds", "md5": "3" * 32}]
+        change(
+            recorded / "dvc.lock", lambda value, s=stage, r=read: value["stages"][s].setdefault("deps", []).extend(r)
+        )
+    assert outputs.outdated(recorded) == [
+        "stages evaluate and figures ran with different versions of xai_utils/files.py"
+    ]
+
+
 def test_the_site_is_published_beside_the_work(recorded, tmp_path):
     """A branch that keeps its history receives exactly site/; index, branch and working tree stay as they were."""
     remote, target = str(tmp_path / "remote.git"), recorded / "site"

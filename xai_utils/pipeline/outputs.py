@@ -79,7 +79,8 @@ def _amount(files):
 def outdated(root: Path) -> list[str]:
     """Why the reports are not those of one whole run, as far as dvc.lock knows; by content, nothing is run.
 
-    Each report must be the file whose hash is recorded, and no stage may have read what another has made anew since.
+    Each report must be the file whose hash is recorded, no stage may have read what another has made anew since, and
+    none may have read other data, or run with other code, than the others.
     """
     lock, stages = parameters.read(root / "dvc.lock")["stages"], parameters.read(root / "dvc.yaml")["stages"]
     problems = [f"stage {stage} has not run: dvc.lock does not know it" for stage in stages if stage not in lock]
@@ -89,11 +90,15 @@ def outdated(root: Path) -> list[str]:
         if _written(root, path, recorded) is None:
             there = "is not what dvc.lock records" if (root / path).exists() else "is missing"
             problems.append(f"{path} {there}; stage {stage} makes it")
+    read = {}
     for stage, about in ran.items():
         for entry in about.get("deps", []):
-            maker, recorded = made.get(entry["path"], (None, entry["md5"]))
-            if entry["md5"] != recorded:
+            maker, recorded = made.get(entry["path"], (None, None))
+            if maker and entry["md5"] != recorded:
                 problems.append(f"stage {stage} is older than {entry['path']}, which {maker} has made anew since")
+            other, found = read.setdefault(entry["path"], (stage, entry["md5"]))
+            if not maker and entry["md5"] != found:
+                problems.append(f"stages {other} and {stage} ran with different versions of {entry['path']}")
     return problems
 
 
