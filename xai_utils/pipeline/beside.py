@@ -1,6 +1,7 @@
 """The last run beside the kept ones, as README.md shows them: the main scores, and claims on which the runs differ."""
 
 import json
+import textwrap
 from pathlib import Path
 
 from xai_utils.pipeline import kept
@@ -38,11 +39,9 @@ def markdown(root: Path) -> str:
     runs = {f"{name}, last run" if name in others else name: last} | others
     table = tables.side_by_side({name: about["summary"] for name, about in runs.items()}, METRICS, METHODS)
     links = {name: f"[{name}]({kept.FOLDER}/{name}/)" for name in others}
-    legend = "; ".join(f"{links.get(name, name)}: {kept.in_words(about)}" for name, about in runs.items())
-    head = (
-        f"The same methods on other images (`make keep`), means with intervals, the best of these rows bold. {legend}."
-    )
-    return f"{head}\n\n{table}\n\n{_claims(runs)}"
+    told = "; ".join(f"{links.get(name, name)}: {kept.in_words(about)}" for name, about in runs.items())
+    head = f"The same methods on other images: means with intervals, the best of these rows bold. {told}."
+    return f"{textwrap.fill(head, 120, break_long_words=False)}\n\n{table}\n\n{_claims(runs)}"
 
 
 def _claims(runs):

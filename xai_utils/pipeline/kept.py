@@ -234,16 +234,18 @@ def _commit(root, name):
         return {"commit": git.said(root, "rev-parse", "--verify", "--end-of-options", f"{name}^{{commit}}")}
     except git.GitError:
         listed = git.said(root, "for-each-ref", "--format=%(objectname) %(refname)", "refs/exps").splitlines()
-    known = [line.split(" ", 1) for line in listed]
-    found = [commit for commit, ref in known if ref.split("/")[-1] == name and "/exec/" not in ref]
-    if len(found) != 1:
-        told = (
-            f"the name of {len(found)} experiments ({', '.join(found)}); give the revision of one"
-            if found
-            else ("neither a revision of git nor the name of an experiment here; git log and dvc exp show list them")
+    # refs/exps/AB/CDEF…/NAME: ABCDEF… is the commit that the experiment is based on
+    known = [(commit, ref.split("/")) for commit, ref in map(str.split, listed)]
+    found = {commit: "".join(ref[2:-1]) for commit, ref in known if ref[-1] == name and ref[2] != "exec"}
+    if not found:
+        raise KeptError(
+            f"REV={name} is neither a revision of git nor the name of an experiment here; "
+            "git log and dvc exp show list them"
         )
-        raise KeptError(f"REV={name} is {told}")
-    return {"commit": found[0], "experiment": name}
+    if len(found) > 1:
+        raise KeptError(f"REV={name} is the name of {len(found)} experiments; give a commit: {', '.join(found)}")
+    [(commit, based_on)] = found.items()
+    return {"commit": commit, "experiment": name, "based_on": based_on}
 
 
 def main():
