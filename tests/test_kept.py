@@ -186,8 +186,9 @@ def test_a_checkout_tells_its_revision_and_what_differs(copy):
     """The commit that is checked out, and the changed files of the code; nothing of a repository that is not ours."""
     assert kept._revision(copy) == {}
     commit = committed(copy)
+    assert kept._revision(copy) == {"commit": commit}
     write_text(copy / "dvc.yaml", (copy / "dvc.yaml").read_text() + "# more\n")
-    assert kept._revision(copy) == {"commit": commit, "changed": ["dvc.yaml"]}
+    assert kept._revision(copy) == {"commit": commit, "changed since": ["dvc.yaml"]}
     git.said(copy, "rm", "-q", "--cached", "dvc.yaml")
     git.said(copy, "commit", "-q", "-m", "another project")
     assert kept._revision(copy) == {}

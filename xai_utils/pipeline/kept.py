@@ -211,7 +211,8 @@ def _revision(folder):
         changed = git.said(folder, "status", "--porcelain", "--untracked-files=no", "--", *CODE).splitlines()
     except git.GitError:
         return {}
-    return {"commit": commit, "changed": sorted(line.split(maxsplit=1)[1] for line in changed)}
+    names = sorted(line.split(maxsplit=1)[1] for line in changed)
+    return {"commit": commit} | ({"changed since": names} if names else {})
 
 
 @contextmanager
