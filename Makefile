@@ -43,12 +43,12 @@ BRANCH = gh-pages
 publish: setup ## make publish REMOTE=origin: make the site and push it to a branch of its own
 	python -m xai_utils.pipeline.site publish "$(REMOTE)" "$(BRANCH)"
 
-NAME =
+NAME = # given by hand: some systems set it for every process
 REV =
 FROM =
 FORCE =
 keep: setup ## keep the last run as numbers, or another: make keep NAME=pets [REV=revision | FROM=folder] [FORCE=1]
-	python -m xai_utils.pipeline.kept "$(NAME)" $(if $(REV),--rev "$(REV)") $(if $(FROM),--from "$(FROM)") $(if $(filter 1,$(FORCE)),--force)
+	python -m xai_utils.pipeline.kept "$$NAME" $${REV:+--rev "$$REV"} $${FROM:+--from "$$FROM"} $(if $(filter 1,$(FORCE)),--force)
 
 lint: setup
 	ruff check . && ruff format --check .

@@ -118,14 +118,21 @@ def test_half_a_run_is_not_kept(copy):
 def test_a_folder_without_a_lock_is_kept_if_its_numbers_agree(copy):
     """Where DVC has not run, parameters are those of params.yaml, and what the numbers say of their run decides."""
     (copy / "dvc.lock").unlink()
+    shutil.move(copy / "notebooks", copy / "elsewhere")
+    (copy / "notebooks").symlink_to("elsewhere")
     kept.keep("plain", copy, copy)
     both = kept.kept(copy)
     assert both["plain"]["parameters"]["explain"]["rows"]["rise"] == {"masks": 500}
     assert (both["plain"]["claims"], both["plain"]["hashes"]) == (both["again"]["claims"], {})
+    maps = copy / "build" / "maps" / "explained.json"
+    maps.parent.mkdir(parents=True)
+    write_text(maps, json.dumps({"run": both["again"]["summary"]["run"] | {"maps": "0123"}}))
+    with pytest.raises(kept.KeptError, match=r"build/maps/explained.json is of another run .*maps 0123 instead"):
+        kept.keep("unscored", copy, copy)
     change(copy / "reports" / "train_attention.json", lambda value: value["run"].update(target="another 0123"))
     with pytest.raises(kept.KeptError, match=r"train_attention.json is of another run .*target another 0123 instead"):
         kept.keep("mixed", copy, copy)
-    assert not (copy / "runs" / "mixed").exists()
+    assert [path.name for path in sorted((copy / "runs").iterdir())] == ["again", "plain"]
 
 
 def test_no_place_outside_of_the_project_is_kept(copy):

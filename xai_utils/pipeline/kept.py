@@ -31,6 +31,7 @@ FOLDER = Path("runs")
 ABOUT, SCORES = "run.json", "scores.csv.gz"
 TOLD = ("revision", "scale", "images", "image_size", "parameters", "versions", "hashes", "claims", "files")
 MOST = 1_000_000  # bytes of a run: it lies in the history of git for good
+MAPS = Path("build/maps/explained.json")
 LOCKS = ("pyproject.toml", "requirements.lock")
 PARTS = ("reports", "dvc.lock", "dvc.yaml", "params.yaml", *LOCKS)  # what a run is known by
 CODE = (":/xai_utils", ":/notebooks", ":/dvc.yaml")
@@ -163,15 +164,19 @@ def _require_whole(source):
     for file in (source / "params.yaml", reports / "metrics.json", reports / "scores" / "protocol.json"):
         if not file.is_file():
             raise KeptError(f"{file} is missing: there is no run of the pipeline in {source}; make repro makes one")
-    problems = [f"{name} is a link" for name in outputs.links(source)]
-    if not problems and (source / "dvc.lock").is_file():
+    locked = (source / "dvc.lock").is_file()
+    problems = [f"{name} is a link" for name in outputs.links(source) if Path(name).is_relative_to(REPORTS)]
+    if not problems and locked:
         problems = outputs.outdated(source)
     if not problems:
         ours = json.loads((reports / "metrics.json").read_bytes()).get("run", {})
-        for name in _numbers(source):
-            found = json.loads((reports / name).read_bytes()) if name.endswith(".json") else {}
-            if told := runs.difference(found.get("run"), ours) if "run" in found else "":
-                problems.append(f"{REPORTS / name} is of another run than {REPORTS}/metrics.json: {told}")
+        asked = [REPORTS / name for name in _numbers(source) if name.endswith(".json")]
+        # without DVC, maps may have been made anew since they were scored
+        asked += [MAPS] if not locked and (source / MAPS).is_file() else []
+        for name in asked:
+            found = json.loads((source / name).read_bytes())
+            if told := runs.difference(found["run"], ours) if "run" in found else "":
+                problems.append(f"{name} is of another run than {REPORTS}/metrics.json: {told}")
     if problems:
         raise KeptError("\n".join([*problems, "these reports are not those of one whole run; mend with: make repro"]))
 
