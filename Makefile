@@ -11,7 +11,7 @@ $(foreach name,$(HOMES),$(eval export $(name) = $$(CURDIR)/.runs/home))
 endif
 unexport PYTHONDONTWRITEBYTECODE # without .pyc files every process parses torch anew: 10 s instead of 4
 
-.PHONY: repro test faults bench lab inspect notebooks site publish keep lint lock readme networks-table setup data clean
+.PHONY: repro test faults bench report lab inspect notebooks site publish keep lint lock readme networks-table setup data clean
 
 repro: setup data ## run the whole pipeline: reports/index.html
 	python -m xai_utils.pipeline --check
@@ -26,6 +26,9 @@ faults: setup ## kill every stage, fill the disk, run twice at once, and compare
 
 bench: setup ## measure our maps beside other libraries', one benchmark after the other
 	for name in cams transformer_cams fastcam gradients surrogate mask_predictor rise curves memory; do python benchmarks/$$name.py --json benchmarks/$$name.json || exit 1; done
+
+report: setup data ## maps, scores and checks of your own: make report IMAGES=folder TARGET=network; docs/own-data.md
+	@python -m xai_utils.pipeline.own_report "$$IMAGES" "$$TARGET" --name="$$NAME" --methods="$$METHODS" --limit="$$LIMIT" --size="$$SIZE"
 
 lab: setup data ## open the project in JupyterLab: notebooks, parameters, reports
 	jupyter lab --FileContentsManager.pre_save_hook=xai_utils.pipeline.by_hand.keep_source

@@ -9,11 +9,12 @@ from xai_utils.datasets.birds import Bird, render
 from xai_utils.datasets.catalogue import PARTS, Catalogue, differing_parts, load_catalogue
 from xai_utils.datasets.errors import CorruptImage, DataError, MissingData
 from xai_utils.datasets.preparation import prepare
-from xai_utils.datasets.prepared import SPLITS, Data, Split, load
+from xai_utils.datasets.prepared import SPLITS, UNLABELLED, Data, Split, load
 
 __all__ = [
     "PARTS",
     "SPLITS",
+    "UNLABELLED",
     "Bird",
     "Catalogue",
     "CorruptImage",

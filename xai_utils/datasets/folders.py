@@ -11,6 +11,7 @@ from xai_utils.datasets.errors import DataError
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 NOT_IMAGES = {".txt", ".md", ".csv", ".json", ".xml", ".yaml", ".yml", ".html", ".ini", ".db", ".mat"}
 TRAIN = ("train", "training")  # in any case
+LOOSE = "an image beside the folders of classes"
 HELD_OUT = ("validation", "val", "valid", "test", "testing")  # the first that exists is held out
 MADE_BY_SYSTEMS = {"@eadir", "__macosx", "#recycle", "$recycle.bin", "system volume information", "lost+found"}
 
@@ -82,6 +83,11 @@ def classes_in(root, folder, left_out):
     return classes
 
 
+def unlabelled_in(root, left_out):
+    """The sorted files of a `root` that holds images and no folder; None where it holds something else."""
+    return _images(root, root, left_out) if _is_class(root) else None
+
+
 def walk(root, folder, left_out):
     """All files of `folder`, at any depth, sorted; links to folders are followed, but no folder is read twice."""
     entered, links, files = set(), [], []
@@ -138,7 +144,7 @@ def _folders(root, place, left_out):
 def _note_loose(root, folder, left_out):
     for entry in sorted(folder.iterdir()):
         if entry.suffix.lower() in SUFFIXES and entry.is_file() and not _by_system(entry.name):
-            left_out.note("an image beside the folders of classes", entry.relative_to(root).as_posix())
+            left_out.note(LOOSE, entry.relative_to(root).as_posix())
 
 
 def _is_class(folder):

@@ -7,6 +7,7 @@ Layouts understood, one folder per class in each:
 or, without these, a table:
     labels.csv (file and class; `synset` and `label` mean class too), files relative to the root or to images/:
     a seeded share of each class is held out; everything, where no class has two images
+or images alone, in one folder, without a table: they have no labels and all are held out
 
 The names of splits are known in any case: Val/ is val/. Images may lie deeper inside their class folder, also behind
 links. What is not looked at is in `Listing.left_out` (folders.py); any other file must be an image.
@@ -24,7 +25,8 @@ from PIL import Image, ImageOps
 
 from xai_utils.datasets.csv_files import LABELS, read_labels
 from xai_utils.datasets.errors import CorruptImage, DataError, MissingData
-from xai_utils.datasets.folders import LeftOut, classes_in, listed, splits
+from xai_utils.datasets.folders import LOOSE, LeftOut, classes_in, listed, splits, unlabelled_in
+from xai_utils.datasets.prepared import UNLABELLED
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 
@@ -37,6 +39,8 @@ def no_boxes(file, size):
 @dataclass(frozen=True)
 class Listing:
     """What a data set holds: `classes` in the order of the labels, per split a list of (file below `root`, label).
+
+    Without labels there are no `classes`, and each label is UNLABELLED.
 
     `boxes(file, (width, height))`: (k, 4) floats x0, y0, x1, y1, half-open, in pixels of the upright image, inside it.
     `parts(file)`: a PIL image of the image's size whose pixels are 0 or the position in `part_names` + 1.
@@ -59,10 +63,10 @@ class Listing:
 def find_images(root, *, validation_fraction, seed):
     """List the images of `root`, see the module docstring for the layouts; opens none of them.
 
-    `validation_fraction` in (0, 1) and `seed` matter only where the folder itself holds nothing out: each class then
-    gives round(fraction * images) of its images, at least one, and keeps at least one.
-    Raises DataError for a missing or empty folder, a class without images, one class only, and splits with different
-    classes.
+    `validation_fraction` in (0, 1] and `seed` matter only where the folder itself holds nothing out: each class then
+    gives round(fraction * images) of its images, at least one, and keeps at least one; 1 holds everything out.
+    Raises DataError for a missing or empty folder, a class without images, one class to be trained on or beside loose
+    images, and splits with different classes.
     """
     root = Path(root)
     if not root.is_dir() or not any(root.iterdir()):
@@ -73,6 +77,8 @@ def find_images(root, *, validation_fraction, seed):
     train_folder, held_out = splits(root, left_out, table=table)
     if table and (train_folder or held_out):
         left_out.note("a table that is not read, for the folders of the splits name the classes", LABELS)
+    if not (table or train_folder or held_out) and (files := unlabelled_in(root, left_out)):
+        return Listing(root, (), [], [(file, UNLABELLED) for file in files], left_out=left_out)
     if table and not (train_folder or held_out):
         classes = read_labels(root, left_out)
         single = all(len(files) == 1 for files in classes.values())
@@ -82,7 +88,7 @@ def find_images(root, *, validation_fraction, seed):
     else:
         train, validation = _split(classes_in(root, train_folder or root, left_out), validation_fraction, seed)
     classes = tuple(sorted(validation))
-    if len(classes) < 2:
+    if len(classes) < 2 and (any(train.values()) or LOOSE in left_out):
         raise DataError(
             f"{root} has one class only, {classes[0]!r}, and a classifier needs two; give the folder whose folders are "
             f"the classes, or write {root / LABELS} (file,class)"
@@ -109,6 +115,8 @@ def _both(root, train_folder, held_out, left_out):
 
 
 def _split(classes, validation_fraction, seed):
+    if validation_fraction == 1:
+        return {}, classes
     train, validation = {}, {}
     for number, (name, files) in enumerate(classes.items()):
         held = _held_out(name, files, validation_fraction, np.random.default_rng([seed, number]))
@@ -157,7 +165,7 @@ def _to_rgb(image):
 
 def _held_out(name, files, fraction, generator):
     if not 0 < fraction < 1:
-        raise DataError(f"validation_fraction is {fraction}; it must lie between 0 and 1, both excluded")
+        raise DataError(f"validation_fraction is {fraction}; it must lie above 0 and be at most 1 (hold all out)")
     if len(files) < 2:
         raise DataError(f"class {name!r} has one image only and cannot be split; add images or a validation/ folder")
     count = min(max(round(fraction * len(files)), 1), len(files) - 1)

@@ -36,12 +36,12 @@ def prepare(
 
     A source with `species.yaml` is drawn: `train_per_class` and `validation_per_class` images per species. Any other
     source is a published data set (`published.LAYOUTS`) or an image folder (`on_disk`); the two numbers are then caps
-    (a seeded subset of each class; None: all), and `validation_fraction` is held out where an image folder itself
-    holds nothing out. `inclusive_boxes`: its boxes.csv names the last pixels inside (Tiny ImageNet, Pascal VOC)
-    instead of half-open boxes (None: see `csv_files.read_boxes`). `annotation_level` and `drop_blacklisted`: see
-    `published.find`. Images that cannot be decoded are all named in one error, or with `skip_corrupt` left out and
-    listed in the description as `skipped` (file -> why). What else lies in the source is counted there as `left_out`
-    (reason -> count and first name); drawn birds have no such entry.
+    (a seeded subset of each class, or of images without labels; None: all), and `validation_fraction` is held out where
+    an image folder itself holds nothing out. `inclusive_boxes`: its boxes.csv names the last pixels inside (Tiny
+    ImageNet, Pascal VOC) instead of half-open boxes (None: see `csv_files.read_boxes`). `annotation_level` and
+    `drop_blacklisted`: see `published.find`. Images that cannot be decoded are all named in one error, or with
+    `skip_corrupt` left out and listed in the description as `skipped` (file -> why). What else lies in the source is
+    counted there as `left_out` (reason -> count and first name); drawn birds have no such entry.
 
     geometry "crop": shorter side to round(image_size * 256 / 224), then the middle; "squash": both sides to
     image_size, proportions lost. Bilinear, antialiased. Boxes follow, clipped; a box left without area is dropped.
@@ -228,7 +228,7 @@ def _capped(images, cap, seed):
         by_label[label].append((file, label))
     kept = []
     for label in sorted(by_label):
-        order = np.random.default_rng([*seed, label]).permutation(len(by_label[label]))[:cap]
+        order = np.random.default_rng([*seed, max(label, 0)]).permutation(len(by_label[label]))[:cap]
         kept += [by_label[label][index] for index in sorted(order)]
     return kept
 

@@ -20,15 +20,17 @@ from xai_utils.datasets.errors import DataError
 
 CATALOGUE = "species.yaml"
 SPLITS = ("train", "validation")
+UNLABELLED = -1  # the label of an image whose class nobody told
 
 
 @dataclass(frozen=True)
 class Split:
     """One split; images and part maps stay on disk until they are asked for.
 
-    `images` uint8 (N,3,S,S); `labels` int64 (N,); `boxes` N float arrays (k,4) of x0, y0, x1, y1, half-open, in
-    pixels of `images`; `parts` uint8 (N,S,S), 0 or the position in `part_names` + 1, None where the data have no
-    parts; `files` N source files, for birds `species:seed`. Arrays of `indices` below are any integer sequence.
+    `images` uint8 (N,3,S,S); `labels` int64 (N,), places in `classes`, all of them UNLABELLED where `classes` is empty;
+    `boxes` N float arrays (k,4) of x0, y0, x1, y1, half-open, in pixels of `images`; `parts` uint8 (N,S,S), 0 or the
+    position in `part_names` + 1, None where the data have no parts; `files` N source files, for birds `species:seed`.
+    Arrays of `indices` below are any integer sequence.
     """
 
     images: np.ndarray
@@ -51,13 +53,13 @@ class Split:
         if not 1 <= count <= len(self):
             raise ValueError(f"a subset of {count} images was asked for; this split has {len(self)}, ask for 1 to that")
         generator = np.random.default_rng(seed)
-        order = generator.permutation(len(self))
-        classes = generator.permutation(len(self.classes))
+        order, labels = generator.permutation(len(self)), np.maximum(self.labels, 0)  # without labels: one class
+        classes = generator.permutation(max(len(self.classes), 1))
         turn = np.zeros(len(self), dtype=np.int64)  # an image's place in the queue of its class
         for label in classes:
-            own = order[self.labels[order] == label]
+            own = order[labels[order] == label]
             turn[own] = np.arange(len(own))
-        ranked = np.lexsort((classes.argsort()[self.labels], turn))  # first of every class, then second, ...
+        ranked = np.lexsort((classes.argsort()[labels], turn))  # first of every class, then second, ...
         return np.sort(ranked[:count])
 
     def box_masks(self, indices):

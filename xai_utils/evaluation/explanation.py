@@ -12,7 +12,9 @@ from xai_utils.files import files_fingerprint, new_arrays, new_folder, write_jso
 from xai_utils.metrics import cost
 from xai_utils.metrics.grid_pointing import draw_cells, mosaic
 from xai_utils.networks import inference_copy, logits_of, targets
+from xai_utils.progress import Progress
 from xai_utils.training import distributed
+from xai_utils.training.target import labels_among
 
 BATCH = 32  # images in memory at once; random methods draw per batch, so another number draws other maps
 COUNTED = 2  # images on which passes are counted
@@ -78,10 +80,9 @@ def _explain(settings, device, log):
         lambda rows: split.tensor(indices[rows]),
         predicted,
         split.images.shape[-2:],
-        log=log and (lambda done: log(f"explained {done} of {len(indices)} images")),
+        log=_told(log, "images", len(indices)),
     )
-    place = {name: index for index, name in enumerate(target.classes)}  # a class that the target lacks is never right
-    labels = np.array([place.get(split.classes[label], -1) for label in split.labels[indices]])
+    labels = labels_among(split, target.classes)[indices]  # a class that the target lacks is never right
     confidence = torch.where(predicted == torch.from_numpy(labels), probability, 0).numpy()
     size = first.shape[-2:] if "image_size" in target.options else _mosaic_size(model, first, settings)
     mosaics = _mosaics(labels, confidence, tuple(size), settings)
@@ -93,7 +94,7 @@ def _explain(settings, device, log):
             mosaics.size,
             batch=max(1, BATCH // mosaics.cells**2),
             begun=len(indices),
-            log=log and (lambda done: log(f"explained {done} of {len(mosaics)} mosaics")),
+            log=_told(log, "mosaics", len(mosaics)),
         )
     if distributed.is_main():
         images = split.tensor(indices[:COUNTED]).to(device)
@@ -118,6 +119,12 @@ def _explain(settings, device, log):
             "run": run | {"maps": files_fingerprint(folder)[:20]},
         }
         write_json(folder / "explained.json", record)
+
+
+def _told(log, pictures, total):
+    """A function of how many of the `pictures` are done that logs it and how long the rest takes; None without `log`."""
+    progress = Progress(total)
+    return log and (lambda done: log(f"explained {pictures}: {progress(done)}"))
 
 
 def _write_maps(folder, pictures, classes, size, *, model, settings, device, log, batch=BATCH, begun=0):

@@ -9,6 +9,7 @@ from xai_utils.evaluation import sanity
 from xai_utils.explainers import method_of, named_layers
 from xai_utils.metrics.statistics import summary
 from xai_utils.networks import inference_copy, targets
+from xai_utils.progress import Progress
 
 CASCADE, HEAVY = 20, 100  # passes: above the first all layers forget at once, above the second on HEAVY_IMAGES images
 HEAVY_IMAGES = 2
@@ -32,13 +33,14 @@ def of_rows(target, made, split, *, images, compute, noise=sanity.NOISE, seed=0,
     )
     keep = named_layers(made.methods)
     model = inference_copy(targets.load(target, compute.device), pixels[:1], keep=keep)
-    for row, given in made.methods.items():
+    progress = Progress(len(made.methods))
+    for number, (row, given) in enumerate(made.methods.items(), 1):
         method, options = method_of(row, given)
         few = slice(0, HEAVY_IMAGES if made.passes[row] > HEAVY else None)
         asked = {"options": options, "cascade": made.passes[row] <= CASCADE, "noise": noise, "seed": seed}
         found[row] = sanity.sanity(method, model, pixels[few], classes[few], **asked)
         if log:
-            log(f"{row}: {found[row].verdict}")
+            log(f"{row}: {found[row].verdict}; {progress(number)}")
     return found
 
 

@@ -26,8 +26,9 @@ from xai_utils.metrics.part_truth import THRESHOLD, area_share, deciding_parts
 from xai_utils.metrics.perturbation import CURVES, explained_classes, perturbation_curves
 from xai_utils.metrics.statistics import holm, paired_tests, summary
 from xai_utils.networks import answering, evaluating, inference_copy, targets
+from xai_utils.progress import Progress
 from xai_utils.training import distributed
-from xai_utils.training.target import indices_by_name
+from xai_utils.training.target import labels_among
 
 REQUIRED = ("target", "data", "maps", "metrics")
 MEASURED = ("metrics", "curves", "options", "part_threshold", "break_ties")  # the settings that scores depend on
@@ -158,10 +159,11 @@ def score_maps(settings, log=None):
         indices, targets, labels (n,)                  protocol   what stands beside the numbers
         part_area   (n,) share of the image on parts that decide, None where no metric needs them
         run         of which run the scores are (runs.py): ValueError where the maps are of another
-    Targets and labels are the target network's class indices, whatever the order of the data's classes. Metrics that
-    need parts are left out for data that cannot be drawn again, those of mosaics where there are none. The score of a
-    mosaic stands at the image that it explains, NaN at images that none explains: what is paired by image is paired by
-    mosaic. The folders `scores` and `drawn` are replaced as a
+    Targets and labels are the target network's class indices, whatever the order of the data's classes; a label that
+    nobody told, or of a class that the network does not know, is datasets.UNLABELLED. Metrics that need parts are left
+    out for data that cannot be drawn again, those of mosaics where there are none. The score of a mosaic stands at the
+    image that it explains, NaN at images that none explains: what is paired by image is paired by mosaic. The folders
+    `scores` and `drawn` are replaced as a
     whole when all methods are done. `log(text)` gets a line per method on the main process.
     """
     settings = _complete(settings)
@@ -196,11 +198,12 @@ def score_maps(settings, log=None):
         },
         "part_threshold": None if parts is None else settings["part_threshold"],
     }
-    labels = indices_by_name(split.classes, target.classes).numpy()[split.labels[indices]]
+    labels = labels_among(split, target.classes)[indices]
     result |= {"indices": indices, "targets": classes.numpy(), "labels": labels}
     result["part_area"] = None if parts is None else area_share(parts).numpy()
+    progress = Progress(len(explained.arrays))
     with _written(settings, explained, scored, result) as write:
-        for method, array in explained.arrays.items():
+        for number, (method, array) in enumerate(explained.arrays.items(), 1):
 
             def rows(items, array=array):
                 """Everything about some images as one row each: scores, then failure, then the points of all curves."""
@@ -229,7 +232,8 @@ def score_maps(settings, log=None):
             result["curves"][method] = {name: _mean(values) for name, values in drawn.items()}
             write(method, drawn)
             if log and distributed.is_main():
-                log(f"{method}: {len(indices)} images scored, {int(result['failed'][method].sum())} without a map")
+                failed = int(result["failed"][method].sum())
+                log(f"{method}: {len(indices)} images scored, {failed} without a map; {progress(number)}")
     return result
 
 
@@ -352,7 +356,8 @@ def score_table(frame, metrics, *, seed, confidence=0.95, resamples=2000):
     """Rows methods; per metric the columns `<metric>`, `<metric>_low`, `<metric>_high`, `<metric>_n`; `failures`.
 
     All methods stand on the same images: where one method failed or a metric skips the image, all leave it out.
-    `failures` counts each method's own. The pointing game has `<metric>_by_category` too, the paper's mean.
+    `failures` counts each method's own. The pointing game has `<metric>_by_category` too, the paper's mean over those
+    images whose class is known.
     """
     table = pandas.DataFrame(index=pandas.Index(frame["method"].unique(), name="method"))
     for name in metrics:
@@ -363,7 +368,8 @@ def score_table(frame, metrics, *, seed, confidence=0.95, resamples=2000):
             for column, part in {name: "mean", f"{name}_low": "low", f"{name}_high": "high", f"{name}_n": "n"}.items():
                 table.loc[method, column] = about[part]
             if metric(name).by_category:
-                table.loc[method, f"{name}_by_category"] = mean_over_categories(scores, labels.to_numpy())
+                known = labels.to_numpy() != datasets.UNLABELLED
+                table.loc[method, f"{name}_by_category"] = mean_over_categories(scores[known], labels.to_numpy()[known])
         table[f"{name}_n"] = table[f"{name}_n"].astype(int)
     table["failures"] = frame.groupby("method")["failed"].sum().reindex(table.index).astype(int)
     return table

@@ -5,6 +5,7 @@ from html import escape
 import numpy as np
 import pandas
 
+from xai_utils.datasets import UNLABELLED
 from xai_utils.evaluation.scores import compare_methods
 from xai_utils.metrics import METRICS
 
@@ -53,11 +54,20 @@ def summarise(result: dict, table: pandas.DataFrame, passes: dict, *, asked, see
     protocol = (
         f"{len(result['indices'])} held-out images ({scored_on} scored by each metric), seed {seed}, "
         f"{confidence:.0%} bootstrap intervals; the explained class is the predicted one, "
-        f"right on {np.mean(result['targets'] == result['labels']):.0%} of the images; {result['protocol']['score']}."
+        f"{_told_accuracy(result['targets'], result['labels'])}; {result['protocol']['score']}."
     )
     if left_out:
         protocol += f" Left out, for no image has a score: {', '.join(left_out)}."
     return {"metrics": metrics, "methods": methods, "curves": curves, "protocol": protocol}
+
+
+def _told_accuracy(targets, labels) -> str:
+    """How often the predicted class is right, in words, on those images whose class is known."""
+    known = np.asarray(labels) != UNLABELLED
+    if not known.any():
+        return "and nothing tells whether it is right (no labels, or none that the network knows)"
+    on = "the images" if known.all() else f"the {known.sum()} images whose class the network knows"
+    return f"right on {np.mean(np.asarray(targets)[known] == np.asarray(labels)[known]):.0%} of {on}"
 
 
 def standings(frame, table, metrics, *, seed) -> dict:

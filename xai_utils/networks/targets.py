@@ -84,6 +84,22 @@ def has_classes(architecture, source):
     return not (architecture.startswith(TIMM) and tag) or timm_networks.configuration(f"{name}.{tag}").num_classes > 0
 
 
+def own_size(architecture, *, weights=None, options=None):
+    """The pixels of a side that a network is made for: its `options`', timm's, transformers', torchvision's; or None.
+
+    `weights`: the name of published ones.
+    """
+    if size := (options or {}).get("image_size"):
+        return size
+    if architecture.startswith(TIMM):
+        return timm_networks.configuration(architecture.removeprefix(TIMM)).input_size[-1]
+    if architecture.startswith(HF):
+        config = (options or {}).get("config") or hf_networks.configuration(architecture.removeprefix(HF))
+        return size if isinstance(size := config.get("image_size"), int) else None
+    published = weights and architecture in torchvision.models.list_models(module=torchvision.models)
+    return _record(architecture, weights).transforms().crop_size[0] if published else None
+
+
 def _record(architecture, name):
     """torchvision's record of its weights `name` of `architecture`, not fetched; ValueError listing the names."""
     ours = architecture not in torchvision.models.list_models(module=torchvision.models)

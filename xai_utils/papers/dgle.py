@@ -53,6 +53,8 @@ def beside_print(results: dict, by_category: dict, published) -> pandas.DataFram
                 continue
             factor = 100 if metric == "pointing_game" else 1
             mean = by_category[ours] if metric == "pointing_game" else about["mean"]
+            if np.isnan(mean):  # no category is known
+                continue
             text = f"{factor * mean:.1f} [{factor * about['low']:.1f}, {factor * about['high']:.1f}]"
             rows.setdefault(ours, {})[METRICS[metric].heading(), "this run"] = text
             rows[ours][METRICS[metric].heading(), "paper"] = f"{paper.loc[printed, column]:.2f}"

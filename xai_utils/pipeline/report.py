@@ -139,8 +139,13 @@ def _linked(body: str, folder: Path) -> str:
     return re.sub(r'src="data:image/(?:png|jpeg);base64,([A-Za-z0-9+/=\s]+)"', link, body)
 
 
-def write_index(folder: Path, notebooks: dict[str, Path], picture: Path, table: str, protocol: str):
-    """The front page: the result picture (below `folder`), the result table (HTML), a card for each report."""
+def write_index(
+    folder: Path, notebooks: dict[str, Path], picture: Path, table: str, protocol: str, *, advice: str, about: str = ""
+):
+    """The front page: the result picture (below `folder`), the result table (HTML), a card for each report.
+
+    `advice` (HTML): which method to trust; `about`: of what run this is (the last one of the pipeline).
+    """
     from jinja2 import Environment
 
     sources = {stage: nbformat.read(path, as_version=4) for stage, path in notebooks.items()}
@@ -149,7 +154,13 @@ def write_index(folder: Path, notebooks: dict[str, Path], picture: Path, table: 
         {"file": f"{stage}.html", "title": title(nb), "summary": first_paragraph(nb)} for stage, nb in sources.items()
     ]
     page = template.render(
-        cards=cards, picture=picture.relative_to(folder).as_posix(), table=table, protocol=protocol, **_dress()
+        cards=cards,
+        picture=picture.relative_to(folder).as_posix(),
+        table=table,
+        protocol=protocol,
+        advice=advice,
+        about=about or "Results of the last run of the pipeline.",
+        **_dress(),
     )
     write_text(folder / "index.html", page)
 

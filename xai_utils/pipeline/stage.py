@@ -98,6 +98,14 @@ def run(stage: str) -> int:
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1
+    return perform(stage, source, given, parameters.read()["scale"], parameters.read("dvc.yaml")["stages"])
+
+
+def perform(stage: str, source: Path, given: dict, scale: str, described: dict) -> int:
+    """Execute the notebook `source` on the parameters `given` and leave its page in reports/; the exit status.
+
+    `described`: the stages of this run, as dvc.yaml has them.
+    """
     _die_with_parent()
     sys.stdout.reconfigure(line_buffering=True)  # live, also through a pipe
     executed = FAILED / f"{stage}.ipynb"
@@ -110,11 +118,11 @@ def run(stage: str) -> int:
             return 1
     for path in LEFTOVERS:
         files.sweep(path)
-    scale, begun = parameters.read()["scale"], time.monotonic()
-    progress(terminal.announcement(stage, scale, RUNS))
+    begun = time.monotonic()
+    progress(terminal.announcement(stage, scale, RUNS, described))
     failure = _execute(stage, source, executed, given)
     if failure is not None:
-        _remove_outputs(stage)
+        remove_outputs(described[stage])
         print(f"\nstage {stage} failed{failure}\nits notebook as far as it ran: {executed}", file=sys.stderr)
         return 1
     result = report.normalise(nbformat.read(executed, as_version=4), root=Path.cwd())
@@ -202,9 +210,9 @@ def _space(error) -> list[str]:
     return [f"{reason}: {files.free_space(Path())}"] if (reason := files.full_disk(error)) else []
 
 
-def _remove_outputs(stage: str):
-    """What a failed stage had written so far is no result."""
-    for path in map(Path, dependencies.outputs(parameters.read("dvc.yaml")["stages"][stage])):
+def remove_outputs(about: dict):
+    """What a failed stage, as dvc.yaml describes it, had written so far is no result."""
+    for path in map(Path, dependencies.outputs(about)):
         if path.is_dir():
             shutil.rmtree(path)
         else:

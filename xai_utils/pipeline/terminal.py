@@ -6,6 +6,7 @@ from pathlib import Path
 
 from xai_utils.files import write_json
 from xai_utils.pipeline import dependencies, parameters
+from xai_utils.progress import span
 
 SECONDS = Path(".runs/seconds.json")  # scale -> stage -> seconds that it took here last
 HEADLINES = ("insertion", "deletion", "box_average_precision", "part_truth", "grid_pointing")
@@ -27,21 +28,22 @@ def remaining(stage: str, described: dict, made: dict[str, float]) -> list[str]:
     return [name for name in parameters.STAGES if name in described and name != stage and waits(name)]
 
 
-def announcement(stage: str, scale: str, runs: Path) -> str:
+def announcement(stage: str, scale: str, runs: Path, described: dict | None = None) -> str:
     """One line: which stage of how many begins, about how long it takes, and those after it.
 
     Times are those of the last run here at this scale; before one, dvc.yaml's of the default scale (`meta`).
+    `described`: the stages of the run, as dvc.yaml has them (None: all of them).
     """
-    described = parameters.read("dvc.yaml")["stages"]
-    done = {name: runs / f"{name}.ipynb" for name in parameters.STAGES}
+    described = described or parameters.read("dvc.yaml")["stages"]
+    done = {name: runs / f"{name}.ipynb" for name in parameters.STAGES if name in described}
     made = {name: file.stat().st_mtime for name, file in done.items() if file.is_file()}
     after = remaining(stage, described, made)
     known = {name: described[name].get("meta", {}).get("seconds") for name in described if scale == "default"}
     known |= _recorded().get(scale, {})
     line = f"stage {len(done) - len(after)} of {len(done)}, {stage}"
     if all(known.get(name) for name in (stage, *after)):
-        line += f": about {_span(known[stage])}"
-        line += f", and about {_span(sum(known[name] for name in after))} for what follows" if after else ""
+        line += f": about {span(known[stage])}"
+        line += f", and about {span(sum(known[name] for name in after))} for what follows" if after else ""
     return line
 
 
@@ -60,14 +62,12 @@ def _recorded() -> dict:
         return {}
 
 
-def _span(seconds: float) -> str:
-    return f"{max(1, round(seconds))} s" if seconds < 90 else f"{round(seconds / 60)} min"
-
-
 def headlines(reports: Path) -> list[str]:
     """The numbers of the last run that come first: the target's accuracy, the best method of each of HEADLINES."""
     target, summary = (json.loads((reports / f"{name}.json").read_bytes()) for name in ("finetune_target", "metrics"))
-    lines = [f"target: {target['top1']:.1%} top-1 on {target['images']} held-out images"]
+    lines = ["target: no accuracy, for no held-out image has a class that it knows"]
+    if target["top1"] is not None:
+        lines = [f"target: {target['top1']:.1%} top-1 on {target['images']} held-out images"]
     for name in HEADLINES:
         about = summary["metrics"].get(name)
         means = {method: row[name] for method, row in summary["methods"].items() if row.get(name)} if about else {}

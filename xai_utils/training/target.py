@@ -3,13 +3,14 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch.nn import functional
 from torchvision.models import ResNet50_Weights
 
 from xai_utils import datasets
 from xai_utils.files import files_fingerprint, inside
-from xai_utils.networks import ARCHITECTURES, inference_copy, targets
+from xai_utils.networks import ARCHITECTURES, inference_copy, stored, targets
 from xai_utils.networks.architectures import COMES_WITH, HF, TIMM, require_known
 from xai_utils.networks.hf_networks import configuration
 from xai_utils.networks.timm_networks import imagenet
@@ -84,20 +85,34 @@ def weights_of(name: str) -> Path:
         ) from None
 
 
+def image_size_of(name: str) -> int | None:
+    """The pixels of a side that the target of `source_of`'s `name` is made for; None where nothing says so."""
+    architecture, weights = source_of(name)
+    if architecture is None:
+        facts = stored.facts(weights, targets.KIND, ("architecture",))
+        return targets.own_size(facts["architecture"], options=facts.get("options"))
+    return targets.own_size(architecture, weights=weights if isinstance(weights, str) else None)
+
+
 def starting_target(
     name: str, classes, *, seed: int, new_head: bool = True, image_size: int | None = None
 ) -> targets.Target:
     """The target before training, of the `name` that `source_of` understands.
 
-    What lacks one of `classes` gets a new last layer for them (ValueError, if not `new_head`); what knows them all
-    keeps its own (`indices_by_name`). A file of as many classes knows them in the order of their names, and so do
-    weights that name 1000 classes in words of their own, beside 1000 synsets. `image_size` is for networks that are
-    built for one; a checkpoint has its own.
+    What lacks one of `classes` gets a new last layer for them (if `new_head`); what knows them all keeps its own
+    (`indices_by_name`). A file of as many classes knows them in the order of their names, and so do weights that name
+    1000 classes in words of their own, beside 1000 synsets. `image_size` is for networks that are built for one; a
+    checkpoint has its own. ValueError for random weights where the data tell fewer than two classes.
     """
     architecture, weights = source_of(name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if weights is None:
+            if len(classes) < 2:
+                raise ValueError(
+                    f"{name} has no weights and hence no classes, and the data tell {len(classes) or 'none'}; give a "
+                    "network with weights, or images in two or more class folders"
+                )
             return targets.build(architecture, classes, image_size=image_size)
         if architecture is None:
             target = targets.load(weights)
@@ -110,10 +125,8 @@ def starting_target(
             ordered = targets.are_numbered(target.classes) or _are_synsets(classes)
             if len(classes) == len(target.classes) and ordered and _unknown(classes, target.classes):
                 target = targets.renamed(target, classes)
-        if not _unknown(classes, target.classes):
+        if not new_head or not _unknown(classes, target.classes):
             return target
-        if not new_head:
-            indices_by_name(classes, target.classes)  # says which it does not know
         return targets.replace_head(target, classes)
 
 
@@ -130,6 +143,16 @@ def indices_by_name(classes, target_classes) -> torch.Tensor:
         )
     place = _places(classes, target_classes)
     return torch.tensor([place[name] for name in classes])
+
+
+def labels_among(split, target_classes):
+    """The labels of a `Split` as places in the target's classes, as `indices_by_name` finds them: int64 (N,).
+
+    UNLABELLED where nobody told the label, and where the target does not know the class.
+    """
+    place = _places(split.classes, target_classes)
+    own = np.array([place.get(name, datasets.UNLABELLED) for name in split.classes] + [datasets.UNLABELLED])
+    return own[split.labels]
 
 
 def strangers(classes, target_classes) -> list[str]:
@@ -152,7 +175,7 @@ def _places(classes, target_classes):
 
 
 def _are_synsets(classes):
-    return all(SYNSET.fullmatch(each) for each in classes)
+    return len(classes) > 0 and all(SYNSET.fullmatch(each) for each in classes)
 
 
 def _are_imagenets(classes):
@@ -229,14 +252,17 @@ def target_task(settings: dict) -> loop.Task:
 
 
 def fit_target(settings: dict, *, compute, checkpoint_steps=None, log=None) -> tuple[targets.Target, list[dict]]:
-    """The trained target in eval mode, and the history of its training; 0 epochs take it as it comes."""
+    """The trained target in eval mode, and the history of its training.
+
+    0 epochs take it as it comes, also where it knows other classes than the data's (`labels_among`).
+    """
     data = datasets.load(settings["data"])
     trains = settings["epochs"] > 0
+    if trains and not len(data.train):
+        raise ValueError(f"{settings['data']} has no training image; set finetune_target.epochs to 0")
     target = _starting(settings, data, new_head=trains)
     if settings["epochs"] == 0:
         return target.eval(), []
-    if not len(data.train):
-        raise ValueError(f"{settings['data']} has no training image; set finetune_target.epochs to 0")
     fitted = loop.fit(
         target_task,
         settings,
