@@ -284,6 +284,33 @@ def test_subset_is_seeded_and_balanced():
 # --- real images -----------------------------------------------------------------------------------------------------
 
 
+def test_images_without_labels_are_prepared_and_chosen_like_others(tmp_path):
+    """A cap takes a seeded subset of all, a subset is seeded, and no network's class is theirs."""
+    for number in range(6):
+        save(tmp_path / "photos" / f"{number}.png", np.full((8, 6, 3), number, dtype=np.uint8))
+    seen = set()
+    for seed in range(4):
+        about = datasets.prepare(
+            tmp_path / "photos", tmp_path / "made", image_size=32, validation_per_class=4, seed=seed
+        )
+        assert (about["classes"], about["counts"]) == ([], {"train": 0, "validation": 4})
+        seen.add(tuple(datasets.load(tmp_path / "made").validation.files))
+    assert len(seen) > 1
+    split = datasets.load(tmp_path / "made").validation
+    assert split.labels.tolist() == split.labels_among(["a", "b"]).tolist() == [datasets.UNLABELLED] * 4
+    chosen = [split.subset(2, seed).tolist() for seed in range(6)]
+    assert chosen[0] == split.subset(2, 0).tolist()
+    assert len(set(map(tuple, chosen))) > 1
+
+
+def test_labels_among_the_classes_of_a_network(tmp_path):
+    """By name, whatever the order; a class that the network does not know is UNLABELLED."""
+    folder_of(tmp_path / "set", classes=("a", "b", "c"), images=2)
+    datasets.prepare(tmp_path / "set", tmp_path / "made", image_size=32, validation_fraction=1.0)
+    split = datasets.load(tmp_path / "made").validation
+    assert split.labels_among(["c", "x", "a"]).tolist() == [2, 2, -1, -1, 0, 0]
+
+
 @pytest.mark.real
 def test_tiny_imagenet_boxes_are_those_of_its_file(real, tmp_path):
     """Real 64 px images at 96 px: each box is the published inclusive one, + 1 at its end, times 96 / 64."""

@@ -47,6 +47,23 @@ def test_layouts(tmp_path):
         assert any(listed(root, seed=seed).validation != found.validation for seed in range(1, 6))
 
 
+def test_images_in_one_folder_have_no_labels(tmp_path):
+    """No table, no class folder: all images are held out, UNLABELLED; notes beside them are counted."""
+    for name in ("2.png", "1.png"):
+        save(tmp_path / "photos" / name)
+    (tmp_path / "photos" / "notes.txt").write_text("x")
+    found = listed(tmp_path / "photos")
+    assert (found.classes, found.train) == ((), [])
+    assert found.validation == [("1.png", datasets.UNLABELLED), ("2.png", datasets.UNLABELLED)]
+    assert found.left_out == {"no image but a note": ["notes.txt"]}
+
+
+def test_everything_can_be_held_out(tmp_path):
+    """validation_fraction 1 leaves nothing to train on; then one class, and a class of one image, are enough."""
+    found = listed(folder_of(tmp_path / "set", classes=("a",), images=1), validation_fraction=1.0)
+    assert (found.classes, found.train, found.validation) == (("a",), [], [("a/0.png", 0)])
+
+
 def test_hidden_files_and_notes_are_left_out_and_nested_images_are_found(tmp_path):
     """A .DS_Store, a README and a hidden folder are no images; class/deeper/x.JPEG is one."""
     root = folder_of(tmp_path / "set")
@@ -146,7 +163,9 @@ def test_bad_folders_are_refused_by_name(tmp_path):
     folder_of(tmp_path / "good")
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("x")
-    save(tmp_path / "loose" / "x.png")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "x.txt").write_text("x")
+    save(folder_of(tmp_path / "loose", classes=("edited",)) / "x.png")
     (folder_of(tmp_path / "hollow") / "c").mkdir()
     folder_of(tmp_path / "sided" / "train")
     folder_of(tmp_path / "sided" / "val", classes=("a",))
@@ -157,7 +176,8 @@ def test_bad_folders_are_refused_by_name(tmp_path):
         ("god", r"god does not exist; beside it lie empty, file, .*good"),
         ("empty", r"empty is empty; beside it lie empty, file"),
         ("file", "is a file, not a folder"),
-        ("loose", r"loose has no class folders; it holds x.png"),
+        ("notes", r"notes has no class folders; it holds x.txt: put images into it"),
+        ("loose", r"has one class only, 'edited'"),
         ("hollow", "class 'c' .* holds no image"),
         ("sided", "class 'b' is in train/ but not in val/"),
         ("foreign", "x.gif is not an image of a known kind.*convert"),

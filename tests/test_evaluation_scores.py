@@ -69,7 +69,8 @@ def test_scores_equal_the_metrics_on_their_own(scored):
     """What is scored from files is what each metric says of the same maps; a broken map has failed, and only it."""
     lines = []
     result = scores.evaluate(settings(scored), log=lines.append)
-    assert lines == ["first: 7 images scored, 0 without a map", "second: 7 images scored, 1 without a map"]
+    assert lines[0].startswith("first: 7 images scored, 0 without a map; 1 of 2, about ")
+    assert lines[1:] == ["second: 7 images scored, 1 without a map; 2 of 2"]
     assert result["failed"]["second"].tolist() == [False, False, False, True, False, False, False]
     split, model = datasets.load(scored / "data").validation, networks.load(scored / "target")
     indices, target = result["indices"], torch.from_numpy(result["targets"])

@@ -76,8 +76,8 @@ def classes_in(root, folder, left_out):
     if not classes:
         held = sorted(entry.name for entry in folder.iterdir())
         raise DataError(
-            f"{folder} has no class folders; {listed('it holds', held)}: put images into folder/class/, or name their "
-            "classes in labels.csv (file,class)"
+            f"{folder} has no class folders; {listed('it holds', held)}: put images into it, or into folder/class/, "
+            "or name their classes in labels.csv (file,class)"
         )
     _note_loose(root, folder, left_out)
     return classes

@@ -165,7 +165,7 @@ def _to_rgb(image):
 
 def _held_out(name, files, fraction, generator):
     if not 0 < fraction < 1:
-        raise DataError(f"validation_fraction is {fraction}; it must lie above 0 and be at most 1 (hold all out)")
+        raise DataError(f"validation_fraction is {fraction}; it must lie between 0, excluded, and 1, all")
     if len(files) < 2:
         raise DataError(f"class {name!r} has one image only and cannot be split; add images or a validation/ folder")
     count = min(max(round(fraction * len(files)), 1), len(files) - 1)
