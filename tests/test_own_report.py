@@ -2,22 +2,25 @@
 
 import hashlib
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from collections import Counter
 from contextlib import chdir
 
 import numpy as np
 import pytest
+import scratch
 import torch
 from conftest import ROOT
 from PIL import Image
 
 from xai_utils import networks
+from xai_utils.evaluation import tables
 from xai_utils.pipeline import own_report
 from xai_utils.pipeline.own_report import ReportError
-
-METHODS = ["grad_cam", "gradient"]
 
 
 def photos(folder, names, *, size=80):
@@ -57,46 +60,62 @@ def text_of(page):
     return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", "", page.read_text("utf-8")))
 
 
-def test_images_without_labels_are_reported_on_beside_the_run(project, capsys):
+def command(project, *arguments):
+    """What the command prints, on both streams, and its exit status."""
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+    done = subprocess.run(
+        [sys.executable, "-m", "xai_utils.pipeline.own_report", *map(str, arguments)],
+        cwd=project,
+        env=environment | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    return done.stdout, done.stderr
+
+
+def test_images_without_labels_are_reported_on_beside_the_run(project):
     """Maps, scores, advice and pages of six photographs; the run's files stay; a second report runs no stage."""
-    images, before, told = photos(project.parent / "photos", [f"{i}.png" for i in range(6)]), contents(project), []
-    options = {"methods": METHODS, "limit": 4, "size": 64, "tell": told.append}
-    with chdir(project):
-        page = own_report.make(images, "../checkpoints/mine", **options)
-        place = page.resolve().parent
-        assert contents(project) == before
-        assert page.as_posix() == "build/reports/photos-mine/reports/index.html"
-        assert told[0] == "4 of 6 images (chosen by seed 0) of photos, no labels, mine, 64 pixels, in " + (
-            "build/reports/photos-mine/"
-        )
-        capsys.readouterr()
-        assert own_report.make(images, "../checkpoints/mine", **options) == page
-        assert "stage" not in capsys.readouterr().err
+    images, before = photos(project.parent / "photos", [f"{i}.png" for i in range(6)]), contents(project)
+    given = (images, "../checkpoints/mine", "--methods=grad_cam gradient", "--limit=4", "--size=64")
+    out, error = command(project, *given)
+    assert contents(project) == before
+    assert re.findall("stage . of 4, ([a-z_]+)", error) == list(own_report.STAGES)
+    assert re.search(r"grad_cam: 4 images scored, 0 without a map; 1 of 5, about \d+ s left", error)
+    lines = out.splitlines()
+    where = "build/reports/photos-mine"
+    assert lines[0] == f"4 of 6 images (chosen by seed 0) of photos, no labels, mine, 64 pixels, in {where}/"
+    assert lines[-1] == f"open {where}/reports/index.html"
+    place = project / where / "reports"
     summary = json.loads((place / "metrics.json").read_text())
-    assert list(summary["methods"]) == [*METHODS, "random", "sobel_edges", "centred_gaussian"]
+    assert list(summary["methods"]) == ["grad_cam", "gradient", "random", "sobel_edges", "centred_gaussian"]
     assert "nothing tells whether it is right" in summary["protocol"]
-    assert [sentence.replace("`", "") for sentence in summary["trust"]["sentences"]] == told[1 : len(told) // 2]
+    said = [sentence.replace("`", "") for sentence in summary["trust"]["sentences"]]
+    assert lines[-1 - len(said) : -1] == said
     assert json.loads((place / "finetune_target.json").read_text())["top1"] is None
     assert "the images have no labels" in text_of(place / "finetune_target.html")
     assert "Which method to trust" in text_of(place / "evaluate.html")
-    front = page if page.is_absolute() else project / page
-    for link in re.findall(r'href="([^"]+)"|src="([^"#]+\.jpg)"', front.read_text("utf-8")):
-        assert (place / (link[0] or link[1])).is_file(), link
+    for page in place.glob("*.html"):
+        for link in re.findall(r'(?:href|src)="([^"#:]+)"', page.read_text("utf-8")):
+            assert (place / link).is_file(), f"{page.name}: {link}"
+    assert "stage" not in command(project, *given)[1]
 
 
-def test_classes_that_the_network_does_not_know_are_explained_without_accuracy(project):
-    """Two of three folders are the network's classes: accuracy is over their images, the third's are explained, too."""
+def test_classes_that_the_network_does_not_know_have_no_accuracy(project, tmp_path):
+    """Of three class folders the network knows two: accuracy is over their images alone, nothing is refused."""
     names = [f"{name}/{i}.png" for name in ("auk", "wren", "my cats") for i in range(2)]
-    images = photos(project.parent / "mixed", names)
-    with chdir(project):
-        page = own_report.make(
-            images, "../checkpoints/mine", methods=METHODS, size=64, tell=lambda text: None
-        ).resolve()
-    summary = json.loads((page.parent / "metrics.json").read_text())
-    assert summary["protocol"].startswith("6 held-out images")
-    assert "of the 4 images whose class the network knows" in summary["protocol"]
-    assert json.loads((page.parent / "finetune_target.json").read_text())["images"] == 4
-    assert "the target does not know the classes my cats" in text_of(page.parent / "finetune_target.html")
+    work = scratch.project(tmp_path / "work", dataset=str(photos(tmp_path / "mixed", names)), target="mine")
+    shutil.copytree(project.parent / "checkpoints" / "mine", work / "data" / "weights" / "mine")
+    changes = {"prepare_data.image_size": 64, "prepare_data.validation_fraction": 1.0, "finetune_target.epochs": 0}
+    scratch.change(work / "params.yaml", **changes)
+    for stage in ("prepare_data", "finetune_target"):
+        (work / "reports").mkdir(exist_ok=True)
+        space = scratch.execute(work, stage)
+    assert space["result"]["images"] == 4
+    assert space["truth"].tolist() == [1, 1, -1, -1, 0, 0]
+    assert space["why"] == "the target does not know the classes my cats"
+    told = tables._told_accuracy([1, 0, 2, 2, 0, 0], space["truth"])
+    assert told == "right on 75% of the 4 images whose class the network knows"
 
 
 WRONG = {

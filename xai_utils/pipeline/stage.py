@@ -98,6 +98,7 @@ def run(stage: str) -> int:
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1
+    live()
     return perform(stage, source, given, parameters.read()["scale"], parameters.read("dvc.yaml")["stages"])
 
 
@@ -106,8 +107,6 @@ def perform(stage: str, source: Path, given: dict, scale: str, described: dict) 
 
     `described`: the stages of this run, as dvc.yaml has them.
     """
-    _die_with_parent()
-    sys.stdout.reconfigure(line_buffering=True)  # live, also through a pipe
     executed = FAILED / f"{stage}.ipynb"
     for path in (FAILED, RUNS, REPORTS):
         try:
@@ -219,8 +218,9 @@ def remove_outputs(about: dict):
             path.unlink(missing_ok=True)
 
 
-def _die_with_parent():
-    """When dvc is killed, its stage must not go on writing beside the next run."""
+def live():
+    """Print at once, also through a pipe, and end with the parent: what dvc ran must not write beside the next run."""
+    sys.stdout.reconfigure(line_buffering=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
