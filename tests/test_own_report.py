@@ -134,8 +134,8 @@ WRONG = {
     ),
     "too small a size": ({"size": 16}, r"SIZE = 16 is not allowed; it should be greater than or equal to 32"),
     "a size that it cannot take": (
-        {"target": "../checkpoints/vit", "size": 96},
-        "TARGET: timm:test_vit takes no images of 96",
+        {"target": "../checkpoints/vit", "size": 100},
+        "TARGET: timm:test_vit takes no images of 100",
     ),
     "an unknown method": ({"methods": ["grad_kam"]}, "METHODS: 'grad_kam' is unknown"),
 }
