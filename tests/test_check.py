@@ -9,6 +9,7 @@ import random
 import pytest
 import torch
 from conftest import ROOT
+from PIL import Image
 from ruamel.yaml import YAML
 
 from xai_utils import networks
@@ -479,3 +480,23 @@ def test_the_first_stage_of_a_run_looks_at_all_later_ones(committed, project, mo
     check.require("explain")
     (project / "params.yaml").unlink()
     (project / "dvc.lock").unlink()
+
+
+def test_nothing_can_be_trained_on_images_without_labels(tmp_path):
+    """Every training that is asked for is named with the value that leaves it out; with those, nothing is said."""
+    Image.new("RGB", (32, 32)).save(tmp_path / "1.png")
+    values = parameters.read(ROOT / "params.yaml") | {"dataset": str(tmp_path)}
+    given = {stage: parameters.resolve(values, stage) for stage in parameters.STAGES}
+    asked = ("finetune_target.epochs = 16", "distill_surrogate.student.epochs = 3")
+    asked += ("train_mask_predictor.generator.epochs = 3", "train_attention.gate.epochs = 3")
+    asked += ("train_attention.networks = ['small_vgg', 'small_googlenet']",)
+    lines = rehearsal.trainings(given)
+    assert [line.split(", but ")[0].removeprefix("params.yaml: ") for line in lines] == list(asked)
+    assert [line.rsplit(" ", 1)[1] for line in lines] == ["0"] * 4 + ["[]"]
+    for stage, section in rehearsal.TRAINED.items():
+        (given[stage][section] if section else given[stage])["epochs"] = 0
+    given["train_attention"]["networks"] = []
+    assert rehearsal.trainings(given) == []
+    (tmp_path / "labels.csv").write_text("file,class\n1.png,a\n")
+    given["finetune_target"]["epochs"] = 3
+    assert rehearsal.trainings(given) == []

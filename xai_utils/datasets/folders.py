@@ -35,7 +35,7 @@ def splits(root, left_out, *, table=False):
     """
     folders = [root / name for name in _folders(root, root, LeftOut())]
     others = [folder for folder in folders if folder.name.lower() not in TRAIN + HELD_OUT]
-    named = [folder for folder in folders if folder not in others and not ((others or table) and _is_class(folder))]
+    named = [folder for folder in folders if folder not in others and not ((others or table) and is_flat(folder))]
     train = [folder for folder in named if folder.name.lower() in TRAIN]
     held_out = sorted(
         (folder for folder in named if folder not in train), key=lambda folder: HELD_OUT.index(folder.name.lower())
@@ -44,8 +44,8 @@ def splits(root, left_out, *, table=False):
         if len(same) > 1:
             names = " and ".join(folder.name for folder in same)
             raise DataError(f"{root}: {names} mean the same split; put their classes into one folder")
-    if bool(train) != bool(held_out) and any(map(_is_class, others)):
-        name, other = named[0].name, next(filter(_is_class, others)).name
+    if bool(train) != bool(held_out) and any(map(is_flat, others)):
+        name, other = named[0].name, next(filter(is_flat, others)).name
         raise DataError(
             f"{root}: {name}/ holds folders, and beside it lies {other}/ with images: is {name} a split or a class? "
             f"Move {other}/ away or into a split, or, where {name} is a class, rename it, e.g. to {name}_"
@@ -85,7 +85,7 @@ def classes_in(root, folder, left_out):
 
 def unlabelled_in(root, left_out):
     """The sorted files of a `root` that holds images and no folder; None where it holds something else."""
-    return _images(root, root, left_out) if _is_class(root) else None
+    return _images(root, root, left_out) if is_flat(root) else None
 
 
 def walk(root, folder, left_out):
@@ -147,7 +147,7 @@ def _note_loose(root, folder, left_out):
             left_out.note(LOOSE, entry.relative_to(root).as_posix())
 
 
-def _is_class(folder):
+def is_flat(folder):
     """Whether images lie directly in it, and no folder."""
     entries = [entry for entry in folder.iterdir() if not _by_system(entry.name)]
     return any(entry.suffix.lower() in SUFFIXES for entry in entries) and not any(entry.is_dir() for entry in entries)

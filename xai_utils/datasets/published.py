@@ -9,6 +9,8 @@ from scipy.io.matlab import MatReadError
 
 from xai_utils.datasets import csv_files, on_disk, readers
 from xai_utils.datasets.errors import DataError, MissingData
+from xai_utils.datasets.folders import is_flat
+from xai_utils.datasets.prepared import CATALOGUE
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,12 @@ def recognised(root):
             if place.is_dir() and any(next(place.glob(mark), None) for mark in layout.marks):
                 return kind, place
     return None, root
+
+
+def without_labels(root):
+    """Whether `root` holds images in one folder and nothing that tells their classes."""
+    tells = (root / name for name in (csv_files.LABELS, CATALOGUE))
+    return root.is_dir() and is_flat(root) and not any(map(Path.is_file, tells)) and recognised(root)[0] is None
 
 
 def advice(root):

@@ -165,16 +165,16 @@ def html(trust: Trust) -> str:
         "depends on its own network alone": "(✓)",
         "does not depend on the model": "✗",
     }
-    heads = ("method", "insertion − deletion ↑", "controls beaten", "follows the network", "passes", "standing")
+    heads = ("method", "standing", "insertion − deletion ↑", "controls beaten", "follows the network", "passes")
     lines = ["<tr>", *(f"<th>{escape(head)}</th>" for head in heads), "</tr></thead><tbody>"]
     all_controls = len(trust.controls)
     for method, row in trust.table.head(ROWS).iterrows():
         cells = [
+            escape(row["standing"]),
             f"{row['overall']:.3f}<br><small>{row['low']:.3f} – {row['high']:.3f}</small>",
             f"{row['insertion']} and {row['deletion']} of {all_controls}",
             marks.get(row["follows"], "not checked"),
             f"{row['passes']:.3g}",
-            escape(row["standing"]),
         ]
         lines.append(f"<tr><th>{escape(method)}</th>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
     rest = len(trust.table) - ROWS

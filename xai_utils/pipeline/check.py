@@ -67,6 +67,7 @@ def problems(values: dict | None = None, *, notebook: Callable[[str, dict], obje
         from xai_utils.pipeline import rehearsal  # torch
 
         found += [line for given in (chosen, *others) for line in rehearsal.names(given)]
+        found += rehearsal.trainings(chosen)
         found += rehearsal.networks(chosen)
     return list(dict.fromkeys(found))
 

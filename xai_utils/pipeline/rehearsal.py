@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from xai_utils.datasets.published import without_labels
 from xai_utils.explainers import EXPLAINERS, NotApplicable, explainer, method_of, rows_of
 from xai_utils.metrics import metrics_of
 from xai_utils.networks import (
@@ -32,6 +33,9 @@ from xai_utils.training.distributed import Compute
 from xai_utils.training.mask_predictor import CONTROLLER_OF
 from xai_utils.training.target import source_of
 
+# stage -> the section of it whose epochs are 0 where nothing is to be trained
+TRAINED = {"finetune_target": "", "distill_surrogate": "student", "train_mask_predictor": "generator"}
+TRAINED |= {"train_attention": "gate"}
 PASSES = 2  # at most of what only multiplies passes: more tell nothing new
 
 
@@ -51,6 +55,23 @@ def names(given: dict) -> list[str]:
     if explain and (figures := given.get("figures")):
         found += _said("figures.methods: ", _require_rows, figures["methods"], EXPLAINERS | explain["rows"])
     return found
+
+
+def trainings(given: dict) -> list[str]:
+    """The trainings that are asked for on images without labels, on which none is possible."""
+    folder, found = Path(given["prepare_data"]["dataset"]) if "prepare_data" in given else None, {}
+    if folder is None or not without_labels(folder):
+        return []
+    for stage, of in TRAINED.items():
+        if stage in given:
+            epochs = (given[stage][of] if of else given[stage])["epochs"]
+            found |= {f"{stage}.{of}{'.' if of else ''}epochs = {epochs}": "0"} if epochs else {}
+    if others := given.get("train_attention", {}).get("networks"):
+        found[f"train_attention.networks = {others}"] = "[]"
+    return [
+        f"params.yaml: {asked}, but {folder} has no labels, and nothing can be trained on it; set it to {value}"
+        for asked, value in found.items()
+    ]
 
 
 def networks(given: dict) -> list[str]:

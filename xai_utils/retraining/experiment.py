@@ -52,6 +52,11 @@ def retrain(settings, modes=("none", "keep", "remove"), *, compute=None, log=Non
     """
     compute = (compute or Compute()).resolved()
     check(settings)
+    if not len(datasets.load(settings["data"]).train):
+        raise ValueError(
+            f"{settings['data']} has no labelled image to train on, and remove_and_retrain does nothing but train; run "
+            "the stages before it (dvc repro explain), or make report for scores without training"
+        )
     workers = compute.processes * (compute.threads if compute.device == "cpu" else 1)
     with distributed.pool(workers, compute.device) as pool:
         make = partial(_made, pool=pool, compute=replace(compute, threads=1, processes=1), log=log)

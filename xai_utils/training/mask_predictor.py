@@ -207,7 +207,7 @@ def starting_predictor(settings, *, controller):
     """The predictor before any training, in train mode; `settings`: data, target, seed, upsampler, eta, exponent."""
     data, target = datasets.load(settings["data"]), targets.load(settings["target"])
     if not len(data.train):
-        raise ValueError(f"{settings['data']} has no training image; prepare some")
+        raise ValueError(f"{settings['data']} has no training image; set generator.epochs to 0")
     if len(target.classes) < 2:
         raise ValueError(f"the target in {settings['target']} knows one class only; a filter needs two to tell apart")
     options = {name: settings[name] for name in ("upsampler", "eta", "exponent")}

@@ -110,7 +110,7 @@ class Teacher:
     def __init__(self, settings, *, keep=()):
         self.settings, self.data = settings, datasets.load(settings["data"])
         if not len(self.data.train):
-            raise ValueError(f"{settings['data']} has no training image; prepare some")
+            raise ValueError(f"{settings['data']} has no training image; set the epochs of this stage to 0")
         self.target = inference_copy(targets.load(settings["target"]), self.data.train.tensor([0]), keep=keep)
 
     def crops(self, indices, generator):

@@ -259,7 +259,7 @@ def fit_target(settings: dict, *, compute, checkpoint_steps=None, log=None) -> t
     data = datasets.load(settings["data"])
     trains = settings["epochs"] > 0
     if trains and not len(data.train):
-        raise ValueError(f"{settings['data']} has no training image; set finetune_target.epochs to 0")
+        raise ValueError(f"{settings['data']} has no training image; set the epochs (finetune_target.epochs) to 0")
     target = _starting(settings, data, new_head=trains)
     if settings["epochs"] == 0:
         return target.eval(), []
