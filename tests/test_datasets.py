@@ -14,6 +14,7 @@ from PIL import Image
 from xai_utils import datasets
 from xai_utils.datasets import DataError, on_disk, preparation
 from xai_utils.files import DiskFull
+from xai_utils.training.target import labels_among
 
 SPECIES = Path(__file__).resolve().parent.parent / "data" / "birds"
 
@@ -297,7 +298,7 @@ def test_images_without_labels_are_prepared_and_chosen_like_others(tmp_path):
         seen.add(tuple(datasets.load(tmp_path / "made").validation.files))
     assert len(seen) > 1
     split = datasets.load(tmp_path / "made").validation
-    assert split.labels.tolist() == split.labels_among(["a", "b"]).tolist() == [datasets.UNLABELLED] * 4
+    assert split.labels.tolist() == labels_among(split, ["a", "b"]).tolist() == [datasets.UNLABELLED] * 4
     chosen = [split.subset(2, seed).tolist() for seed in range(6)]
     assert chosen[0] == split.subset(2, 0).tolist()
     assert len(set(map(tuple, chosen))) > 1
@@ -308,7 +309,7 @@ def test_labels_among_the_classes_of_a_network(tmp_path):
     folder_of(tmp_path / "set", classes=("a", "b", "c"), images=2)
     datasets.prepare(tmp_path / "set", tmp_path / "made", image_size=32, validation_fraction=1.0)
     split = datasets.load(tmp_path / "made").validation
-    assert split.labels_among(["c", "x", "a"]).tolist() == [2, 2, -1, -1, 0, 0]
+    assert labels_among(split, ["c", "x", "a"]).tolist() == [2, 2, -1, -1, 0, 0]
 
 
 @pytest.mark.real

@@ -122,7 +122,7 @@ def _explain(settings, device, log):
 
 
 def _told(log, pictures, total):
-    """A function of how many of the `pictures` are done that logs it and how long the rest takes; None without `log`."""
+    """A function of how many `pictures` are done that logs it and how long the rest takes; None without `log`."""
     progress = Progress(total)
     return log and (lambda done: log(f"explained {pictures}: {progress(done)}"))
 
