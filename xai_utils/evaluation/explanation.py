@@ -28,7 +28,7 @@ def make_maps(settings: dict, *, compute: distributed.Compute, log=None):
 
     A mosaic explains one of these images once more, among images of other classes, for the grid pointing game
     (`metrics.grid_pointing`). All in it are recognised: the target classifies them right, with that probability or
-    more. The explained ones are chosen evenly. Images keep their size, so that a mosaic is cells times as large, unless
+    more; images without a label, and of a class that it does not know, as it classifies them. The explained ones are chosen evenly. Images keep their size, so that a mosaic is cells times as large, unless
     the target is built for images of one size (`image_size` of its options), or it or a trained network that a method
     brings takes none as large: then a mosaic has the size of one image.
     `log(text)` gets a line per batch on the main process.
@@ -82,7 +82,8 @@ def _explain(settings, device, log):
         split.images.shape[-2:],
         log=_told(log, "images", len(indices)),
     )
-    labels = labels_among(split, target.classes)[indices]  # a class that the target lacks is never right
+    labels = labels_among(split, target.classes)[indices]
+    labels = np.where(labels == datasets.UNLABELLED, predicted, labels)  # what nobody says is what the target predicts
     confidence = torch.where(predicted == torch.from_numpy(labels), probability, 0).numpy()
     size = first.shape[-2:] if "image_size" in target.options else _mosaic_size(model, first, settings)
     mosaics = _mosaics(labels, confidence, tuple(size), settings)

@@ -110,7 +110,7 @@ def _placed(target: str) -> tuple[str, Path | None]:
     path = Path(last).expanduser().resolve()
     if not target:
         raise ReportError(
-            "TARGET= names no network; give one with weights, such as resnet50:IMAGENET1K_V2, or a checkpoint"
+            "TARGET= names no network; give one with weights, such as efficientnet_lite0, or a checkpoint"
         )
     if path.is_dir() and head == "hf":
         return f"hf:data/weights/{path.name}", path.parent
