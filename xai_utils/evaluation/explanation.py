@@ -28,9 +28,10 @@ def make_maps(settings: dict, *, compute: distributed.Compute, log=None):
 
     A mosaic explains one of these images once more, among images of other classes, for the grid pointing game
     (`metrics.grid_pointing`). All in it are recognised: the target classifies them right, with that probability or
-    more; images without a label, and of a class that it does not know, as it classifies them. The explained ones are chosen evenly. Images keep their size, so that a mosaic is cells times as large, unless
-    the target is built for images of one size (`image_size` of its options), or it or a trained network that a method
-    brings takes none as large: then a mosaic has the size of one image.
+    more; images without a label, and of a class that it does not know, count as what it takes them for. The explained
+    ones are chosen evenly. Images keep their size, so that a mosaic is cells times as large, unless the target is built
+    for images of one size (`image_size` of its options), or it or a trained network that a method brings takes none as
+    large: then a mosaic has the size of one image.
     `log(text)` gets a line per batch on the main process.
     """
     compute = compute.resolved()
