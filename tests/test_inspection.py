@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import threading
 from contextlib import nullcontext
 from pathlib import Path
@@ -9,16 +10,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from inspected import HOSTILE, SIZE, make, noise
 from PIL import Image
 from test_explainers import TRANSFORMERS
 from torch import nn
 
 from xai_utils import datasets, explainers, networks
+from xai_utils.explainers import passes
 from xai_utils.networks.mask_predictor import predictor_of
-from xai_utils.widgets import open_subject, pictures
+from xai_utils.widgets import open_subject, openers, pictures
 from xai_utils.widgets.background import Cancelled, Lane, watched
-from xai_utils.widgets.subject import Subject, passes
+from xai_utils.widgets.subject import Subject
 
 PATIENCE = 30.0  # seconds: a busy machine is slow, a broken lane never ends
 
@@ -300,33 +303,53 @@ def test_a_gate_is_chosen_by_its_layer():
         untrained.explain(target, picture, 0, "amg", {})
 
 
-def test_without_checkpoints_the_network_is_random_and_it_is_said(tmp_path):
-    """Nothing built: an untrained network of the configured architecture, and the stage for each learned method."""
-    first, second = (open_subject(make(tmp_path / name, trained=False)) for name in ("one", "two"))
-    assert any("random weights" in notice and "finetune_target" in notice for notice in first.notices)
-    assert first.model.architecture == "tiny_resnet"
-    assert first.classes == (HOSTILE, "plain")
-    assert first.weights == second.weights
-    picture = first.source.picture("validation", "plain", 0)
-    with pytest.raises(ValueError, match="distill_surrogate"):
-        first.explain(first.model, picture, 0, "akd", {})
-    with pytest.raises(ValueError, match="train_mask_predictor"):
-        first.explain(first.model, picture, 0, "dgle_cf", {})
+def test_before_any_stage_a_network_of_imagenet_answers(tmp_path):
+    """Nothing built, no data: the installed network names the photographs, and trained methods say why they cannot."""
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    (opener,) = openers(tmp_path).values()
+    subject = opener()
+    assert subject.notices == ()
+    assert len(subject.classes) == 1000
+    assert "efficientnet_lite0 answers; it knows 1000 classes" in subject.about
+    assert "shorter side has 256 pixels, and the 224 × 224 in the middle" in subject.about
+    for name, label, least in (("coffee", "espresso", 0.9), ("camera", "tripod", 0.9), ("rocket", "missile", 0.3)):
+        picture = subject.source.picture(subject.source.splits[0], name, 0)
+        probabilities = subject.probabilities(subject.model, picture)
+        assert subject.classes[probabilities.argmax()] == label
+        assert probabilities.max() > least
+    for method, stage in (
+        ("akd", "distill_surrogate"),
+        ("dgle_cf", "train_mask_predictor"),
+        ("amg", "train_attention"),
+    ):
+        with pytest.raises(ValueError, match=f"not for this one: stage {stage} trains it"):
+            subject.explain(subject.model, picture, 0, method, {})
+
+
+def test_the_network_of_the_pipeline_is_offered_where_it_is_trained(tmp_path):
+    """Second to ImageNet's; its methods name the stages that have not run; a damaged one is an error with its file."""
+    assert len(openers(make(tmp_path / "untrained", trained=False))) == 1
+    folder = make(tmp_path / "trained")
+    _, second = openers(folder).values()
+    subject = second()
+    assert subject.classes == (HOSTILE, "plain")
+    assert f"tiny_resnet answers; it knows 2 classes. An image is squeezed to {SIZE} × {SIZE} pixels" in subject.about
+    picture = subject.source.picture("validation", "plain", 0)
+    for method, stage in (("akd", "distill_surrogate"), ("dgle_cf", "train_mask_predictor")):
+        with pytest.raises(ValueError, match=f"{method} needs what `dvc repro {stage}` trains"):
+            subject.explain(subject.model, picture, 0, method, {})
+    (folder / "build/target/target.json").write_text("{")
+    with pytest.raises(ValueError, match=r"target\.json"):
+        second()
 
 
 def test_birds_are_drawn_where_nothing_is_prepared(tmp_path):
-    """A catalogue is enough for images with parts; a damaged checkpoint is a notice, not the end."""
-    import shutil
-
-    from conftest import ROOT
-
+    """A catalogue is enough for images with parts; without one files and uploads are left."""
     folder = make(tmp_path)
     shutil.rmtree(folder / "build/data")
     shutil.copytree(ROOT / "data/birds", folder / "images", dirs_exist_ok=True)
-    (folder / "build/target/target.json").write_text("{")
     subject = open_subject(folder)
-    assert any("target.json" in notice for notice in subject.notices)
-    picture = subject.source.picture(subject.source.splits[0], subject.classes[0], 3)
+    picture = subject.source.picture(subject.source.splits[0], subject.source.classes[0], 3)
     assert picture.pixels.shape == (3, 64, 64)
     y, x = np.argwhere(picture.parts > 0)[0]
     name, mask = picture.part_at(x, y)

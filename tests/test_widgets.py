@@ -2,6 +2,7 @@
 
 import base64
 import datetime
+import functools
 import html
 import io
 import json
@@ -15,7 +16,7 @@ from inspected import HOSTILE, SIZE, make, noise
 from PIL import Image
 
 from xai_utils import datasets
-from xai_utils.widgets import Inspector, open_subject, pictures
+from xai_utils.widgets import Choice, Inspector, open_subject, openers, pictures
 
 PATIENCE = 60.0  # seconds
 LONG_AGO = datetime.datetime(2020, 1, 1)
@@ -236,13 +237,102 @@ def test_without_images_the_page_waits_for_a_file(folder, tmp_path):
     page.close()
 
 
+@pytest.fixture(scope="module")
+def imagenet(folder):
+    """The network of ImageNet beside that of the project, each opened once."""
+    return {name: functools.cache(opener) for name, opener in openers(folder).items()}
+
+
+def test_another_network_begins_anew(imagenet):
+    """ImageNet's answers first; switched, the page has the other's classes, maps and source, and back again."""
+    page = Choice(imagenet)
+    first = page.inspector
+    assert first.subject.source.kind == first.kind.value == "photographs"
+    assert first.label.value == "chelsea"
+    assert first.picture.name == "Chelsea the cat: Stefan van der Walt, CC0"
+    assert (first.split.layout.display, first.number.layout.display) == ("none", "none")
+    assert "it knows 1000 classes" in str(page.view.children[2].children[0].children[0].value)
+    before = first.card.value
+    page.picker.value = page.picker.options[1]
+    second = page.inspector
+    assert second is not first
+    assert page.view.children[2].children == (second.view,)
+    assert [index for _, index in sorted(second.target.options, key=lambda option: option[1])] == [0, 1]
+    assert second.picture.label == HOSTILE
+    assert second.search.layout.display == "none"
+    assert "it knows 2 classes" in second.view.children[0].value
+    assert all(len(pictures_of(column)) == 3 for column in second.columns)
+    assert not set(second.answers._kept) & set(first.answers._kept)
+    assert first.answers.lane.wait(PATIENCE)
+    page.picker.value = page.picker.options[0]
+    assert page.inspector.card.value == before
+    page.inspector.close()
+
+
+def test_an_image_of_ones_own_is_asked_about_again(imagenet, folder):
+    """The upload, or the file, that one network was asked about is the one that the next is asked about."""
+    page = Choice(imagenet)
+    page.inspector.upload.value = file(noise(7, 300))
+    page.inspector.kind.value = "upload"
+    assert page.inspector.picture.pixels.shape == (3, 224, 224)
+    page.inspector.upload.value = ({**file(noise(1))[0], "name": "bad.png", "content": b"no image"},)
+    page.picker.value = page.picker.options[1]
+    assert page.inspector.picture.name == "mine.png"
+    assert page.inspector.picture.pixels.shape == (3, SIZE, SIZE)
+    page.inspector.kind.value = "file"
+    page.inspector.file.value = "images/plain/1.png"
+    page.picker.value = page.picker.options[0]
+    assert page.inspector.picture.name == "1.png"
+    assert page.inspector.picture.pixels.shape == (3, 224, 224)
+    page.inspector.close()
+
+
+def test_of_a_thousand_classes_one_is_found(imagenet):
+    """The five most probable stand first; a part of a name puts its classes before them, and the only one is taken."""
+    page = Inspector(imagenet[next(iter(imagenet))]())
+    page.label.value = "camera"
+    assert page.search.layout.display == ""
+    assert len(page.target.options) == 1000
+    assert page.target.options[0][0].startswith("tripod  (9")
+    page.search.value = "Cat"
+    matches = [name for name, _ in page.target.options if "cat" in name.split("  (")[0].lower()]
+    assert [name for name, _ in page.target.options[: len(matches)]] == matches
+    assert len(page.target.options) == 1000
+    assert page.subject.classes[page.target.value] == "tripod"
+    page.search.value = "reflex cam"
+    assert page.subject.classes[page.target.value] == "reflex camera"
+    page.search.value = "no such class"
+    assert page.subject.classes[page.target.value] == "reflex camera"
+    assert page.target.options[0][0].startswith("tripod")
+    page.search.value = ""
+    page.label.value = "coffee"
+    assert page.subject.classes[page.target.value] == "espresso"
+    page.close()
+
+
+def test_a_network_that_cannot_be_opened_is_said(imagenet):
+    """The reason stands under the picker, and the page of the last network stays."""
+
+    def missing():
+        raise ModuleNotFoundError("the weights of <efficientnet_lite0> are not installed")
+
+    page = Choice({"first": list(imagenet.values())[1], "broken": missing})
+    shown = page.inspector
+    page.picker.value = "broken"
+    assert "the weights of &lt;efficientnet_lite0&gt; are not installed" in page.error.value
+    assert page.inspector is shown
+    page.picker.value = "first"
+    assert page.error.value == ""
+    page.inspector.close()
+
+
 def test_the_part_under_a_pixel_is_read(folder, tmp_path):
     """On data with parts the table names the part and says how much of it is salient."""
     import shutil
 
     from conftest import ROOT
 
-    shutil.copytree(folder, tmp_path / "p", ignore=shutil.ignore_patterns("data", "target"))
+    shutil.copytree(folder, tmp_path / "p", ignore=shutil.ignore_patterns("data"))
     shutil.copytree(ROOT / "data/birds", tmp_path / "p/images", dirs_exist_ok=True)
     page = Inspector(open_subject(tmp_path / "p"))
     y, x = (int(v) for v in torch.from_numpy(page.picture.parts).nonzero()[0])

@@ -90,14 +90,16 @@ def pixels(image) -> np.ndarray:
     return np.moveaxis(image, 0, -1) / (255.0 if image.dtype == np.uint8 else 1.0)
 
 
-def overlay(image, saliency, *, opacity=0.55, colour_map="viridis") -> np.ndarray:
+def overlay(image, saliency, *, opacity=0.55, colour_map="viridis", percentile=100) -> np.ndarray:
     """`saliency` (H, W), min-max normalised and coloured, laid linearly over `image`: (H, W, 3) in [0, 1].
 
-    A constant map has no contrast to show: it is drawn in the colour of 0.
+    What exceeds the `percentile` of the map is drawn as that: the few largest values of a gradient would leave all
+    others dark. A constant map has no contrast to show: it is drawn in the colour of 0.
     """
     saliency = np.asarray(saliency, dtype=np.float64)
-    span = saliency.max() - saliency.min()
-    unit = (saliency - saliency.min()) / span if span > 0 else np.zeros_like(saliency)
+    low, high = saliency.min(), np.percentile(saliency, percentile)
+    high = high if high > low else saliency.max()  # fewer pixels than that share have any value
+    unit = np.clip((saliency - low) / (high - low), 0, 1) if high > low else np.zeros_like(saliency)
     return opacity * colormaps[colour_map](unit)[..., :3] + (1 - opacity) * pixels(image)
 
 

@@ -29,6 +29,7 @@ from xai_utils.explainers.registry import (
     explainer,
     method_of,
     named_layers,
+    passes,
     rows_of,
 )
 
@@ -47,5 +48,6 @@ __all__ = [
     "explainer",
     "method_of",
     "named_layers",
+    "passes",
     "rows_of",
 ]

@@ -3,6 +3,8 @@
 `Explainer` says what a record holds; a test over all records keeps them in step with the functions.
 """
 
+import math
+
 import torch
 
 from xai_utils.explainers import (
@@ -212,6 +214,16 @@ def rows_of(methods, rows):
         if rows.get(row) is False:
             raise ValueError(f"methods: {row} is asked for and left out (false) at once; take one of the two away")
     return {row: options.get(row, {}) for row in methods}
+
+
+def passes(method, options) -> int:
+    """About how many images go through the network for one map: the product of those options that multiply them."""
+    record = explainer(method)
+    options = record.keywords | options
+    counts = {each.name: options[each.name] for each in record.options if each.multiplies}
+    if options.get("over", "integrated_gradients") != "integrated_gradients":
+        counts.pop("steps", None)  # which only that one takes
+    return math.prod(counts.values())
 
 
 def named_layers(methods):

@@ -119,19 +119,23 @@ def perform(stage: str, source: Path, given: dict, scale: str, described: dict) 
         files.sweep(path)
     begun = time.monotonic()
     progress(terminal.announcement(stage, scale, RUNS, described))
-    failure = _execute(stage, source, executed, given)
+    failure = execute(stage, source, executed, given)
     if failure is not None:
         remove_outputs(described[stage])
         print(f"\nstage {stage} failed{failure}\nits notebook as far as it ran: {executed}", file=sys.stderr)
         return 1
     result = report.normalise(nbformat.read(executed, as_version=4), root=Path.cwd())
-    pages = [("index.html", "all reports")]
-    pages += [(f"{name}.html", report.title(stripped(path))) for name, path in notebooks().items()]
-    report.render(result, REPORTS / f"{stage}.html", pages)
+    report.render(result, REPORTS / f"{stage}.html", pages())
     report.save(result, RUNS / f"{stage}.ipynb")
     executed.unlink()
     terminal.record(stage, scale, time.monotonic() - begun)
     return 0
+
+
+def pages() -> list[tuple[str, str]]:
+    """(file, title) of all reports, the index first: what each page links to."""
+    titles = [(f"{name}.html", report.title(stripped(path))) for name, path in notebooks().items()]
+    return [("index.html", "all reports"), *titles]
 
 
 def _notebook_of(stage: str) -> Path:
@@ -155,8 +159,11 @@ def _check_parameters_cell(source: Path, given: dict):
         )
 
 
-def _execute(stage: str, source: Path, executed: Path, given: dict) -> str | None:
-    """None, or what went wrong and where."""
+def execute(stage: str, source: Path, executed: Path, given: dict, **hooks) -> str | None:
+    """Run the notebook `source` with the parameters `given` into `executed`; None, or what went wrong and where.
+
+    `hooks`: nbclient's, such as on_cell_start(cell=, cell_index=), called when `executed` holds all cells before.
+    """
     import papermill
     from jupyter_client.kernelspec import KernelSpec
     from jupyter_client.manager import AsyncKernelManager
@@ -191,6 +198,7 @@ def _execute(stage: str, source: Path, executed: Path, given: dict) -> str | Non
                 stdout_file=sys.stdout,
                 stderr_file=sys.stderr,
                 kernel_manager_class=ThisPython,
+                **hooks,
             )
     except papermill.PapermillExecutionError as error:
         plain = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback))  # without the colours

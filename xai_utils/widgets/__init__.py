@@ -3,8 +3,15 @@
 import importlib
 
 FOLDERS = "XAI_INSPECTOR_FOLDERS"  # in the environment: what `make inspect` was given, a list in JSON
-_PLACES = {"open_subject": "opening", "Inspector": "page", "inspector": "page"}
-__all__ = ["FOLDERS", "Inspector", "inspector", "open_subject"]
+_PLACES = {
+    "open_photographs": "opening",
+    "open_subject": "opening",
+    "openers": "opening",
+    "Choice": "page",
+    "Inspector": "page",
+    "inspector": "page",
+}
+__all__ = ["FOLDERS", "Choice", "Inspector", "inspector", "open_photographs", "open_subject", "openers"]
 
 
 def __getattr__(name):

@@ -6,8 +6,9 @@ Answers are kept by their content, so that a setting that was there before, or a
 from collections import OrderedDict
 from copy import deepcopy
 
+from xai_utils.explainers import passes
 from xai_utils.widgets.background import Lane
-from xai_utils.widgets.subject import QUICK, passes
+from xai_utils.widgets.subject import QUICK
 
 KEPT = 512  # answers and pictures in memory: at 224 pixels 100 MB
 

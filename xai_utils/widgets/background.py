@@ -44,6 +44,7 @@ class Lane:
     def want(self, tasks: dict[Hashable, Callable]):
         """From now on these `tasks` (key -> work) and no others; one that runs already goes on."""
         with self._change:
+            tasks = {} if self._closed else tasks  # the owner may ask while it is told the last result
             self._unwanted = self._unwanted or self._running not in tasks
             self._waiting = {key: work for key, work in tasks.items() if key != self._running or self._unwanted}
             self._change.notify_all()
@@ -61,8 +62,9 @@ class Lane:
 
     def close(self):
         """Drop all tasks and end the thread at its next pass."""
-        self._closed = True
-        self.want({})
+        with self._change:
+            self._closed = True
+            self.want({})
 
     def _look(self, images):
         if self._unwanted:

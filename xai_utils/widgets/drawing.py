@@ -9,6 +9,7 @@ import torch
 from matplotlib import colormaps
 from PIL import Image, PngImagePlugin
 
+from xai_utils import plots
 from xai_utils.explainers import lovi
 from xai_utils.networks.mask_predictor import controller_density, controller_moments
 
@@ -112,6 +113,11 @@ def shot(picture, size, caption, *, alt, clickable=False, mark=None):
     return f'<figure><span class="shot">{image}{dot}</span><figcaption>{text(caption)}</figcaption></figure>'
 
 
+def complaint(message):
+    """What went wrong, for eyes and screen readers."""
+    return f'<p class="xai-error" role="alert">{text(message)}</p>'
+
+
 def blank(reason):
     """What stands in a picture's place: why there is none."""
     return f'<figure><span class="shot empty">{text(reason)}</span></figure>'
@@ -141,6 +147,32 @@ def layers(names, stack, colour_map):
         coloured = address(png(colormaps[colour_map](each.numpy())[..., :3]))
         shots.append(shot(coloured, size, name, alt=f"SMOE Scale of layer {name}"))
     return f'<div class="strip">{"".join(shots)}</div>'
+
+
+GALLERY = """<style>
+.gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(var(--width), 45%), 1fr));
+  gap: 1rem .9rem; margin: .8rem 0 1.2rem }
+.gallery figure { margin: 0; min-width: 0 } .gallery img { width: 100%; margin: 0; display: block }
+.gallery figcaption { margin: .25rem 0 0; font-size: .8rem; line-height: 1.4; color: inherit }
+.gallery figcaption span { display: flex; justify-content: space-between; gap: .5rem; opacity: .75;
+  font-variant-numeric: tabular-nums }
+</style>"""
+
+
+def gallery(cards, width=8.4):
+    """Pictures side by side that wrap on a narrow page, each a JPEG over its title and rows of names and values.
+
+    `cards`: (title, picture (H, W, 3) in [0, 1], pairs of a name and a value); `width`: the least of one, in letters
+    (rem), where the page has room for more than two.
+    """
+    figures = []
+    for title, picture, pairs in cards:
+        array = np.rint(np.clip(np.asarray(picture), 0, 1) * 255).astype(np.uint8)
+        source = address(plots.encoded(Image.fromarray(array), "jpeg"), "image/jpeg")
+        rows = "".join(f"<span>{text(name)} <b>{text(value)}</b></span>" for name, value in pairs)
+        caption = f"<figcaption><b>{text(title)}</b>{rows}</figcaption>"
+        figures.append(f'<figure><img src="{source}" alt="{text(title)}">{caption}</figure>')
+    return f'{GALLERY}<div class="gallery" style="--width: {width}rem">{"".join(figures)}</div>'
 
 
 def chart(lines, *, caption, top=1.0, bars=(), width=320, height=150):

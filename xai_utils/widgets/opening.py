@@ -1,7 +1,8 @@
-"""What there is to inspect: networks and images that the pipeline has made so far, or what can stand in for them."""
+"""What there is to inspect: a network of ImageNet that is installed, and what the pipeline has made so far."""
 
 import json
 import os
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,60 +13,103 @@ from xai_utils.networks import targets
 from xai_utils.networks.digests import digest
 from xai_utils.pipeline import parameters
 from xai_utils.training.distributed import Compute
-from xai_utils.training.target import source_of
 from xai_utils.widgets import FOLDERS
-from xai_utils.widgets.pictures import Drawn, Prepared
+from xai_utils.widgets.pictures import Drawn, Photographs, Prepared
 from xai_utils.widgets.subject import Subject
+
+NETWORK, WEIGHTS, SIZE = "efficientnet_lite0", "IMAGENET1K", 224  # comes with the extra `pipeline`; its images' size
+PIPELINE = "build/target"  # where the stage finetune_target puts the network of the pipeline
+
+
+def openers(root=".", folders=None):
+    """Which networks can be asked: what each is called -> the function that opens its `Subject`, the first one first.
+
+    ImageNet's needs nothing but the installed packages; that of the pipeline in `root` is there when it is trained.
+    """
+    found = {f"{NETWORK}, photographs": partial(open_photographs, root, folders)}
+    if (Path(root) / PIPELINE / "target.json").is_file():
+        found["the pipeline's network and images"] = partial(open_subject, root, folders)
+    return found
+
+
+def open_photographs(root=".", folders=None) -> Subject:
+    """The network of ImageNet with the photographs that are installed; no stage need have run.
+
+    Files may be read as in `open_subject`. ModuleNotFoundError where its weights are not installed.
+    """
+    root, settings, compute = _project(root, folders)
+    target = networks.build(NETWORK, None, pretrained_from=WEIGHTS).eval().to(compute.device)
+    missing = {
+        method: f"{method} is trained for one network, and not for this one: stage {record.part.stage} trains it for "
+        "that of the pipeline"
+        for method, record in _with_part()
+    }
+    source = Photographs(SIZE)
+    return Subject(
+        _copy(target, SIZE, compute.device), SIZE, missing=missing, source=source, weights=digest(target), **settings
+    )
 
 
 def open_subject(root=".", folders=None) -> Subject:
-    """What the pipeline in the folder `root` has made; where it has trained no network yet, an untrained one.
+    """The network that the pipeline in the folder `root` has trained, and its images.
 
     A part that is missing or damaged becomes a notice that names the stage to run, never an error. Files may be read
-    under `root` and under `folders`; None: those that `make inspect` was given.
+    under `root` and under `folders`; None: those that `make inspect` was given. FileNotFoundError and ValueError where
+    there is no network.
     """
-    root, notices = Path(root), []
-    folders = json.loads(os.environ.get(FOLDERS, "[]")) if folders is None else folders
-    values = parameters.read(root / "params.yaml")
-    prepare, explain, evaluate = (parameters.resolve(values, name) for name in ("prepare_data", "explain", "evaluate"))
-    compute = Compute(**explain["compute"]).resolved()
-    torch.set_num_threads(compute.threads)
+    (root, settings, compute), notices = _project(root, folders), []
+    prepare = parameters.resolve(parameters.read(root / "params.yaml"), "prepare_data")
+    target = targets.load(root / PIPELINE, compute.device)
     source, size, geometry = _images(root, prepare, notices)
-    target = _read(lambda: targets.load(root / "build/target", compute.device), notices)
-    parts = {}
-    if target is not None:
-        parts = _parts(root, target, compute.device, notices)
-    else:
-        target = _untrained(values["target"], source, values["seed"], size).to(compute.device)
-        notices.append(
-            "This network has random weights: its maps show its architecture and the image, nothing learned. "
-            "`dvc repro finetune_target` trains it."
-        )
-    probe = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0)).to(compute.device)
-    records = {method: record for method, record in EXPLAINERS.items() if record.part is not None}
-    made = [(records[method].part, network) for method, found in parts.items() for network in found.values()]
+    parts = _parts(root, target, compute.device, notices)
+    made = [(EXPLAINERS[method].part, network) for method, found in parts.items() for network in found.values()]
     return Subject(
-        model=networks.inference_copy(target, probe, keep=[name for part, each in made for name in part.layers(each)]),
-        size=size,
-        device=compute.device,
+        _copy(target, size, compute.device, [name for part, each in made for name in part.layers(each)]),
+        size,
         geometry=geometry,
         parts=parts,
         missing={
             method: f"{method} needs what `dvc repro {record.part.stage}` trains"
-            for method, record in records.items()
-            if method not in parts and record.variant_of is None
+            for method, record in _with_part()
+            if method not in parts
         },
         notices=tuple(notices),
         source=source,
-        folders=tuple(Path(folder).resolve() for folder in (root, *folders)),
-        defaults=rows_of("all", explain["rows"]),
-        curves={
-            name: {"pixels_per_step": evaluate["pixels_per_step"], "baseline": evaluate[f"{name}_baseline"]}
-            for name in ("insertion", "deletion")
-        },
-        seed=values["seed"],
         weights=" ".join(digest(network) for network in (target, *(network for _, network in made))),
+        **settings,
     )
+
+
+def _project(root, folders):
+    """The root, what every `Subject` takes of the pipeline's parameters and of the command line, and the device."""
+    root = Path(root)
+    folders = json.loads(os.environ.get(FOLDERS, "[]")) if folders is None else folders
+    values = parameters.read(root / "params.yaml")
+    explain, evaluate = (parameters.resolve(values, name) for name in ("explain", "evaluate"))
+    compute = Compute(**explain["compute"]).resolved()
+    torch.set_num_threads(compute.threads)
+    curves = {
+        name: {"pixels_per_step": evaluate["pixels_per_step"], "baseline": evaluate[f"{name}_baseline"]}
+        for name in ("insertion", "deletion")
+    }
+    settings = {
+        "device": compute.device,
+        "folders": tuple(Path(folder).resolve() for folder in (root, *folders)),
+        "defaults": rows_of("all", explain["rows"]),
+        "curves": curves,
+        "seed": values["seed"],
+    }
+    return root, settings, compute
+
+
+def _with_part():
+    """The methods that need a trained network and are not another one's variant, with their records."""
+    return [(name, each) for name, each in EXPLAINERS.items() if each.part is not None and each.variant_of is None]
+
+
+def _copy(target, size, device, keep=()):
+    probe = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)
+    return networks.inference_copy(target, probe, keep=list(keep))
 
 
 def _read(opener, notices):
@@ -96,23 +140,10 @@ def _images(root, prepare, notices):
     return drawn, prepare["image_size"], prepare["geometry"]
 
 
-def _untrained(name, source, seed, size):
-    """A network of the architecture that params.yaml's target names, with random weights, the same every time."""
-    classes = source.classes if source is not None else [f"class {number}" for number in range(10)]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        try:
-            return networks.build(source_of(name)[0], classes, image_size=size).eval()
-        except (ValueError, OSError, ImportError):  # a checkpoint, or what `--check` would refuse
-            return networks.build("small_resnet", classes).eval()
-
-
 def _parts(root, target, device, notices):
     """The trained networks that methods bring: method -> label -> network, of those that are there and fit."""
     found = {}
-    for method, record in EXPLAINERS.items():
-        if record.part is None or record.variant_of is not None:
-            continue
+    for method, record in _with_part():
         part, folder = record.part, root / record.keywords[record.part.option]
         folders = [folder]
         if part.word:  # a person may choose among all of the kind

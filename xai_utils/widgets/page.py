@@ -10,18 +10,21 @@ import threading
 from pathlib import Path
 from typing import NamedTuple
 
+import ipywidgets as widgets
 import torch
 
 from xai_utils import plots
 from xai_utils.datasets import DataError
+from xai_utils.explainers import passes
 from xai_utils.widgets import drawing, pictures, saving
 from xai_utils.widgets.answers import Answers
 from xai_utils.widgets.column import NONE, Column
 from xai_utils.widgets.layout import Layout
-from xai_utils.widgets.opening import open_subject
-from xai_utils.widgets.subject import Curves, Explanation, passes, spoken
+from xai_utils.widgets.opening import openers
+from xai_utils.widgets.subject import Curves, Explanation, spoken
 
 COLUMNS = 4
+MANY = 20  # classes that nobody scrolls through
 FIRST = ("akd", "dgle_cf", "fastcam", "grad_cam", "gradient", "smoe")  # shown first, as far as they can answer
 
 
@@ -39,10 +42,21 @@ class Shown(NamedTuple):
         return f"{self.column.place + 1} {spoken(self.column.method)}"
 
 
-class Inspector(Layout):
-    """The page for one `Subject`: what its widgets do."""
+class Given(NamedTuple):
+    """An image from outside, to be asked about again when another network answers: the page's kind, path and upload."""
 
-    def __init__(self, subject):
+    kind: str = ""
+    file: str = ""
+    upload: tuple = ()  # (content, name)
+
+
+NOTHING = Given()
+
+
+class Inspector(Layout):
+    """The page for one `Subject`: what its widgets do. `given`: the image to begin with, where it is one's own."""
+
+    def __init__(self, subject, given=NOTHING):
         self.subject = subject
         self._lock, self._quiet, self._declined = threading.RLock(), False, set()
         self.answers = Answers(subject, done=self._arrived, progress=self._advanced)
@@ -50,9 +64,20 @@ class Inspector(Layout):
         able = [method for method in FIRST if method not in subject.missing]
         first = [*able[:COLUMNS], *[NONE] * COLUMNS]
         self.columns = [Column(subject, place, first[place], self._refresh) for place in range(COLUMNS)]
-        super().__init__(subject.source, subject.notices, [column.box for column in self.columns])
+        super().__init__(subject.source, subject.about, subject.notices, [column.box for column in self.columns])
+        self.search.layout.display = "" if len(subject.classes) > MANY else "none"
+        self._upload = given.upload
+        if given.kind in ("file", "upload"):
+            self.kind.value, self.file.value = given.kind, given.file
         self._listen()
         self._pick()
+
+    @property
+    def given(self):
+        """The image from outside that is asked about; empty where it is none."""
+        return (
+            Given(self.kind.value, self.file.value, self._upload) if self.kind.value in ("file", "upload") else NOTHING
+        )
 
     def _listen(self):
         for widget in (self.split, self.label, self.number, self.kind, self.file):
@@ -60,6 +85,7 @@ class Inspector(Layout):
         for widget in (self.target, self.opacity, self.colour_map, self.share, self.hidden, self.pixel):
             widget.observe(self._refresh, "value")
         self.upload.observe(self._uploaded, "value")
+        self.search.observe(self._search, "value")
         self.save.on_click(self._save)
         for column in self.columns:
             column.stop.on_click(lambda _, column=column: self._stop(column))
@@ -72,12 +98,17 @@ class Inspector(Layout):
             if self._quiet:
                 return
             kind, source = self.kind.value, self.subject.source
-            for widget in (self.split, self.label, self.number):
-                widget.layout.display = "" if kind == "data set" else "none"
+            ours = kind not in ("file", "upload")
+            count = source.count(self.split.value, self.label.value) if ours else 0
+            for widget, needed in (
+                (self.label, True),
+                (self.split, len(self.split.options) > 1),
+                (self.number, count != 1),
+            ):
+                widget.layout.display = "" if ours and needed else "none"
             self.file.layout.display = "" if kind == "file" else "none"
             self.upload.layout.display = "" if kind == "upload" else "none"
-            if kind == "data set":
-                count = source.count(self.split.value, self.label.value)
+            if ours:
                 self._quiet, self.number.max, self._quiet = True, max(0, count - 1), False
                 if count:
                     self._look_at(lambda: source.picture(self.split.value, self.label.value, self.number.value))
@@ -85,6 +116,8 @@ class Inspector(Layout):
                     self._complain(f"{self.split.value} holds no image of {self.label.value}; choose another class")
             elif kind == "file" and self.file.value:
                 self._look_at(self._file)
+            elif kind == "upload" and self._upload:
+                self._look_at(self._read_upload)
 
     def _file(self):
         given, subject = self.file.value, self.subject
@@ -96,19 +129,24 @@ class Inspector(Layout):
             if not self.upload.value:
                 return
             given = self.upload.value[-1]
-            content, name, geometry = bytes(given["content"]), given["name"], self.subject.geometry
+            before, self._upload = self._upload, (bytes(given["content"]), given["name"])
             self.upload.value = ()  # the same file can be given again, and is not held twice
-            self._look_at(lambda: pictures.read_upload(content, name, self.subject.size, geometry=geometry))
+            if not self._look_at(self._read_upload):
+                self._upload = before
+
+    def _read_upload(self):
+        return pictures.read_upload(*self._upload, self.subject.size, geometry=self.subject.geometry)
 
     def _complain(self, message):
-        self.error.value = f'<p class="xai-error" role="alert">{drawing.text(message)}</p>' if message else ""
+        self.error.value = drawing.complaint(message) if message else ""
 
     def _look_at(self, opener):
+        """Show what `opener` gives; whether it is an image, and if not, why."""
         try:
             picture = opener()
         except (DataError, OSError) as error:  # of the file system: a name too long, a folder that is closed
             self._complain(error)
-            return
+            return False
         self._complain("")
         self.picture, self._image = picture, hashlib.sha256(picture.pixels.numpy().tobytes()).hexdigest()
         self.probabilities = self.subject.probabilities(self.answers.model, picture)
@@ -116,17 +154,33 @@ class Inspector(Layout):
             self._stack = self.subject.stack(self.answers.model, picture)
         except ValueError as error:  # a network with one scale only
             self._stack = str(error)
-        self._quiet = True
-        self.target.options, self.target.value = self._target_options(), int(self.probabilities.argmax())
-        self._quiet = False
+        self._offer(int(self.probabilities.argmax()))
         self._refresh()
+        return True
 
-    def _target_options(self):
-        """The five most probable classes with their probabilities, then all others by name."""
+    def _search(self, change):
+        """Offer the classes that are searched for; where there is but one, it is explained."""
+        with self._lock:
+            if self.picture is not None:
+                found = self._searched()
+                self._offer(found[0] if len(found) == 1 else self.target.value)
+                self._refresh()
+
+    def _searched(self):
+        """The classes whose name holds what is searched for, the most probable first; none where nothing is."""
+        word = self.search.value.strip().lower()
+        order = self.probabilities.argsort(descending=True, stable=True).tolist()
+        return [index for index in order if word and word in self.subject.classes[index].lower()]
+
+    def _offer(self, chosen):
+        """What can be explained: what is searched for, the five most probable classes, then all others by name."""
         classes = self.subject.classes
-        top = self.probabilities.topk(min(5, len(classes))).indices.tolist()
-        rest = sorted(set(range(len(classes))) - set(top), key=lambda index: classes[index])
-        return [(f"{classes[index]}  ({100 * self.probabilities[index]:.1f} %)", index) for index in (*top, *rest)]
+        first = [*self._searched(), *self.probabilities.topk(min(5, len(classes))).indices.tolist()]
+        rest = sorted(set(range(len(classes))) - set(first), key=lambda index: classes[index])
+        order = dict.fromkeys((*first, *rest))
+        self._quiet = True
+        self.target.options = [(f"{classes[i]}  ({100 * self.probabilities[i]:.1f} %)", i) for i in order]
+        self.target.value, self._quiet = chosen, False
 
     # ---------------------------------------------------------------- what is known, and what is asked for
 
@@ -337,9 +391,44 @@ class Inspector(Layout):
         self.answers.lane.close()
 
 
+class Choice:
+    """The page of several networks: which one answers, and its `Inspector`. `view` is what a notebook shows.
+
+    `openers`: what a network is called -> the function that opens its `Subject`. Another network begins a page of its
+    own, so nothing that the last one said stays; an image of one's own is asked about again.
+    """
+
+    def __init__(self, openers):
+        self._openers, self._opened, self.inspector = openers, {}, None
+        self.picker = widgets.Dropdown(
+            description="network", options=list(openers), layout={"width": "100%", "max_width": "460px"}
+        )
+        self.error = widgets.HTML()
+        self._place = widgets.VBox(layout={"width": "100%"})
+        self.view = widgets.VBox([self.picker, self.error, self._place])
+        self.picker.observe(self._choose, "value")
+        self._choose()
+
+    def _choose(self, change=None):
+        name = self.picker.value
+        try:
+            if name not in self._opened:
+                self._opened[name] = self._openers[name]()
+        except (ImportError, OSError, ValueError) as error:  # not installed, damaged, another version's
+            self.error.value = f'{drawing.STYLE}<div class="xai-inspector">{drawing.complaint(error)}</div>'
+            return
+        self.error.value = ""
+        given = NOTHING
+        if self.inspector is not None:
+            given = self.inspector.given
+            self.inspector.close()
+        self.inspector = Inspector(self._opened[name], given)
+        self._place.children = [self.inspector.view]
+
+
 def inspector(root=".", folders=None):
-    """The inspector of what the pipeline in `root` has made, to be shown by a notebook.
+    """The inspector of a network of ImageNet and of what the pipeline in `root` has made, to be shown by a notebook.
 
     The page reads files under `root` and `folders`; None: those that `make inspect` was given.
     """
-    return Inspector(open_subject(root, folders)).view
+    return Choice(openers(root, folders)).view

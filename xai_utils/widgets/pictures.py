@@ -1,4 +1,4 @@
-"""Where the one image comes from that is looked at: prepared data, drawn birds, a file, an upload."""
+"""Where the one image comes from that is looked at: photographs, prepared data, drawn birds, a file, an upload."""
 
 import shlex
 import tempfile
@@ -13,6 +13,7 @@ from xai_utils import datasets
 from xai_utils.datasets import DataError
 from xai_utils.datasets.folders import SUFFIXES
 from xai_utils.datasets.on_disk import FORMATS, read_image
+from xai_utils.datasets.photographs import PHOTOGRAPHS, photographs
 from xai_utils.datasets.preparation import fit
 
 MOST_BYTES = 8 * 2**20  # of a file; the page's connection takes messages of 64 MB (voila.json)
@@ -35,8 +36,26 @@ class Picture(NamedTuple):
         return (self.part_names[number - 1], torch.from_numpy(self.parts == number)) if number else None
 
 
+class Photographs:
+    """The photographs that are installed (`datasets.photographs`), each in the place of a class with one image."""
+
+    kind, word, splits = "photographs", "photograph", ("installed",)
+
+    def __init__(self, size):
+        self.size, self.classes = size, tuple(PHOTOGRAPHS)
+
+    def count(self, split, label):
+        return 1
+
+    def picture(self, split, label, number):
+        """The photograph called `label`, with its author and terms for a name."""
+        return Picture(photographs([label], self.size)[0], PHOTOGRAPHS[label].credit)
+
+
 class Prepared:
     """The images of a prepared data set, by split and class."""
+
+    kind, word = "data set", "class"
 
     def __init__(self, data):
         self.data, self.classes = data, data.classes
@@ -57,8 +76,9 @@ class Prepared:
 
 
 class Drawn:
-    """Birds drawn from their catalogue when they are asked for: what there is before any stage has run."""
+    """Birds drawn from their catalogue when they are asked for: what there is where none are prepared."""
 
+    kind, word = "data set", "class"
     splits = ("drawn now",)
 
     def __init__(self, catalogue, size):

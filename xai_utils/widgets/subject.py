@@ -7,7 +7,6 @@ them (`key`); which thread asks, and of which copy of the network, is the page's
 import copy
 import hashlib
 import json
-import math
 import statistics
 import time
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from typing import NamedTuple
 import torch
 
 from xai_utils import explainers, networks
-from xai_utils.explainers import EXPLAINERS, smoe
+from xai_utils.explainers import EXPLAINERS, passes, smoe
 from xai_utils.explainers.records import FLAG, LAYER
 from xai_utils.images import baseline, keep_top, perturb, rank_pixels
 from xai_utils.metrics.cost import plain_forward
@@ -84,6 +83,17 @@ class Subject:
     @property
     def classes(self):
         return self.model.classes
+
+    @property
+    def about(self):
+        """Who answers, of how many classes, and what was done to an image of a file or an upload."""
+        short, size = round(self.size * 256 / 224), f"{self.size} × {self.size}"
+        cropped = {
+            "crop": f"scaled until its shorter side has {short} pixels, and the {size} in the middle are cut out of it",
+            "squash": f"squeezed to {size} pixels, whatever its shape",
+        }
+        classes = len(self.classes)
+        return f"{self.model.architecture} answers; it knows {classes} classes. An image is {cropped[self.geometry]}."
 
     @property
     def methods(self):
@@ -212,13 +222,3 @@ class Subject:
 def spoken(name):
     """A method's or option's name as words."""
     return str(name).replace("_", " ").replace(" plus plus", "++")
-
-
-def passes(method, options) -> int:
-    """About how many images go through the network for one map."""
-    counts = {
-        each.name: options[each.name] for each in EXPLAINERS[method].options if each.multiplies and each.name in options
-    }
-    if options.get("over", "integrated_gradients") != "integrated_gradients":
-        counts.pop("steps", None)  # which only that one takes
-    return math.prod(counts.values())
