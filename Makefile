@@ -11,7 +11,10 @@ $(foreach name,$(HOMES),$(eval export $(name) = $$(CURDIR)/.runs/home))
 endif
 unexport PYTHONDONTWRITEBYTECODE # without .pyc files every process parses torch anew: 10 s instead of 4
 
-.PHONY: repro test faults bench report lab inspect notebooks site publish keep lint lock readme networks-table setup data clean
+.PHONY: demo repro test faults bench report lab inspect notebooks site publish keep lint lock readme networks-table setup data clean
+
+demo: setup ## look at photographs through a trained network, by every method that trains nothing: reports/demo.html
+	python -m xai_utils.pipeline.demo
 
 repro: setup data ## run the whole pipeline: reports/index.html
 	python -m xai_utils.pipeline --check
@@ -33,7 +36,7 @@ report: setup data ## maps, scores and checks of your own: make report IMAGES=fo
 lab: setup data ## open the project in JupyterLab: notebooks, parameters, reports
 	jupyter lab --FileContentsManager.pre_save_hook=xai_utils.pipeline.by_hand.keep_source
 
-inspect: setup data ## look at single images: a page for you alone; of your own folders: make inspect FOLDERS="/photos /data"
+inspect: setup ## look at single images: a page for you alone; of your own folders: make inspect FOLDERS="/photos /data"
 	python -m xai_utils.widgets.server $(FOLDERS) $(HOSTS:%=--host=%)
 
 notebooks: setup ## after a change of params.yaml: the parameters cells; after new imports: what dvc.yaml depends on
