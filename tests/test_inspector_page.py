@@ -99,6 +99,13 @@ def test_the_page_answers_in_a_browser(served, browser, tmp_path):
     overlay = column.locator(".shot img").first
     overlay.wait_for(timeout=PATIENCE)
     assert "enter_project" not in page.content()
+    page.locator(".xai-inspector .about", has_text="it knows 1000 classes").wait_for(timeout=PATIENCE)
+    assert "chelsea" in page.locator(".xai-controls select").all_inner_texts()[1]
+
+    # the network of this project is the second choice: its page follows
+    page.get_by_label("network").select_option(index=1)
+    page.locator(".xai-inspector .about", has_text="tiny_resnet answers; it knows 2 classes").wait_for(timeout=PATIENCE)
+    overlay.wait_for(timeout=PATIENCE)
 
     # a class that attacks HTML is text wherever it stands
     assert HOSTILE in page.locator(".bars").inner_text()

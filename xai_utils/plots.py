@@ -19,6 +19,7 @@ from xai_utils.files import write_atomically
 from xai_utils.images import keep_top, perturb, rank_pixels, unit_range
 
 DPI = 120
+PERCENTILE = 99  # of a map, where its colours end on pages that show single images
 KINDS = {".png": "png", ".jpg": "jpeg"}
 LINES = ("-", "--", ":", "-.")
 STYLE = {

@@ -28,7 +28,7 @@ NOTEBOOK, PAGE = Path("notebooks/demo.ipynb"), Path("reports/demo.html")
 SLOW = "slow"  # the tag of the cell before which the page is written for the first time
 QUICK = 50  # images through the network for one map; what takes more is made after the page is there
 TOLD_EVERY = 5.0  # seconds between two lines of progress
-PERCENTILE = 99  # of a map, where its colours end
+CHUNK = 16  # images in the network at once: gradients of more would take gigabytes
 
 
 class Look(NamedTuple):
@@ -61,15 +61,17 @@ def looks(model, images, target, rows, *, steps=10, seed=0, log=None):
     with evaluating(model), watched(model, clock.look):
         for row, given in rows.items():
             clock.begin(EXPLAINERS[row].label)
-            options = {"method": row, **EXPLAINERS[row].seeded(given, seed, images.device)}
+            record = EXPLAINERS[row]
+            options = {"method": row} | ({"chunk": CHUNK} if "chunk" in record.keywords else {}) | given
+            counted = partial(explain, target=target[:1], **record.seeded(options, seed, images.device))
             try:
-                cost = counted_forward_equivalents(model, images[:1], partial(explain, target=target[:1], **options))
+                cost = counted_forward_equivalents(model, images[:1], counted)
             except NotApplicable as reason:
                 found[row] = str(reason)
                 clock.end(expected[row])
                 continue
             begun = time.perf_counter()
-            maps = explain(model, images, target, **EXPLAINERS[row].seeded(options, seed, images.device))
+            maps = explain(model, images, target, **record.seeded(options, seed, images.device))
             seconds = (time.perf_counter() - begun) / len(images)
             curves = perturbation_curves(model, images, target, maps, curves=tuple(protocol), **protocol)
             areas = (area_under_curve(curves[name]) for name in protocol)
@@ -105,7 +107,7 @@ def cards(image, found, place):
     return [
         (
             EXPLAINERS[row].label,
-            plots.overlay(image, look.maps[place], percentile=PERCENTILE),
+            plots.overlay(image, look.maps[place], percentile=plots.PERCENTILE),
             [
                 ("insertion ↑", f"{look.insertion[place]:.3f}"),
                 ("deletion ↓", f"{look.deletion[place]:.3f}"),

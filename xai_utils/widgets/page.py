@@ -291,7 +291,8 @@ class Inspector(Layout):
 
     def _overlay(self, explanation, opacity):
         colours = self.colour_map.value
-        return plots.overlay(self.picture.pixels, explanation.scores, opacity=opacity, colour_map=colours)
+        drawn = {"opacity": opacity, "colour_map": colours, "percentile": plots.PERCENTILE}
+        return plots.overlay(self.picture.pixels, explanation.scores, **drawn)
 
     def _masked(self, explanation):
         return self.subject.masked(self.picture, explanation, self.share.value / 100, self.hidden.value)
@@ -306,7 +307,7 @@ class Inspector(Layout):
         shots = []
         for opacity, caption, alt in (
             (self.opacity.value, "overlay", f"{name} over the image"),
-            (1.0, f"map, {low:.3g} to {high:.3g}", f"the map of {name}"),
+            (1.0, f"map, {low:.3g} to {high:.3g}, coloured to its {plots.PERCENTILE} %", f"the map of {name}"),
         ):
             drawn = (key, colours, opacity)
             shots.append(self._shot(drawn, lambda o=opacity: self._overlay(answer, o), caption, alt, mark))
@@ -401,7 +402,7 @@ class Choice:
     def __init__(self, openers):
         self._openers, self._opened, self.inspector = openers, {}, None
         self.picker = widgets.Dropdown(
-            description="network", options=list(openers), layout={"width": "100%", "max_width": "460px"}
+            description="network", options=list(openers), layout={"width": "calc(100% - 16px)", "max_width": "460px"}
         )
         self.error = widgets.HTML()
         self._place = widgets.VBox(layout={"width": "100%"})
