@@ -14,7 +14,7 @@ unexport PYTHONDONTWRITEBYTECODE # without .pyc files every process parses torch
 .PHONY: demo repro test faults bench report lab inspect notebooks site publish keep lint lock readme networks-table setup data clean
 
 demo: setup ## look at photographs through a trained network, by every method that trains nothing: reports/demo.html
-	python -m xai_utils.pipeline.demo
+	python -m xai_utils.widgets.demo
 
 repro: setup data ## run the whole pipeline: reports/index.html
 	python -m xai_utils.pipeline --check

@@ -12,7 +12,7 @@ from xai_utils import networks
 from xai_utils.datasets.photographs import PHOTOGRAPHS, photographs
 from xai_utils.explainers import EXPLAINERS, rows_of
 from xai_utils.metrics import deletion, insertion
-from xai_utils.pipeline import demo
+from xai_utils.widgets import demo
 
 SMALL = {"size": 64, "methods": ["grad_cam", "attention_rollout", "rise"], "steps": 2}
 
@@ -98,11 +98,14 @@ def test_remaining_time_is_told(monkeypatch):
     clock = demo._Clock(100, told.append)
     clock.begin("one")
     now[0] = 6.0
-    clock.look(20)
+    clock.look(1)
+    assert told == []
     clock.end(20)
     clock.begin("two")
     now[0] = 10.0
     clock.look(30)
+    now[0] = 12.0
+    clock.look(20)
     assert told == ["two: about 10 s left"]
 
 

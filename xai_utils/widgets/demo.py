@@ -1,4 +1,4 @@
-"""The first look:  python -m xai_utils.pipeline.demo [--picture FILE]
+"""The first look:  python -m xai_utils.widgets.demo [--picture FILE]
 
 Runs notebooks/demo.ipynb on photographs and a trained network that are installed with the library. No stage of the
 pipeline need have run, no data are pulled, nothing is fetched. The page is written when the quick methods have
@@ -28,6 +28,7 @@ NOTEBOOK, PAGE = Path("notebooks/demo.ipynb"), Path("reports/demo.html")
 SLOW = "slow"  # the tag of the cell before which the page is written for the first time
 QUICK = 50  # images through the network for one map; what takes more is made after the page is there
 TOLD_EVERY = 5.0  # seconds between two lines of progress
+KNOWN = 0.02  # of the work, from which on its rest is estimated
 CHUNK = 16  # images in the network at once: gradients of more would take gigabytes
 
 
@@ -92,9 +93,9 @@ class _Clock:
 
     def look(self, images):
         self.seen += images
-        if time.monotonic() - self.told >= TOLD_EVERY and self.done:
+        share = min(0.99, (self.done + self.seen) / self.expected)
+        if time.monotonic() - self.told >= TOLD_EVERY and share >= KNOWN:
             self.told = time.monotonic()
-            share = min(0.99, (self.done + self.seen) / self.expected)
             left = (self.told - self.begun) * (1 - share) / share
             self.log(f"{self.label}: about {terminal.span(left)} left")
 
