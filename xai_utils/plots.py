@@ -128,15 +128,13 @@ def image_grid(rows, *, row_titles=None, column_titles=None, cell=1.05) -> Figur
     return figure
 
 
-def method_grid(images, maps: dict, row_titles, *, opacity=0.55, colour_map="viridis", frames=None) -> Figure:
+def method_grid(images, maps: dict, row_titles, *, frames=None, **drawn) -> Figure:
     """One row per image: the image, then each method's map over it. `maps`: method -> (N, H, W).
 
-    `frames` (N, H, W), bool: a red frame around what is true, a rectangle, in every picture of a row.
+    `frames` (N, H, W), bool: a red frame around what is true, a rectangle, in every picture of a row. `drawn`: options
+    of `overlay`.
     """
-    rows = [
-        [pixels(image), *(overlay(image, maps[m][i], opacity=opacity, colour_map=colour_map) for m in maps)]
-        for i, image in enumerate(images)
-    ]
+    rows = [[pixels(image), *(overlay(image, maps[m][i], **drawn) for m in maps)] for i, image in enumerate(images)]
     titles = ["image", *(method.replace("_", " ").replace(" plus plus", "++") for method in maps)]
     figure = image_grid(rows, row_titles=row_titles, column_titles=[_wrapped(t) for t in titles])
     for place, axis in enumerate(figure.axes if frames is not None else ()):

@@ -113,7 +113,7 @@ def cards(image, found, place):
                 ("insertion ↑", f"{look.insertion[place]:.3f}"),
                 ("deletion ↓", f"{look.deletion[place]:.3f}"),
                 ("passes", f"{look.passes:.1f}"),
-                ("seconds", f"{look.seconds:.2g}"),
+                ("seconds", f"{look.seconds:.2f}"),
             ],
         )
         for row, look in found.items()
@@ -127,7 +127,7 @@ def table(found):
             "insertion ↑": f"{look.insertion.mean():.3f}",
             "deletion ↓": f"{look.deletion.mean():.3f}",
             "passes": f"{look.passes:.1f}",
-            "seconds": f"{look.seconds:.2g}",
+            "seconds": f"{look.seconds:.2f}",
         }
         for row, look in found.items()
     }
