@@ -1,7 +1,9 @@
 """What the inspector stands on: work that can be watched and cancelled, pictures from outside, a network's answers."""
 
+import base64
 import io
 import json
+import re
 import shutil
 import threading
 from contextlib import nullcontext
@@ -19,7 +21,7 @@ from torch import nn
 from xai_utils import datasets, explainers, networks
 from xai_utils.explainers import passes
 from xai_utils.networks.mask_predictor import predictor_of
-from xai_utils.widgets import open_subject, openers, pictures
+from xai_utils.widgets import drawing, open_subject, openers, pictures
 from xai_utils.widgets.background import Cancelled, Lane, watched
 from xai_utils.widgets.subject import Subject
 
@@ -376,3 +378,20 @@ def test_layers_are_offered_however_deep_a_network_lies():
     )
     assert "layer4.0" in alone
     assert deep == ("default", *(f"0.0.network.{name}" for name in alone[1:]))
+
+
+def test_a_closed_lane_takes_no_more():
+    """An owner who asks for more while it is told the last result leaves nothing waiting."""
+    lane = Recorder().lane()
+    lane.close()
+    lane.want({"late": lambda look: "late"})
+    assert lane.wait(PATIENCE)
+
+
+def test_a_gallery_holds_its_pictures_and_escapes_its_texts():
+    """Each card is a JPEG inside the page with its title and its numbers; no text becomes HTML."""
+    page = drawing.gallery([("<b>", np.full((4, 6, 3), 0.5), [("a&b", "<i>1")])] * 2)
+    sources = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', page)
+    assert [Image.open(io.BytesIO(base64.b64decode(each))).size for each in sources] == [(6, 4)] * 2
+    assert page.count('alt="&lt;b&gt;"') == 2
+    assert page.count("<span>a&amp;b <b>&lt;i&gt;1</b></span>") == 2

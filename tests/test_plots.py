@@ -142,3 +142,17 @@ def test_a_frame_encloses_the_pixels_of_its_mask():
         boxes = [box for axis in plots.method_grid(images, maps, "ab", frames=asked).axes for box in axis.patches]
         assert len(boxes) == count
         assert all(box.get_bbox().bounds == (-0.5, 1.5, 5, 2) for box in boxes)
+
+
+def test_colours_end_at_a_percentile():
+    """One pixel that exceeds all others by far leaves them their colours; few pixels with any value keep theirs."""
+    saliency = np.arange(100, dtype=float).reshape(10, 10)
+    saliency[9, 9] = 1e6
+    black = np.zeros((3, 10, 10))
+    clipped = plots.overlay(black, saliency, opacity=1, percentile=99)
+    unclipped = plots.overlay(black, np.minimum(saliency, np.percentile(saliency, 99)), opacity=1)
+    np.testing.assert_allclose(clipped, unclipped)
+    lone = np.zeros((20, 20))
+    lone[0, 0] = 1
+    shown = plots.overlay(np.zeros((3, 20, 20)), lone, opacity=1, percentile=99)
+    assert (shown[0, 0] != shown[1, 1]).any()
