@@ -247,7 +247,7 @@ def test_another_network_begins_anew(imagenet):
     """ImageNet's answers first; switched, the page has the other's classes, maps and source, and back again."""
     page = Choice(imagenet)
     first = page.inspector
-    assert first.subject.source.kind == first.kind.value == "photographs"
+    assert first.subject.source.kind == first.kind.value == "photos"
     assert first.label.value == "chelsea"
     assert first.picture.name == "Chelsea the cat: Stefan van der Walt, CC0"
     assert (first.split.layout.display, first.number.layout.display) == ("none", "none")

@@ -23,7 +23,7 @@ class Layout:
             return widgets.Dropdown(description=description, options=options, layout=wide, style=style, **more)
 
         kinds = [*([source.kind] if source else []), "file", "upload"]
-        self.kind = widgets.ToggleButtons(options=kinds, style={"button_width": "92px"}, tooltips=kinds)
+        self.kind = widgets.ToggleButtons(options=kinds, style={"button_width": "84px"}, tooltips=kinds)
         self.split = dropdown("images", source.splits if source else [])
         self.label = dropdown(source.word if source else "class", source.classes if source else [])
         self.number = widgets.BoundedIntText(description="number", layout=wide, style=style)

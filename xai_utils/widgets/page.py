@@ -306,8 +306,8 @@ class Inspector(Layout):
         low, high = answer.scores.aminmax()
         shots = []
         for opacity, caption, alt in (
-            (self.opacity.value, "overlay", f"{name} over the image"),
-            (1.0, f"map, {low:.3g} to {high:.3g}, coloured to its {plots.PERCENTILE} %", f"the map of {name}"),
+            (self.opacity.value, f"overlay, colours to {plots.PERCENTILE} %", f"{name} over the image"),
+            (1.0, f"map, {low:.3g} to {high:.3g}", f"the map of {name}"),
         ):
             drawn = (key, colours, opacity)
             shots.append(self._shot(drawn, lambda o=opacity: self._overlay(answer, o), caption, alt, mark))

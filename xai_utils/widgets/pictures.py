@@ -39,7 +39,7 @@ class Picture(NamedTuple):
 class Photographs:
     """The photographs that are installed (`datasets.photographs`), each in the place of a class with one image."""
 
-    kind, word, splits = "photographs", "photograph", ("installed",)
+    kind, word, splits = "photos", "photograph", ("installed",)
 
     def __init__(self, size):
         self.size, self.classes = size, tuple(PHOTOGRAPHS)
