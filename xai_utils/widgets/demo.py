@@ -21,7 +21,8 @@ from xai_utils.explainers import EXPLAINERS, NotApplicable, explain, passes
 from xai_utils.metrics.cost import counted_forward_equivalents
 from xai_utils.metrics.perturbation import area_under_curve, perturbation_curves
 from xai_utils.networks import describe, evaluating
-from xai_utils.pipeline import report, stage, terminal
+from xai_utils.pipeline import report, stage
+from xai_utils.progress import span
 from xai_utils.widgets.background import watched
 
 NOTEBOOK, PAGE = Path("notebooks/demo.ipynb"), Path("reports/demo.html")
@@ -97,7 +98,7 @@ class _Clock:
         if time.monotonic() - self.told >= TOLD_EVERY and share >= KNOWN:
             self.told = time.monotonic()
             left = (self.told - self.begun) * (1 - share) / share
-            self.log(f"{self.label}: about {terminal.span(left)} left")
+            self.log(f"{self.label}: about {span(left)} left")
 
     def end(self, expected):
         self.done, self.seen = self.done + expected, 0
