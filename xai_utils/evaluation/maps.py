@@ -69,8 +69,8 @@ class Maps:
     methods: dict[str, dict]
     passes: dict[str, float]
     arrays: dict[str, np.ndarray]  # method -> (n, S, S)
-    mosaics: Mosaics
     run: dict | None = None
+    mosaics: Mosaics = Mosaics("no mosaics: these maps were made without")
 
 
 def load(folder, run=None) -> Maps:
@@ -86,7 +86,7 @@ def load(folder, run=None) -> Maps:
     if run is not None:
         runs.require_same(record.get("run"), run, folder, "explain")
     record |= {name: np.asarray(record[name]) for name in ("indices", "targets")}
-    mosaics = Mosaics(**record.pop(MOSAICS, {"told": "no mosaics: these maps were made without"}))
+    mosaics = Mosaics(**record.pop(MOSAICS)) if MOSAICS in record else Maps.mosaics
     of_mosaics = _opened(folder / MOSAICS, record["methods"] if len(mosaics) else (), len(mosaics))
     mosaics = replace(mosaics, images=np.asarray(mosaics.images), arrays=of_mosaics)
     arrays = _opened(folder, record["methods"], len(record["indices"]))
