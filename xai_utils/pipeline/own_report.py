@@ -28,7 +28,7 @@ STAGES = ("prepare_data", "finetune_target", "explain", "evaluate")
 DONE = stage.FAILED / "done.json"  # of a workspace: stage -> what it was made from
 SIZE = 224  # pixels of a side, for networks that do not say theirs
 LIMIT, LIMIT_OF_ALL = 100, 20  # images: for the cheap methods, for all
-REPEATED = 16  # a cheap method repeats its pass at most so often: with gradients 33 passes
+REPEATED = 16  # a cheap method repeats its pass at most so often in params.yaml: with gradients 33 passes
 ROWS, COLUMNS = 5, 8  # of the front page's picture
 CHANGED = {  # what params.yaml says, but for:
     "prepare_data": {
@@ -42,9 +42,10 @@ CHANGED = {  # what params.yaml says, but for:
         "pixels_per_step": 8363,  # a sixth of the image: 7 points
         "insertion_baseline": "rise_blur",  # of which photographs, unlike the drawn birds, leave little
         "chunk": 32,  # of 224 pixels; more take gigabytes
-        "sanity_images": 8,
+        "sanity_images": 6,
     },
 }
+FEWER = {"integrated_gradients": {"steps": 8}, "smooth_grad": {"samples": 8}}  # half of params.yaml's, where cheap
 COSTLY = ("faithfulness", "faithfulness_offset", "percent_increase", "percentage_in")  # metrics that are left out
 CALLED = {
     "target": "TARGET",
@@ -154,6 +155,9 @@ def _planned(base, images, target, methods, limit, size) -> tuple[dict, dict, st
     values["explain"] = base["explain"] | {"images": limit, "methods": "all"}
     if methods != "all":
         values["explain"]["methods"] = _methods(values, methods)
+    if methods is None:
+        rows = base["explain"]["rows"]
+        values["explain"]["rows"] = rows | {row: rows[row] | fewer for row, fewer in FEWER.items() if rows.get(row)}
     values["evaluate"]["metrics"] = _metrics()
     known = [(file, (found.root / file).stat()) for file, _ in found.validation]
     inputs = {
