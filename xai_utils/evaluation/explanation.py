@@ -188,6 +188,8 @@ def _mosaic_size(model, image, settings):
         for row, options in settings["methods"].items():
             if explainers.explainer(explainers.method_of(row, options)[0]).part is not None:
                 explainers.explain_many(model, large, methods={row: options})
+    except torch.OutOfMemoryError:
+        raise
     except (RuntimeError, AssertionError, ValueError):  # whatever a network says of a size that it does not take
         return image.shape[-2:]
     return large.shape[-2:]
