@@ -28,6 +28,7 @@ STAGES = ("prepare_data", "finetune_target", "explain", "evaluate")
 DONE = stage.FAILED / "done.json"  # of a workspace: stage -> what it was made from
 SIZE = 224  # pixels of a side, for networks that do not say theirs
 LIMIT, LIMIT_OF_ALL = 100, 20  # images: for the cheap methods, for all
+MOSAICS = 8  # of the grid pointing game, each as much work as four images
 REPEATED = 16  # a cheap method repeats its pass at most so often in params.yaml: with gradients 33 passes
 ROWS, COLUMNS = 5, 8  # of the front page's picture
 CHANGED = {  # what params.yaml says, but for:
@@ -152,7 +153,8 @@ def _planned(base, images, target, methods, limit, size) -> tuple[dict, dict, st
     total, cap = len(found.validation), _per_class(Counter(label for _, label in found.validation), limit)
     size = size or _size_of(target, found.classes) or SIZE
     values["prepare_data"] |= {"image_size": size, "validation_per_class": cap}
-    values["explain"] = base["explain"] | {"images": limit, "methods": "all"}
+    mosaics = base["explain"]["mosaics"] | {"number": MOSAICS}
+    values["explain"] = base["explain"] | {"images": limit, "methods": "all", "mosaics": mosaics}
     if methods != "all":
         values["explain"]["methods"] = _methods(values, methods)
     if methods is None:
