@@ -26,7 +26,7 @@ VALUES = {
     "distill_surrogate.student.lr: 1": "unknown key 'distill_surrogate.student.lr'; allowed are epochs, batch_size",
     "finetune_target: 3": "finetune_target = 3 is not allowed; it holds the keys epochs, batch_size",
     "finetune_target: []": "finetune_target = [] is not allowed; it holds the keys epochs",
-    "explain:": "explain = None is not allowed; it holds the keys images, methods, rows",
+    "explain:": "explain = None is not allowed; it holds the keys images, mosaics, methods, rows",
     "compute: 2": "compute = 2 is not allowed; it holds the keys device, precision, threads, processes",
     "intervals: [0.95]": "intervals = [0.95] is not allowed; it holds the keys confidence, resamples",
     "distill_surrogate.student: 3": "distill_surrogate.student = 3 is not allowed; it holds the keys epochs, batch_size",
