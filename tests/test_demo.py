@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -65,8 +66,12 @@ def test_stopped_between_the_methods_the_page_of_the_quick_ones_stays(clone, mon
     monkeypatch.setattr(demo.stage, "progress", stop)
     monkeypatch.setattr(demo, "make", lambda given: made(given=SMALL))
     monkeypatch.setattr("sys.argv", ["demo"])
-    with pytest.raises(SystemExit, match=r"stopped: interrupted; reports/demo.html shows the quick methods"):
-        demo.main()
+    # a thread of its own: in pytest's a browser's event loop may run, beside which an interruption would be lost
+    with (
+        ThreadPoolExecutor(1) as fresh,
+        pytest.raises(SystemExit, match=r"stopped: interrupted; reports/demo.html shows the quick methods"),
+    ):
+        fresh.submit(demo.main).result()
     text = demo.PAGE.read_text("utf-8")
     assert text.rstrip().endswith("</html>")
     assert 'alt="Grad-CAM"' in text
