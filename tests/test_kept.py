@@ -261,14 +261,15 @@ def test_the_readme_shows_runs_side_by_side(copy, tmp_path):
     report.update_readme(readme, results="| new |", runs=text)
     assert f"-->\n{text}\n<!-- end of runs" in readme.read_text()
     table = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
-    assert table[0] == ["method", "Insertion ↑, birds", "Insertion ↑, pets", "Part truth ↑, birds"]
+    truths = ["Grid pointing ↑, birds", "Grid pointing ↑, pets", "Part truth ↑, birds"]
+    assert table[0] == ["method", "Insertion ↑, birds", "Insertion ↑, pets", *truths]
     rows = {row[0]: row[1:] for row in table[2:]}
     assert list(rows) == [f"`{name}`" for name in beside.METHODS]
     scores = json.loads((copy / "reports" / "metrics.json").read_text())["methods"]["rise"]["insertion"]
     parts = [scores[part] for part in ("mean", "low", "high")]
     assert rows["`rise`"][0] == "**{:.3f}** [{:.3f}, {:.3f}]".format(*parts)
     assert rows["`rise`"][1] == "{:.3f} [{:.3f}, {:.3f}]".format(*(part / 2 for part in parts))
-    assert [sum("**" in row[n] for row in rows.values()) for n in range(3)] == [1, 1, 1]
+    assert [sum("**" in row[n] for row in rows.values()) for n in range(5)] == [1] * 5
     said = " ".join(text.split())
     assert "birds: 60 held-out images of birds at 96 pixels" in said
     assert "[pets](runs/pets/): 60 held-out images of birds" in said
