@@ -4,7 +4,8 @@ Training from stored data beside training on what lies on the device; methods, R
 in float32 and bfloat16; whether the device agrees with the CPU; whether `inference_copy` copies there; peak memory. All
 weights are random and all images are smooth noise: speeds do not depend on either. Rates are medians over interleaved
 rounds, ratios the medians of the rounds' own ratios. A part that fails is an "error" in the JSON, which is written
-after each part. About 90 seconds on a GPU; a minute on two CPU threads with --device cpu --size 64 --seconds 20.
+after each part. Made for 90 seconds on a GPU; a minute on the CPU with --device cpu --network resnet18 --size 64
+--seconds 10, where the numbers show no more than that this file works.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import statistics
 import time
 import traceback
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import stand_ins  # noqa: F401 - before xai_utils
@@ -47,25 +49,41 @@ RECIPE = {
     "schedule": "steps",
     "milestones": [],
 }
-EPOCHS = 3  # of each training; the first warms up
+EPOCHS = 4  # of each training; the first warms up, the last writes the checkpoint
+
+
+class Amounts(NamedTuple):
+    """How much is measured: little on a CPU, whose numbers only show that this file works."""
+
+    batches: tuple[int, ...]
+    chunks: tuple[int, ...]
+    masks: int
+    examples: int  # of an epoch
+    train_batch: int
+    curves: int  # images
+    step: int  # pixels per point of a curve, at 224
+
+
+GPU = Amounts((1, 16, 64, 256), (16, 64, 256), masks=1000, examples=384, train_batch=128, curves=8, step=224)
+CPU = Amounts((1, 4), (16,), masks=40, examples=12, train_batch=4, curves=2, step=6272)
 
 
 @dataclass(frozen=True)
 class Run:
-    """Where, how long, and how much: little on a CPU, whose numbers only show that this file works."""
+    """Where and how long."""
 
     device: torch.device
     size: int
     seconds: float
     architecture: str = "resnet50"
 
-    def __post_init__(self):
-        gpu = self.device.type == "cuda"
-        amounts = {"batches": (1, 16, 64, 256) if gpu else (1, 4), "chunks": (16, 64, 256) if gpu else (16,)}
-        amounts |= {"masks": 1000 if gpu else 40, "examples": 512 if gpu else 12, "train_batch": 128 if gpu else 4}
-        amounts |= {"curves": 8 if gpu else 2, "step": 224 if gpu else 6272}  # images; pixels per step, at 224
-        for name, value in amounts.items():
-            object.__setattr__(self, name, value)
+    @property
+    def on_gpu(self):
+        return self.device.type == "cuda"
+
+    @property
+    def amounts(self):
+        return GPU if self.on_gpu else CPU
 
     def images(self, number):
         """Smooth noise (number, 3, size, size), the same on every device."""
@@ -97,7 +115,7 @@ def attempted(function):
 
 def peak(run, function):
     """(what the function returns, the most megabytes that tensors held on the GPU meanwhile or None)."""
-    if run.device.type != "cuda":
+    if not run.on_gpu:
         return function(), None
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
@@ -106,12 +124,19 @@ def peak(run, function):
     return result, round(torch.cuda.max_memory_allocated() / 1e6)
 
 
+def peaks(found):
+    """All "peak_megabytes" inside of a part's numbers."""
+    own = [found["peak_megabytes"]] if "peak_megabytes" in found else [0]
+    return own + [each for value in found.values() if isinstance(value, dict) for each in peaks(value)]
+
+
 def timed(run, function):
-    if run.device.type == "cuda":
+    """Wall-clock time of one call, synchronised."""
+    if run.on_gpu:
         torch.cuda.synchronize()
     start = time.perf_counter()
     function()
-    if run.device.type == "cuda":
+    if run.on_gpu:
         torch.cuda.synchronize()
     return time.perf_counter() - start
 
@@ -157,10 +182,10 @@ def on_device(settings):
 
 
 def training(run):
-    """Images per second of `loop.fit` (median of its epochs but the first), in the precision that "auto" gives."""
+    """Images per second of `loop.fit` (its epochs but the first and the last), in the precision that "auto" gives."""
     with scratch_folder("device-benchmark") as folder:
         pixels, source = np.random.default_rng(0), folder / "images"
-        for number in range(run.examples):
+        for number in range(run.amounts.examples):
             path = source / str(number % 2) / f"{number}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             picture = Image.fromarray(pixels.integers(0, 256, (run.size, run.size, 3), dtype=np.uint8))
@@ -168,50 +193,47 @@ def training(run):
         options = {"image_size": run.size, "geometry": "squash", "validation_fraction": 0.01}
         datasets.prepare(source, folder / "data", **options)
         examples = len(datasets.load(folder / "data").train)
-
-        common = RECIPE | {"data": str(folder / "data"), "target": run.architecture, "batch_size": run.train_batch}
+        common = RECIPE | {"data": str(folder / "data"), "target": run.architecture}
+        common |= {"batch_size": run.amounts.train_batch, "epochs": EPOCHS, "image_size": run.size}
+        common |= {"device": run.device.type}
 
         def trained(make_task, threads, seed):
-            stamps = []
-            settings = RECIPE | {
-                "data": str(folder / "data"),
-                "target": run.architecture,
-                "seed": seed,
-                "milestones": [],
-            }
-            settings |= {"epochs": EPOCHS, "batch_size": run.train_batch, "image_size": run.size}
-            settings |= {"device": run.device.type}
+            ends = []
             loop.fit(
                 make_task,
-                settings,
+                common | {"seed": seed},
                 checkpoints=folder / "checkpoints",
                 data_hash="noise",
                 compute=Compute(device=run.device.type, threads=threads),
                 checkpoint_seconds=1e9,
-                log=lambda _: stamps.append(time.perf_counter()),
+                log=lambda _: ends.append(time.perf_counter()),
             )
-            return examples / statistics.median(np.diff(stamps).tolist())
+            return examples / statistics.median(np.diff(ends).tolist()[:-1])
 
-        kinds = {"on_device": (on_device, 2), "from_stored, 2 threads": (from_stored, 2)}
-        if (most := processors()) > 2:
+        few = 2 if run.on_gpu else 1  # of params.yaml
+        kinds = {"on_device": (on_device, few), f"from_stored, {few} threads": (from_stored, few)}
+        if run.on_gpu and (most := processors()) > few:
             kinds[f"from_stored, {most} threads"] = (from_stored, most)
-        rounds, end = [], time.monotonic() + 0.3 * run.seconds
+        rounds, memory, end = [], {}, time.monotonic() + 0.3 * run.seconds
         while len(rounds) < ROUNDS[0] or (time.monotonic() < end and len(rounds) < 5):
-            rounds.append({name: trained(*kind, len(rounds)) for name, kind in kinds.items()})
-        task, generator = target_task(common | {"seed": 0, "epochs": 1}), torch.Generator().manual_seed(0)
-        indices, before = torch.arange(min(run.train_batch, examples)), torch.get_num_threads()
+            rounds.append({})
+            for name, kind in kinds.items():
+                rounds[-1][name], memory[name] = peak(run, lambda kind=kind: trained(*kind, len(rounds)))
+        task, generator = target_task(common | {"seed": 0}), torch.Generator().manual_seed(0)
+        indices, before = torch.arange(min(run.amounts.train_batch, examples)), torch.get_num_threads()
         alone = {}
         for threads in sorted({kind[1] for kind in kinds.values()}):
             torch.set_num_threads(threads)
             task.batch(indices, generator)
-            alone[threads] = round(len(indices) / timed(run, lambda: task.batch(indices, generator)), 1)
+            taken = statistics.median(timed(run, lambda: task.batch(indices, generator)) for _ in range(3))
+            alone[threads] = round(len(indices) / taken, 1)
         torch.set_num_threads(before)
     precision = Compute(device=run.device.type).resolved().precision
     found = {name: {"per_second": round(statistics.median(each[name] for each in rounds), 1)} for name in kinds}
     for name in found:
         shares = [each[name] / each["on_device"] for each in rounds]
-        found[name]["of_on_device"] = round(statistics.median(shares), 4)
-    about = {"precision": precision, "batch": run.train_batch, "rounds": len(rounds), "epochs": EPOCHS - 1}
+        found[name] |= {"of_on_device": round(statistics.median(shares), 4), "peak_megabytes": memory[name]}
+    about = {"precision": precision, "batch": run.amounts.train_batch, "rounds": len(rounds), "epochs": EPOCHS - 2}
     return about | found | {"crops alone, per second, by threads": alone} | {"plain step": plain_step(run, precision)}
 
 
@@ -219,7 +241,8 @@ def plain_step(run, precision):
     """Images per second of PyTorch's own step, without the loop: no determinism, no look at the loss."""
     model = build(run.architecture, range(2)).to(run.device, memory_format=torch.channels_last).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
-    images, labels = run.images(run.train_batch), torch.zeros(run.train_batch, dtype=torch.long, device=run.device)
+    images = run.images(run.amounts.train_batch)
+    labels = torch.zeros(len(images), dtype=torch.long, device=run.device)
 
     def step():
         optimizer.zero_grad()
@@ -228,7 +251,7 @@ def plain_step(run, precision):
         loss.backward()
         optimizer.step()
 
-    return rates(run, {"plain": (step, run.train_batch)}, 0.02 * run.seconds)["plain"]
+    return rates(run, {"plain": (step, run.amounts.train_batch)}, 0.02 * run.seconds)["plain"]
 
 
 def processors():
@@ -260,6 +283,8 @@ def explained(run, kind):
 
 
 def passing(model, images):
+    """A plain pass and how many images it takes, as `rates` wants them."""
+
     def forward():
         with torch.inference_mode():
             model(images)
@@ -273,15 +298,15 @@ def frames_per_second(run):
     for precision, kind in PRECISIONS.items():
         copied, methods = explained(run, kind)
         own = found[precision] = {}
-        for batch in run.batches:
+        for batch in run.amounts.batches:
             images, target = run.images(batch).to(kind), torch.arange(batch, device=run.device)
             functions = {"plain": passing(copied, images)}
             for name, method in methods.items():
                 functions[name] = (lambda method=method, images=images, target=target: method(images, target)), batch
-            own[batch] = rates(run, functions, 0.35 * run.seconds / len(run.batches) / len(PRECISIONS))
+            own[batch] = rates(run, functions, 0.35 * run.seconds / len(run.amounts.batches) / len(PRECISIONS))
         best = {}
         for name in ("plain", *METHODS):
-            speeds = {batch: own[batch][name].get("per_second", 0) for batch in run.batches if batch > 1}
+            speeds = {batch: own[batch][name].get("per_second", 0) for batch in run.amounts.batches if batch > 1}
             best[name] = max(speeds, key=speeds.get)
         own["best batch"] = best
     return found
@@ -290,23 +315,23 @@ def frames_per_second(run):
 def masks_and_points(run):
     """RISE's masks and insertion's points per second beside as many plain passes in batches of the chunk's size."""
     found = {}
-    points = len(insertion_protocol((run.size, run.size), pixels_per_step=run.step).counts) * run.curves
+    points = len(insertion_protocol((run.size, run.size), pixels_per_step=run.amounts.step).counts) * run.amounts.curves
     for precision, kind in PRECISIONS.items():
         copied = inference_copy(network(run), run.images(1)).to(kind)
-        images = run.images(run.curves).to(kind)
-        maps = torch.rand(run.curves, run.size, run.size, device=run.device)
-        target = torch.arange(run.curves, device=run.device)
-        for chunk in run.chunks:
+        images = run.images(run.amounts.curves).to(kind)
+        maps = torch.rand(run.amounts.curves, run.size, run.size, device=run.device)
+        target = torch.arange(run.amounts.curves, device=run.device)
+        for chunk in run.amounts.chunks:
 
             def rise(copied=copied, images=images, chunk=chunk):
-                explain(copied, images[:1], 0, method="rise", masks=run.masks, chunk=chunk)
+                explain(copied, images[:1], 0, method="rise", masks=run.amounts.masks, chunk=chunk)
 
             def curves(copied=copied, images=images, target=target, maps=maps, chunk=chunk):
-                insertion(copied, images, target, maps, pixels_per_step=run.step, chunk=chunk)
+                insertion(copied, images, target, maps, pixels_per_step=run.amounts.step, chunk=chunk)
 
-            functions = {"plain": passing(copied, run.images(chunk).to(kind)), "rise, masks": (rise, run.masks)}
+            functions = {"plain": passing(copied, run.images(chunk).to(kind)), "rise, masks": (rise, run.amounts.masks)}
             functions["insertion, points"] = curves, points
-            share = 0.2 * run.seconds / len(run.chunks) / len(PRECISIONS)
+            share = 0.2 * run.seconds / len(run.amounts.chunks) / len(PRECISIONS)
             found[f"{precision}, chunk {chunk}"] = rates(run, functions, share)
     return found
 
@@ -319,9 +344,9 @@ def without_tf32():
 def agreement(run):
     """Rank correlations of the maps of 2 images, and the largest difference of their insertion scores, per setting."""
     images, target, host = run.images(2).cpu(), torch.tensor([3, 5]), replace(run, device=torch.device("cpu"))
-    torch.set_num_threads(processors() if run.device.type == "cuda" else torch.get_num_threads())
+    torch.set_num_threads(processors() if run.on_gpu else torch.get_num_threads())
     original, ranked = network(host), torch.rand(2, run.size, run.size, generator=torch.Generator().manual_seed(0))
-    options = {"grad_cam": {}, "smoe": {}, "fastcam": {}, "rise": {"masks": run.masks // 5, "chunk": 64}}
+    options = {"grad_cam": {}, "smoe": {}, "fastcam": {}, "rise": {"masks": run.amounts.masks // 5, "chunk": 64}}
 
     def made(device, kind=torch.float32):
         model, own, classes = deep_copy(original).to(device, kind), images.to(device, kind), target.to(device)
@@ -349,7 +374,7 @@ def agreement(run):
 def copies(run):
     """Whether inference_copy folds the batch norms or undoes itself, by how and where it is made, and what it saves."""
     model, image = network(run), run.images(1)
-    noise = run.images(max(run.batches[-2:]))
+    noise = run.images(max(run.amounts.batches[-2:]))
     flags = {"cudnn.allow_tf32": torch.backends.cudnn.allow_tf32}
     flags["float32_matmul_precision"] = torch.get_float32_matmul_precision()
     made = {"as the pipeline": inference_copy(model, image), "without an image": inference_copy(model)}
@@ -376,7 +401,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=new_file, help="also write the measurements there")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--seconds", type=count, default=60, help="for the rounds of all parts (default 60)")
+    parser.add_argument("--seconds", type=count, default=45, help="for the rounds of all parts (default 45)")
     parser.add_argument("--size", type=count, default=224, help="pixels of a side (default 224)")
     parser.add_argument("--network", default="resnet50", help="a ResNet (default resnet50)")
     parser.add_argument("--only", nargs="+", choices=[part.__name__ for part in PARTS], help="these parts alone")
@@ -394,6 +419,7 @@ def main():
         result = attempted(lambda part=part: peak(run, lambda: part(run)))
         torch.set_num_threads(threads)
         found, most = result if isinstance(result, tuple) else (result, None)
+        most = most and max(most, *peaks(found))  # what is measured inside begins anew
         taken = round(time.monotonic() - start, 1)
         facts[part.__name__] = {"seconds": taken, "peak_megabytes": most} | found
         facts["seconds"] = round(time.monotonic() - begun, 1)
