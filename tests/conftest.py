@@ -5,6 +5,10 @@ import shutil
 import socket
 from pathlib import Path
 
+# before torch is imported, here and in what tests start (kernels, servers, commands): where both cores are busy, two
+# threads of a small operation wait for each other, and a stage takes half as long again
+os.environ["OMP_NUM_THREADS"] = "1"
+
 import pytest
 import torch
 

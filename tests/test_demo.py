@@ -5,9 +5,11 @@ import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 
+import nbformat
 import pytest
 import torch
 from conftest import ROOT
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from xai_utils import networks
 from xai_utils.datasets.photographs import PHOTOGRAPHS, photographs
@@ -56,15 +58,18 @@ def test_the_page_is_made_without_any_stage(clone, monkeypatch):
     assert set(after) - set(before) == {demo.PAGE}
 
 
-def test_stopped_between_the_methods_the_page_of_the_quick_ones_stays(clone, monkeypatch, capsys):
+def test_stopped_between_the_methods_the_page_of_the_quick_ones_stays(clone, monkeypatch):
     """An interruption in the slow part ends with a page that is whole, and says what it shows."""
 
     def stop(text):
         raise KeyboardInterrupt
 
+    slow = new_code_cell("print('a slow method')", metadata={"tags": [demo.SLOW]})
+    cells = [new_markdown_cell("# A look"), new_code_cell("print('a quick method')"), slow]
+    nbformat.write(new_notebook(cells=cells), clone / "look.ipynb")  # whose kernel needs no torch
     made = demo.make
     monkeypatch.setattr(demo.stage, "progress", stop)
-    monkeypatch.setattr(demo, "make", lambda given: made(given=SMALL))
+    monkeypatch.setattr(demo, "make", lambda given: made(given=given, notebook=clone / "look.ipynb"))
     monkeypatch.setattr("sys.argv", ["demo"])
     # a thread of its own: in pytest's a browser's event loop may run, beside which an interruption would be lost
     with (
@@ -74,7 +79,7 @@ def test_stopped_between_the_methods_the_page_of_the_quick_ones_stays(clone, mon
         fresh.submit(demo.main).result()
     text = demo.PAGE.read_text("utf-8")
     assert text.rstrip().endswith("</html>")
-    assert 'alt="Grad-CAM"' in text
+    assert ("a quick method" in text, "a slow method\n" in text) == (True, False)
 
 
 def test_numbers_are_those_of_the_library():
