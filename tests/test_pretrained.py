@@ -63,7 +63,9 @@ def test_a_pretrained_network_explains_real_images(target, laid_out, real, tmp_p
             "explain.images": 10,
             "explain.methods": ["grad_cam", "random"],
             "explain.rows": {},
+            "explain.mosaics.number": 0,
             "evaluate.metrics": ["insertion", "deletion", "pointing_game"],
+            "evaluate.sanity_images": 0,
         },
     )
     save_mobilenet(real, rows, folder / "data" / "weights" / "mobilenet")
