@@ -22,9 +22,14 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+LONGEST = ("stages", "own_report", "devices", "demo", "training_distributed", "inspector_page", "retraining_experiment",
+           "pretrained", "by_hand")  # fmt: skip
+
+
 def pytest_collection_modifyitems(items):
-    """The longest file first: begun last, it would keep one worker busy while the other has nothing left to do."""
-    items.sort(key=lambda item: item.path.name != "test_stages.py")
+    """The longest files first: begun last, one would keep a worker busy while the other has nothing left to do."""
+    first = [f"test_{name}.py" for name in LONGEST]
+    items.sort(key=lambda item: first.index(item.path.name) if item.path.name in first else len(first))
 
 
 @pytest.fixture(autouse=True)

@@ -41,6 +41,8 @@ def project(tmp_path_factory):
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
     for name in ("dvc.yaml", "params.yaml", "dvc.lock"):
         shutil.copy(ROOT / name, root)
+    few = {"evaluate.pixels_per_step": 12544, "evaluate.sanity_images": 2}  # at every scale
+    scratch.change(root / "params.yaml", **{"compute.threads": 1}, **few)
     for name in ("build/data/dataset.json", "reports/metrics.json"):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text("{}")
@@ -74,7 +76,7 @@ def command(project, *arguments):
     return done.stdout, done.stderr
 
 
-def test_images_without_labels_are_reported_on_beside_the_run(project):
+def test_images_without_labels_are_reported_on_beside_the_run(project, monkeypatch):
     """Maps, scores, advice and pages of six photographs; the run's files stay; a second report runs no stage."""
     images, before = photos(project.parent / "photos", [f"{i}.png" for i in range(6)]), contents(project)
     given = (images, "../checkpoints/mine", "--methods=grad_cam gradient", "--limit=4", "--size=64")
@@ -98,7 +100,12 @@ def test_images_without_labels_are_reported_on_beside_the_run(project):
     for page in place.glob("*.html"):
         for link in re.findall(r'(?:href|src)="([^"#:]+)"', page.read_text("utf-8")):
             assert (place / link).is_file(), f"{page.name}: {link}"
-    assert "stage" not in command(project, *given)[1]
+    monkeypatch.chdir(project)
+    monkeypatch.setattr(own_report.stage, "perform", lambda *_: pytest.fail("a stage runs again"))
+    options = {"methods": ["grad_cam", "gradient"], "limit": 4, "size": 64}
+    told = []
+    assert own_report.make(images, "../checkpoints/mine", **options, tell=told.append).is_file()
+    assert told == [lines[0], *said]
 
 
 def test_classes_that_the_network_does_not_know_have_no_accuracy(project, tmp_path):
