@@ -20,7 +20,6 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
-import stand_ins  # noqa: F401 - before xai_utils
 import torch
 from PIL import Image
 from timing import count, new_file

@@ -56,8 +56,9 @@ def test_surrogate_predictor_and_gate_are_trained_and_explain(name, network, dat
     common = {"data": str(data), "target": "target", "seed": 0, "reduction": 4}
     surrogates, _ = fit_surrogates(
         common
-        | {"trunk": None, "attention": "cbam", "residual_attention": False, "delta_source": "last", "joint": False,
-           "alpha": 0.5, "temperature": 1.0, "l1_weights": {"akd": 1e-5}, "student": LEARNING, "explanation": LEARNING},
+        | {"trunk": None, "attention": "cbam", "opened": True, "residual_attention": False, "delta_source": "last",
+           "joint": False, "alpha": 0.5, "temperature": 1.0, "l1_weights": {"akd": 1e-5},
+           "student": LEARNING, "explanation": LEARNING},
         compute=COMPUTE,
     )  # fmt: skip
     predictors, _ = fit_predictors(

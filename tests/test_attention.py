@@ -137,3 +137,13 @@ def test_too_few_channels_are_refused(name):
     """Fewer channels than the reduction leave no bottleneck."""
     with pytest.raises(ValueError, match="8 channels cannot be reduced by 16"):
         ATTENTION[name](8)
+
+
+@pytest.mark.parametrize(("name", "halves", "opened"), [("cbam", 0.25, 0.907), ("bam", 0.5, 0.953)])
+def test_opened_gates_let_nearly_all_through(name, halves, opened):
+    """What a new module leaves of faint features: σ(3) per gate where it begins opened, 1/2 per gate where not."""
+    torch.manual_seed(0)
+    features = 1e-3 * torch.rand(2, 16, 8, 8)
+    for begun, share in ((False, halves), (True, opened)):
+        gated = ATTENTION[name](16, reduction=4, opened=begun).eval()(features)
+        assert (gated / features).mean().item() == pytest.approx(share, abs=0.01 if begun else 0.15)

@@ -81,7 +81,9 @@ def test_who_writes_or_reads_by_a_name_refuses_one_that_leaves(tmp_path, monkeyp
     (tmp_path / "protocol.json").write_text(json.dumps(index))
     record = {"split": "validation", "indices": [], "targets": [], "methods": row, "passes": {}}
     (tmp_path / "explained.json").write_text(json.dumps(record))
-    learning = {name: None for name in ("alpha", "temperature", "attention", "reduction", "residual_attention")}
+    learning = {
+        name: None for name in ("alpha", "temperature", "attention", "reduction", "opened", "residual_attention")
+    }
     learning |= {name: "" for name in ("data", "target", "trunk", "delta_source", "seed")} | {"student": {}}
     for call in (
         lambda: rows_of("all", row),

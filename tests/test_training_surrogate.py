@@ -140,8 +140,8 @@ def settings(folders, **changes):
     return {
         "data": str(folders / "data"), "target": str(folders / "target"), "seed": 0, "epochs": 2, "batch_size": 9,
         "learning_rate": 0.01, "schedule": "steps", "milestones": [1], "momentum": 0.9, "weight_decay": 1e-4,
-        "smallest_crop": 0.6, "trunk": None, "attention": "cbam", "reduction": 16, "residual_attention": False,
-        "delta_source": "last", "alpha": 0.5, "temperature": 1.0, "l1_weight": 1e-5,
+        "smallest_crop": 0.6, "trunk": None, "attention": "cbam", "reduction": 16, "opened": False,
+        "residual_attention": False, "delta_source": "last", "alpha": 0.5, "temperature": 1.0, "l1_weight": 1e-5,
         "surrogate": str(folders / "student"), **changes,
     }  # fmt: skip
 

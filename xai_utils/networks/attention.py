@@ -1,11 +1,14 @@
 """Attention modules: gates in [0, 1] that a network learns to put on its own activations.
 
 Both modules take features (N, C, h, w) and return them gated, attention ⊙ features, of the same shape; the residual
-form is the caller's sum, features + gated. `ATTENTION[name](channels)` makes one.
+form is the caller's sum, features + gated. `ATTENTION[name](channels)` makes one. Its gates begin near 1/2 or,
+`opened`, at σ(3) = 0.95: a pretrained network answers as before then, where two halves would let a quarter through.
 """
 
 import torch
 from torch import nn
+
+OPENED = 3.0  # what stands under the sigmoid of a gate that begins opened
 
 
 def _reduced(channels, reduction):
@@ -25,10 +28,12 @@ class ChannelGate(nn.Module):
     biases for both.
     """
 
-    def __init__(self, channels, *, reduction=16):
+    def __init__(self, channels, *, reduction=16, opened=False):
         super().__init__()
         hidden = _reduced(channels, reduction)
         self.mlp = nn.Sequential(nn.Linear(channels, hidden), nn.ReLU(), nn.Linear(hidden, channels))
+        if opened:
+            nn.init.constant_(self.mlp[-1].bias, OPENED / 2)  # added twice
 
     def forward(self, features):
         gate = self.mlp(features.mean((2, 3))) + self.mlp(features.amax((2, 3)))  # (N, C)
@@ -39,14 +44,16 @@ class SpatialGate(nn.Module):
     """CBAM's spatial gate: features (N, C, h, w) -> gate (N, 1, h, w) in [0, 1] (Woo et al. 2018, eq. 3).
 
     M_s(F) = σ(BN(conv7×7([max(F); mean(F)]))), maxima and means over the channels, no bias. The batch norm is the
-    authors' code's; it begins with weight 0, as there: the gate starts as the constant 1/2, not as noise.
+    authors' code's; it begins with weight 0, as there: the gate starts as a constant, not as noise.
     """
 
-    def __init__(self):
+    def __init__(self, *, opened=False):
         super().__init__()
         self.conv = nn.Conv2d(2, 1, 7, padding=3, bias=False)
         self.norm = nn.BatchNorm2d(1)
         nn.init.zeros_(self.norm.weight)
+        if opened:
+            nn.init.constant_(self.norm.bias, OPENED)
 
     def forward(self, features):
         pooled = torch.cat([features.amax(1, keepdim=True), features.mean(1, keepdim=True)], 1)  # (N, 2, h, w)
@@ -59,9 +66,10 @@ class CBAM(nn.Module):
     The attention is the product of `channel`'s and `spatial`'s gates. ValueError for fewer channels than `reduction`.
     """
 
-    def __init__(self, channels, *, reduction=16):
+    def __init__(self, channels, *, reduction=16, opened=False):
         super().__init__()
-        self.channel, self.spatial = ChannelGate(channels, reduction=reduction), SpatialGate()
+        self.channel = ChannelGate(channels, reduction=reduction, opened=opened)
+        self.spatial = SpatialGate(opened=opened)
 
     def forward(self, features):
         gated = self.channel(features) * features
@@ -78,7 +86,7 @@ class BAM(nn.Module):
     are added, as in the paper (the code multiplies). The paper's F + σ(…) ⊙ F is the residual form.
     """
 
-    def __init__(self, channels, *, reduction=16, dilation=4):
+    def __init__(self, channels, *, reduction=16, dilation=4, opened=False):
         super().__init__()
         hidden = _reduced(channels, reduction)
         self.channel = nn.Sequential(
@@ -90,6 +98,9 @@ class BAM(nn.Module):
             around = nn.Conv2d(hidden, hidden, 3, padding=dilation, dilation=dilation)
             layers += [around, nn.BatchNorm2d(hidden), nn.ReLU()]
         self.spatial = nn.Sequential(*layers, nn.Conv2d(hidden, 1, 1))
+        if opened:
+            for last in (self.channel[-1], self.spatial[-1]):
+                nn.init.constant_(last.bias, OPENED / 2)  # the two are added
 
     def forward(self, features):
         return (self.channel(features) + self.spatial(features)).sigmoid() * features

@@ -2,13 +2,13 @@
 
 import json
 import pickle
+import sys
 import threading
 from functools import wraps
 from pathlib import Path
 
 import safetensors.torch
 import torch
-import torchvision
 from safetensors import SafetensorError
 
 from xai_utils.files import sha256, write_atomically, write_json
@@ -41,9 +41,15 @@ def write(module, folder, kind, facts, *, made_with=None):
         tensors[key] = tensor.clone() if shared else tensor
         places.add(tensor.untyped_storage().data_ptr())
     write_tensors(tensors, weights)
-    versions = {"torch": torch.__version__, "torchvision": torchvision.__version__}
-    facts = facts | {"made_with": made_with or {}, "versions": versions, "sha256": sha256(weights)}
+    facts = facts | {"made_with": made_with or {}, "versions": _versions(module), "sha256": sha256(weights)}
     write_json(facts_file, facts)
+
+
+def _versions(module):
+    """The versions of the libraries that the modules of a network come from, and of PyTorch's own two."""
+    found = {type(each).__module__.partition(".")[0] for each in module.modules()} | {"torch", "torchvision"}
+    known = {name: getattr(sys.modules.get(name), "__version__", None) for name in sorted(found)}
+    return {name: version for name, version in known.items() if version is not None}
 
 
 def facts(folder, kind, names):

@@ -47,12 +47,12 @@ class AttentiveBlock(nn.Module):
     `residual_attention` the branch becomes f + att ⊙ f, and Δ = att ⊙ f.
     """
 
-    def __init__(self, block, attention, *, reduction, residual_attention):
+    def __init__(self, block, attention, *, residual_attention, **options):
         super().__init__()
         self.block, self.residual_attention = block, residual_attention
         self.depth = 3 if isinstance(block, Bottleneck) else 2  # convolutions
         self.channels = getattr(block, f"bn{self.depth}").num_features
-        self.attention = ATTENTION[attention](self.channels, reduction=reduction)
+        self.attention = ATTENTION[attention](self.channels, **options)
 
     def forward(self, features):
         block, branch = self.block, features
@@ -72,11 +72,13 @@ class AttentiveStudent(nn.Module):
 
     Normalised images (N, 3, H, W) -> logits (N, K) and the three Δ of the stages, finest first, each (N, C, h, w).
     `network`, a torchvision ResNet (or ours), is copied, weights included. `attention`: a name of ATTENTION,
-    with its `reduction` of the channels.
+    with its `reduction` of the channels, its gates `opened` in the beginning or not.
     `delta_source`: a stage's Δ is its last block's, or the mean of its blocks'. ValueError for anything else.
     """
 
-    def __init__(self, network, *, attention="cbam", reduction=16, residual_attention=False, delta_source="last"):
+    def __init__(
+        self, network, *, attention="cbam", reduction=16, opened=False, residual_attention=False, delta_source="last"
+    ):
         super().__init__()
         if not isinstance(network, ResNet):
             raise ValueError(
@@ -86,7 +88,7 @@ class AttentiveStudent(nn.Module):
         _require_known(attention, delta_source)
         network, self.delta_source = deep_copy(network), delta_source
         self.stem = nn.Sequential(network.conv1, network.bn1, network.relu, network.maxpool, network.layer1)
-        options = {"reduction": reduction, "residual_attention": residual_attention}
+        options = {"reduction": reduction, "opened": opened, "residual_attention": residual_attention}
         self.stages = nn.ModuleList(
             nn.ModuleList(AttentiveBlock(block, attention, **options) for block in stage)
             for stage in (network.layer2, network.layer3, network.layer4)
@@ -143,8 +145,9 @@ class StagedStudent(nn.Module):
     """
 
     def __init__(
-        self, network, stages, *, attention="cbam", reduction=16, residual_attention=False, delta_source="last"
-    ):
+        self, network, stages, *, attention="cbam", reduction=16, opened=False, residual_attention=False,
+        delta_source="last",
+    ):  # fmt: skip
         super().__init__()
         _require_known(attention, delta_source)
         if delta_source != "last":
@@ -153,7 +156,8 @@ class StagedStudent(nn.Module):
                 f"{type(network).__name__} has one: choose last"
             )
         self.network, self.stages, self.residual_attention = deep_copy(network), tuple(stages), residual_attention
-        self.attention = nn.ModuleList(ATTENTION[attention](each.channels, reduction=reduction) for each in stages)
+        options = {"reduction": reduction, "opened": opened}
+        self.attention = nn.ModuleList(ATTENTION[attention](each.channels, **options) for each in stages)
         self.channels = tuple(each.channels for each in stages)
 
     def forward(self, images):

@@ -15,7 +15,7 @@ from xai_utils.networks.layouts import Layout
 from xai_utils.networks.students import AttentiveStudent, Stage, StagedStudent, student_stages
 from xai_utils.networks.targets import build, require_known
 
-OPTIONS = ("attention", "reduction", "residual_attention", "delta_source")
+OPTIONS = ("attention", "reduction", "opened", "residual_attention", "delta_source")
 KIND = "surrogate"  # of file: stored.py
 
 
@@ -65,13 +65,13 @@ class Surrogate(nn.Module):
     """
 
     def __init__(
-        self, target, *, stages=None, image_size=None, attention="cbam", reduction=16, residual_attention=False,
-        delta_source="last",
+        self, target, *, stages=None, image_size=None, attention="cbam", reduction=16, opened=False,
+        residual_attention=False, delta_source="last",
     ):  # fmt: skip
         super().__init__()
         self.architecture, self.classes, self.options = target.architecture, target.classes, target.options
         self.made_for, self.image_size = made_for(target), image_size
-        self.attention, self.reduction = attention, reduction
+        self.attention, self.reduction, self.opened = attention, reduction, opened
         self.residual_attention, self.delta_source = residual_attention, delta_source
         options = {name: getattr(self, name) for name in OPTIONS}
         trunk = target.network

@@ -44,6 +44,10 @@ CLAIMS = (
     Claim("DGLE", "BF explains better than CF (M_I)", "box_average_precision", 1, ("dgle_bf",), ("dgle_cf",)),
     Claim("DGLE", "BF points better than CF", "pointing_game", 1, ("dgle_bf",), ("dgle_cf",)),
     Claim("DGLE", "MGnet points best", "pointing_game", 1, ("mgnet",), ("dgle_cf", *DGLE_RIVALS)),
+    # the same of mosaics, where no box is needed and no object lies in the middle
+    Claim("DGLE", "BF points better than CF, in mosaics", "grid_pointing", 1, ("dgle_bf",), ("dgle_cf",)),
+    Claim("DGLE", "MGnet points best, in mosaics", "grid_pointing", 1, ("mgnet",), ("dgle_cf", *DGLE_RIVALS)),
+    Claim("AMG", "AMG localises better than Grad-CAM, in mosaics", "grid_pointing", 1, ("amg",), ("grad_cam",)),
     Claim(
         "DGLE", "gradient methods are the least faithful", "faithfulness", -1, GRADIENTS,
         ("dgle_cf", "dgle_bf", "mgnet", "meaningful_perturbation", "grad_cam", "grad_cam_plus_plus"),

@@ -107,6 +107,7 @@ class DistillSurrogate(Stage):
     trunk: Word | None
     attention: Literal["cbam", "bam"]
     reduction: Whole
+    opened: bool
     residual_attention: bool
     delta_source: Literal["last", "mean"]
     joint: bool

@@ -128,7 +128,8 @@ def deterministic():
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # no code here reads such memory; 6 % of a step
     try:
-        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
+        precise = {"allow_tf32": torch.backends.cudnn.allow_tf32}  # as it is: the default would switch it on
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, **precise):
             yield
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])

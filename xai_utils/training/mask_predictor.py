@@ -33,7 +33,9 @@ def filter_loss(evidence, real, *, kind="logit_mean"):
     if kind == "logit_mean":
         return functional.binary_cross_entropy_with_logits(evidence.mean((1, 2)), real.to(evidence))
     if kind == "sigmoid_mean":
-        return functional.binary_cross_entropy(evidence.sigmoid().mean((1, 2)), real.to(evidence))
+        probability = evidence.float().sigmoid().mean((1, 2))
+        with torch.autocast(evidence.device.type, enabled=False):  # which refuses this loss in half precision
+            return functional.binary_cross_entropy(probability, real.to(probability))
     raise ValueError(f"filter_loss {kind!r} is unknown; choose one of {', '.join(FILTER_LOSSES)}")
 
 

@@ -76,7 +76,7 @@ def explained_images(images, maps, mean):
 def starting_surrogate(settings: dict) -> Surrogate:
     """The surrogate before any training, in train mode.
 
-    `settings`: data, target, seed, attention, reduction, residual_attention, delta_source (the options of `Surrogate`),
+    `settings`: data, target, seed, attention, reduction, opened, residual_attention, delta_source (as of `Surrogate`),
     and trunk: an architecture for random weights, a checkpoint's name in data/weights for pretrained ones, or None for
     a copy of the target. Its head is new unless it knows exactly the target's classes. NotApplicable where the trunk
     has too few stages.
