@@ -7,9 +7,9 @@ _PLACES = {
     "open_photographs": "opening",
     "open_subject": "opening",
     "openers": "opening",
-    "Choice": "page",
+    "Choice": "choice",
     "Inspector": "page",
-    "inspector": "page",
+    "inspector": "choice",
 }
 __all__ = ["FOLDERS", "Choice", "Inspector", "inspector", "open_photographs", "open_subject", "openers"]
 
