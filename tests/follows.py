@@ -59,16 +59,21 @@ def patched(height, width, pictures=4):
     return images
 
 
-def missed_corners(maps):
-    """Those of CORNERS whose texture changes another quadrant more than its own: maps (5, n, C, h, w) of `patched`.
+def shown(maps):
+    """How much each texture changes each quadrant (4 textures, 4 quadrants): maps (5, n, C, h, w) of `patched`.
 
     A change is one from the mean of the four pictures: as they show the same, what random attention, which is nearly
     uniform, spreads from a corner over all places is in each of them. A quadrant counts by what all four textures
     change there: random weights let some places answer to everything.
     """
     changes = (maps[1:] - maps[1:].mean(0)).double().square().sum(2).sqrt().mean(1)  # (4, h, w)
-    quadrants = functional.adaptive_avg_pool2d(changes[:, None], 2).flatten(1)  # (4 textures, 4 quadrants)
-    found = (quadrants / quadrants.mean(0)).argmax(1).tolist()
+    quadrants = functional.adaptive_avg_pool2d(changes[:, None], 2).flatten(1)
+    return quadrants / quadrants.mean(0)
+
+
+def missed_corners(seen):
+    """Those of CORNERS whose texture changes another quadrant more than its own, of what `shown` gives."""
+    found = seen.argmax(1).tolist()
     return [name for own, name in enumerate(CORNERS) if found[own] != own]
 
 
@@ -79,13 +84,18 @@ def weighed_channels(model, images):
     return activation.unflatten(0, images.shape[:2]) * weights[..., None, None]
 
 
-def cams_miss(model, images):
-    """The corners of `patched` images that the layer of class activation maps misses."""
-    return missed_corners(weighed_channels(model, images))
+def cams_show(model, images):
+    """{"the layer": what the layer of class activation maps shows of `patched` images}, by `shown`."""
+    return {"the layer": shown(weighed_channels(model, images))}
 
 
-def statistics_miss(model, images):
-    """Scale layer -> the corners of `patched` images that its map of SMOE Scale misses; {} where none does."""
+def statistics_show(model, images):
+    """Scale layer -> what its map of SMOE Scale shows of `patched` images, by `shown`."""
     maps = statistic_maps(model, images.flatten(0, 1))
-    missed = {layer: missed_corners(each.unflatten(0, images.shape[:2])[:, :, None]) for layer, each in maps.items()}
-    return {layer: corners for layer, corners in missed.items() if corners}
+    return {layer: shown(each.unflatten(0, images.shape[:2])[:, :, None]) for layer, each in maps.items()}
+
+
+def missed(seen):
+    """Layer -> the corners that it misses, of what `cams_show` or `statistics_show` gives; {} where none does."""
+    found = {layer: missed_corners(each) for layer, each in seen.items()}
+    return {layer: corners for layer, corners in found.items() if corners}

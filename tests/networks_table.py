@@ -2,8 +2,9 @@
 
 Networks of torchvision, timm and transformers with random weights (`follows.settled`), seeded. "ok" is said after
 evidence: the map is finite, not constant (in one of DRAWS of the weights), and of the image's size, and what the method
-reads of layers follows the picture into each of four corners, on a square and, where the network takes one, on an image
-that is none. With names, the rows of these networks are printed, and nothing is written. About ten minutes.
+reads of layers follows the picture into each of four corners (in the first, or in the mean of DRAWS), on a square and,
+where the network takes one, on an image that is none. With names, the rows of these networks are printed, and nothing
+is written. About ten minutes.
 """
 
 import re
@@ -17,7 +18,7 @@ import timm
 import torch
 import torchvision
 import transformers
-from follows import cams_miss, patched, settled, statistics_miss
+from follows import cams_show, missed, patched, settled, statistics_show
 
 from xai_utils.explainers import CONTROLS, EXPLAINERS, explain
 from xai_utils.explainers.records import LAYER, LAYERS
@@ -30,7 +31,7 @@ SIZES = (((128, 128), (128, 192)), ((224, 224),))  # the first that a network ta
 LARGE = {"inception_v3", "vit_b_32", "levit_128s", "pit_ti_224"}  # of fewer than 4 x 4 last places at 128
 REFUSED = (RuntimeError, ValueError, AssertionError, TypeError)  # what networks say to sizes that they do not take
 CLASSES = 10
-DRAWS = 5  # of random weights, where with the first all maps are constant, or a corner does not show
+DRAWS = 5  # of random weights, where with the first all maps are constant or a corner does not show
 CONSTANT = "maps are constant"
 FEW = 2  # steps, samples, masks of the methods that take many: whether there is a map does not depend on it
 
@@ -139,39 +140,34 @@ def reason(error):
     return re.sub(r"\d+", "n", shapeless)
 
 
-def missed(drawn):
+def unread(drawn):
     """Kind of option -> what the layers that methods with such an option read miss of the picture, of any size.
 
-    That of one draw of weights in which they miss nothing, else of the first: random weights may hide a corner, but a
-    layer that is read in another order than the picture's shows it in the wrong place whatever they are.
+    By the first draw of weights; where something is missed, by the mean of all: random weights may hide a corner or
+    put it elsewhere, each draw in its own way; a layer that is read in a wrong order puts it there in all.
     """
-    found = {LAYER: set(), LAYERS: set()}
-    for kind, miss in ((LAYER, _cams_miss), (LAYERS, _statistics_miss)):
-        draws = (_missed_by(miss, drawn(seed)) for seed in range(DRAWS))
-        first = next(draws)
-        found[kind] = set() if not first or any(not each for each in draws) else first
+    found = {}
+    for kind, show in ((LAYER, cams_show), (LAYERS, statistics_show)):
+        found[kind] = _missed_by(show, [drawn(0)])
+        if any(found[kind]):
+            found[kind] = _missed_by(show, [drawn(seed) for seed in range(DRAWS)])
     return found
 
 
-def _missed_by(miss, networks):
-    """What `miss` says of networks for images of their sizes, or why it cannot: sentences."""
+def _missed_by(show, draws):
+    """What layers miss by the mean over `draws` of the networks for each size, or why none can be read: sentences."""
     found = set()
-    for size, network in networks:
+    for each in zip(*draws, strict=True):
         try:
-            found |= miss(network, patched(*size))
+            seen = [show(network, patched(*size)) for size, network in each]
         except ValueError as error:
             found.add(reason(error))
+            continue
+        # which layers are read may depend on the weights, where some let nothing through
+        layers = dict.fromkeys(layer for one in seen for layer in one)
+        mean = {layer: torch.stack([one[layer] for one in seen if layer in one]).mean(0) for layer in layers}
+        found |= {f"{layer} misses the {', '.join(corners)} corner" for layer, corners in missed(mean).items()}
     return found
-
-
-def _cams_miss(network, images):
-    corners = cams_miss(network, images)
-    return {f"the layer misses the {', '.join(corners)} corner"} if corners else set()
-
-
-def _statistics_miss(network, images):
-    missing = statistics_miss(network, images).items()
-    return {f"{layer} misses the {', '.join(corners)} corner" for layer, corners in missing}
 
 
 def failures(model, images, method):
@@ -198,7 +194,7 @@ def row(drawn, reasons):
     """
     networks = drawn(0)
     (size, network), *_ = networks
-    images, unread = patched(*size)[:, 0], missed(drawn)
+    images, missing = patched(*size)[:, 0], unread(drawn)
     found = describe(network, images).rows
     cells = [
         " and ".join(f"{height} × {width}" for (height, width), _ in networks),
@@ -210,7 +206,7 @@ def row(drawn, reasons):
         for method in methods:
             found = (failures(drawn(seed)[0][1], images, method) for seed in range(DRAWS))
             whys |= next((each for each in found if CONSTANT not in each), {CONSTANT})
-            whys |= set().union(*(unread.get(option.kind, ()) for option in EXPLAINERS[method].options))
+            whys |= set().union(*(missing.get(option.kind, ()) for option in EXPLAINERS[method].options))
         notes = sorted(reasons.setdefault(why, len(reasons) + 1) for why in whys)
         cells.append(f"no {', '.join(f'[{note}]' for note in notes)}" if notes else "ok")
     return cells

@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 import torchvision
-from follows import cams_miss, patched, settled, statistics_miss
+from follows import cams_show, missed, patched, settled, statistics_show
 from networks_table import of_timm, of_transformers
 from torch import nn
 
@@ -67,8 +67,8 @@ def test_layers_follow_the_image_into_each_corner(name, size):
     model, images = made(name, size)
     _, layer, scales = NETWORKS[name]
     assert (cam_layer(model, images[0]), len(scale_layers(model, images[0]))) == (layer, scales)
-    assert cams_miss(model, images) == []
-    assert statistics_miss(model, images) == {}
+    assert missed(cams_show(model, images)) == {}
+    assert missed(statistics_show(model, images)) == {}
 
 
 class Wrapper(nn.Module):
