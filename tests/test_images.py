@@ -17,6 +17,7 @@ from xai_utils.images import (
     keep_top,
     perturb,
     rank_pixels,
+    require_pixels,
     resize,
     rise_weights,
     scaled_area,
@@ -338,3 +339,13 @@ def test_baseline_errors_name_what_is_allowed():
         baseline("mean", nn.Identity(), images)
     with pytest.raises(ValueError, match="does not broadcast"):
         baseline(torch.zeros(4, 1, 1), None, images)
+
+
+def test_what_resizing_leaves_of_white_is_a_pixel():
+    """1 + 1e-6 is white, as interpolated white pixels are; values of a normalised image are refused, and NaN."""
+    white = torch.ones(1, 3, 4, 4)
+    for images in (white * (1 + 1e-6), -1e-6 * white, white):
+        require_pixels(images, "give pixels")
+    for images in (1.01 * white, white - 1.01, white * float("nan")):
+        with pytest.raises(ValueError, match=r"images reach from .*; give pixels"):
+            require_pixels(images, "give pixels")

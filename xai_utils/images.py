@@ -19,6 +19,7 @@ from torchvision.transforms import Normalize, v2
 REFERENCE_SIZE = 224
 BLUR_SIGMA, BLUR_KERNEL = 10.0, 55  # the strong blur of meaningful perturbation, at 224 pixels
 RISE_SIGMA, RISE_KERNEL = 5.0, 11  # the substrate of the insertion game, at 224 pixels
+ROUNDING = 1e-5  # what resizing may leave of white and black pixels
 MEAN_AND_STD = (("mean", "std"), ("pixel_mean", "pixel_std"))  # what modules that normalise call their values
 RECIPE = """from xai_utils.networks import Target
 model = Target(network, "my network", classes, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))"""
@@ -53,6 +54,13 @@ def scaled_length(at_224, size):
     """A length in pixels that holds at 224 pixels, at `size` (int or (H, W)): at_224 * sqrt(H * W) / 224."""
     height, width = _pair(size)
     return float(at_224) * math.sqrt(height * width) / REFERENCE_SIZE
+
+
+def require_pixels(images, wanted):
+    """ValueError, ending in what is `wanted`, where images leave [0, 1] by more than rounding, or are no numbers."""
+    low, high = images.aminmax()
+    if not (low >= -ROUNDING and high <= 1 + ROUNDING):  # "not": NaN is refused, too
+        raise ValueError(f"images reach from {float(low):.4g} to {float(high):.4g}; {wanted}")
 
 
 def resize(tensor, size):

@@ -23,7 +23,7 @@ from xai_utils.explainers import (
 from xai_utils.explainers.activation_statistics import STATISTICS
 from xai_utils.explainers.records import FLAG, LAYER, LAYERS, NUMBER, SCORE, WORD, Explainer, Option
 from xai_utils.files import file_name
-from xai_utils.images import BASELINES
+from xai_utils.images import BASELINES, require_pixels
 from xai_utils.networks import answering, checked_target
 from xai_utils.networks.attention_gate import GATE_INPUTS
 from xai_utils.networks.layers import bare
@@ -239,9 +239,7 @@ def _checked_images(images):
         raise ValueError(f"images are {shape}; {wanted}")
     if not images.is_floating_point():
         raise ValueError(f"images are {images.dtype}; {wanted} (uint8 pixels: divide by 255)")
-    low, high = images.aminmax()
-    if not (low >= 0 and high <= 1):  # "not": NaN is refused too
-        raise ValueError(f"images reach from {float(low):.4g} to {float(high):.4g}; {wanted}")
+    require_pixels(images, wanted)
     return images
 
 

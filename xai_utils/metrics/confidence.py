@@ -9,7 +9,7 @@ import math
 import torch
 
 from xai_utils.images import baseline as named_baseline
-from xai_utils.images import finite_maps, keep_top, perturb, rank_pixels, unit_range
+from xai_utils.images import finite_maps, keep_top, perturb, rank_pixels, require_pixels, unit_range
 from xai_utils.metrics.perturbation import explained_classes
 from xai_utils.networks import SCORES, answering, class_scores, evaluating, logits_of
 
@@ -20,12 +20,7 @@ PRINTED = ("logit", "softmax", ACCURACY)
 
 def _checked(images, maps, chunk):
     """The maps on the images' device; ValueError for what would give a wrong number."""
-    low, high = images.aminmax()
-    if not (low >= 0 and high <= 1):
-        raise ValueError(
-            f"images reach from {float(low):.4g} to {float(high):.4g}; give pixels in [0, 1], not normalised, or black "
-            "is no black"
-        )
+    require_pixels(images, "give pixels in [0, 1], not normalised, or black is no black")
     if chunk < 1:
         raise ValueError(f"chunk is {chunk}; give the number of masked images per batch, at least 1")
     return finite_maps(maps, images).float().to(images.device)
