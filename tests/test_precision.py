@@ -6,10 +6,12 @@ import pytest
 import torch
 from test_explainers import explained, generated
 from torch import nn
+from torch.backends import cudnn
 
 from xai_utils.explainers import CONTROLS, EXPLAINERS, explain
 from xai_utils.metrics import METRICS
 from xai_utils.networks import class_indices, deep_copy, inference_copy, logits_of
+from xai_utils.training.distributed import deterministic
 
 WITHOUT_MODEL = (*CONTROLS, "akd", "akd_unoptimised")
 
@@ -113,3 +115,29 @@ def test_whole_numbers_are_no_logits(images):
     """They are named by their type."""
     with pytest.raises(ValueError, match=r"the model returns torch\.int64; wrap it"):
         logits_of(lambda images: images.flatten(1).long(), images)
+
+
+class Watching(nn.Sequential):
+    """A small classifier that notes whether convolutions may round to TensorFloat-32 when it is asked."""
+
+    def __init__(self):
+        super().__init__(
+            nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)
+        )
+        self.seen = []
+
+    def forward(self, images):
+        self.seen.append(cudnn.allow_tf32)
+        return super().forward(images)
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_tensorfloat_32_is_off_in_the_probe_and_as_the_caller_has_it_elsewhere(allowed, images):
+    """The copy's probe asks at full precision; a training neither allows nor forbids what the caller has set."""
+    with cudnn.flags(enabled=cudnn.enabled, allow_tf32=allowed):
+        copied = inference_copy(Watching().eval(), images)
+        assert copied.seen == [False, False]  # before and after folding
+        assert cudnn.allow_tf32 is allowed
+        with deterministic():
+            assert cudnn.allow_tf32 is allowed
+        assert cudnn.allow_tf32 is allowed
