@@ -48,7 +48,10 @@ def test_a_target_is_an_architecture_with_a_file_of_weights(tmp_path, monkeypatc
 
 
 def test_imagenets_classes_are_known_by_name_or_as_all_synsets(monkeypatch):
-    """torchvision's weights keep their head for data whose classes they name, and for the 1000 synsets in order."""
+    """torchvision's weights keep their head for data whose classes they name, and for the 1000 synsets in order.
+
+    To be trained on some of them, they keep the rows of these, in the data's order.
+    """
     classes = [f"name {i}" for i in range(1000)]
     classes[134] = classes[517] = "crane"
     whole = torchvision.models.resnet18(num_classes=1000)
@@ -58,6 +61,10 @@ def test_imagenets_classes_are_known_by_name_or_as_all_synsets(monkeypatch):
     some = starting_target(name, ["name 7", "name 3", "crane (517)"], seed=0, new_head=False)
     assert len(some.classes) == 1000
     assert indices_by_name(["name 7", "crane (517)"], some.classes).tolist() == [7, 517]
+    trained = starting_target(name, ["name 7", "name 3", "crane (517)"], seed=0)
+    assert trained.classes == ("name 7", "name 3", "crane (517)")
+    assert torch.equal(trained.network.fc.weight, whole.fc.weight[[7, 3, 517]])
+    assert torch.equal(trained.network.fc.bias, whole.fc.bias[[7, 3, 517]])
     synsets = [f"n{i:08}" for i in range(1000)]
     assert starting_target(name, synsets, seed=0, new_head=False).classes == tuple(synsets)
     assert torch.equal(starting_target(name, synsets, seed=0).network.fc.weight, whole.fc.weight)

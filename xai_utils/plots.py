@@ -261,7 +261,7 @@ def matrix(table: dict, metrics: dict, *, standing: dict, digits: dict) -> Figur
     `table`: method -> metric -> {"mean", ...}; `metrics`: metric -> {"label", "arrow"}; `standing` from
     `tables.standings`; `digits`: decimals per metric. A metric without a better direction is not coloured.
     """
-    methods, marks = list(table), {"best": " ★", "second": " ≈", "level": " ≈"}
+    methods, marks = list(table), {"best": " ★", "level": " ≈"}
     with rc_context(STYLE | {"axes.grid": False}):
         figure = Figure(figsize=(1.6 + 0.82 * len(metrics), 0.9 + 0.25 * len(methods)))
         axis = figure.add_subplot()

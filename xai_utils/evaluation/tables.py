@@ -71,7 +71,7 @@ def _told_accuracy(targets, labels) -> str:
 
 
 def standings(frame, table, metrics, *, seed) -> dict:
-    """metric -> method -> "best", "second", "level" (not significantly worse than the best) or "".
+    """metric -> method -> "best", "level" (not significantly worse than the best) or "" (significantly worse).
 
     Significance: paired tests against the best, p < 0.05 after Holm's correction for the number of methods. Metrics
     without a better direction are left out. `frame`, `table` as in `against_controls`.
@@ -83,10 +83,8 @@ def standings(frame, table, metrics, *, seed) -> dict:
             continue
         order = table[name].sort_values(ascending=not better, kind="stable").index
         tests = compare_methods(frame, name, reference=order[0], seed=seed)
-        found[name] = {
-            method: "level" if tests.get("p_holm", tests["p"])[method] >= SIGNIFICANT else "" for method in order[1:]
-        }
-        found[name] |= {order[0]: "best", order[1]: "second"}
+        p = tests.get("p_holm", tests["p"])
+        found[name] = {order[0]: "best"} | {method: "level" if p[method] >= SIGNIFICANT else "" for method in order[1:]}
     return found
 
 
@@ -111,10 +109,10 @@ def _texts(row: dict, name: str) -> dict:
 def html(summary: dict, standing: dict | None = None) -> str:
     """The summary as an HTML table that a page can sort; names appear as text whatever they contain.
 
-    With `standing` from `standings`: best bold, second underlined, ≈: not significantly worse than the best.
+    With `standing` from `standings`: best bold, ≈: not significantly worse than the best.
     """
     standing = standing or {name: {best(summary, name): "best"} for name in summary["metrics"]}
-    layouts = {"best": "<b>{}</b>", "second": "<u>{}</u>", "level": "{} ≈"}
+    layouts = {"best": "<b>{}</b>", "level": "{} ≈"}
     lines = ['<table class="sortable"><thead><tr><th data-first="ascending">method</th>']
     for head in (*_heads(summary).values(), "passes", "failures"):
         first = "descending" if "↑" in head else "ascending"

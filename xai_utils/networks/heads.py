@@ -26,9 +26,10 @@ def _is_timms(network):
     return isinstance(getattr(network, "pretrained_cfg", None), dict)
 
 
-def with_new_heads(network, number):
+def with_new_heads(network, number, *, kept=None):
     """A copy of `network` for `number` of classes: its heads are new and random, all else as it was.
 
+    `kept`: of which class each of the new ones is, an index of the old ones (number,): the heads keep their weights.
     ValueError where a head is neither linear nor a convolution, or where there is none.
     """
     network = deep_copy(network)
@@ -40,6 +41,8 @@ def with_new_heads(network, number):
             head = nn.Conv2d(old.in_channels, number, old.kernel_size, bias=old.bias is not None)
         else:
             raise ValueError(f"a {type(old).__name__} as its head {name}, not a linear layer")
+        if kept is not None:
+            head.load_state_dict({key: value[kept] for key, value in old.state_dict().items()})
         network.set_submodule(name, head.to(old.weight).train(old.training))
     if not names:
         raise ValueError("no linear layer to replace")

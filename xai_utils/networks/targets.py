@@ -220,10 +220,13 @@ def renamed(target, classes):
     return _like(target, target.network, classes)
 
 
-def replace_head(target, classes):
-    """A copy of `target` for other `classes`: the layers that give the logits are new and random, all else as was."""
+def replace_head(target, classes, *, kept=None):
+    """A copy of `target` for other `classes`: the layers that give the logits are new and random, all else as was.
+
+    `kept`: for each of `classes` the index of the target's class that it is; the new layers keep those weights.
+    """
     try:
-        network = with_new_heads(target.network, len(classes))
+        network = with_new_heads(target.network, len(classes), kept=kept)
     except ValueError as error:
         raise ValueError(f"{target.architecture} has {error}; build it for the new classes instead") from None
     return _like(target, network, classes)

@@ -78,8 +78,8 @@ def starting_surrogate(settings: dict) -> Surrogate:
 
     `settings`: data, target, seed, attention, reduction, opened, residual_attention, delta_source (as of `Surrogate`),
     and trunk: an architecture for random weights, a checkpoint's name in data/weights for pretrained ones, or None for
-    a copy of the target. Its head is new unless it knows exactly the target's classes. NotApplicable where the trunk
-    has too few stages.
+    a copy of the target. Its head is new unless it knows the target's classes. NotApplicable where the trunk has too
+    few stages.
     """
     trunk = target = targets.load(settings["target"])
     data = datasets.load(settings["data"])
@@ -89,8 +89,9 @@ def starting_surrogate(settings: dict) -> Surrogate:
         if settings["trunk"] is not None:
             options = {"seed": settings["seed"], "image_size": data.description["image_size"]}
             trunk = starting_target(settings["trunk"], target.classes, **options)
-            if trunk.classes != target.classes:
-                trunk = targets.replace_head(trunk, target.classes)
+            if trunk.classes != target.classes:  # in another order, or by synset
+                kept = indices_by_name(target.classes, trunk.classes)
+                trunk = targets.replace_head(trunk, target.classes, kept=kept)
         surrogate = surrogate_of(trunk, split.tensor([0]), **_only(settings, *OPTIONS)).train()
     surrogate.made_for = made_for(target)
     return surrogate

@@ -99,10 +99,11 @@ def starting_target(
 ) -> targets.Target:
     """The target before training, of the `name` that `source_of` understands.
 
-    What lacks one of `classes` gets a new last layer for them (if `new_head`); what knows them all keeps its own
-    (`indices_by_name`). A file of as many classes knows them in the order of their names, and so do weights that name
-    1000 classes in words of their own, beside 1000 synsets. `image_size` is for networks that are built for one; a
-    checkpoint has its own. ValueError for random weights where the data tell fewer than two classes.
+    For training (`new_head`) what lacks one of `classes` gets a new last layer for them; of what knows them all
+    (`indices_by_name`) and others besides, the last layer keeps theirs alone. A file of as many classes knows them in
+    the order of their names, and so do weights that name 1000 classes in words of their own, beside 1000 synsets.
+    `image_size` is for networks that are built for one; a checkpoint has its own. ValueError for random weights where
+    the data tell fewer than two classes.
     """
     architecture, weights = source_of(name)
     with torch.random.fork_rng(devices=[]):
@@ -125,9 +126,11 @@ def starting_target(
             ordered = targets.are_numbered(target.classes) or _are_synsets(classes)
             if len(classes) == len(target.classes) and ordered and _unknown(classes, target.classes):
                 target = targets.renamed(target, classes)
-        if not new_head or not _unknown(classes, target.classes):
+        lacks = _unknown(classes, target.classes)
+        if not new_head or not (lacks or 1 < len(classes) < len(target.classes)):  # of one class nothing is learnt
             return target
-        return targets.replace_head(target, classes)
+        kept = None if lacks else indices_by_name(classes, target.classes)
+        return targets.replace_head(target, classes, kept=kept)
 
 
 def indices_by_name(classes, target_classes) -> torch.Tensor:
