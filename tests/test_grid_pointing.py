@@ -234,6 +234,22 @@ def test_mosaics_are_explained_and_scored_beside_the_images(made):
     assert (abs(literal - 0.25) < abs(above - 0.25))[named].all()  # RISE's maps have an offset
 
 
+def test_the_run_s_seed_reaches_the_maps(made):
+    """Of the same images: RISE's maps are others with another seed, the gradient's are not."""
+    found = []
+    for seed in (5, 6):
+        asked = settings(made, "seeded", number=0) | {
+            "seed": seed,
+            "methods": {"rise": METHODS["rise"], "gradient": {}},
+        }
+        explanation.make_maps(asked, compute=Compute())
+        made_with = maps.load(made / "seeded")
+        order = np.argsort(made_with.indices)
+        found.append({name: np.array(array[order]) for name, array in made_with.arrays.items()})
+    assert np.array_equal(found[0]["gradient"], found[1]["gradient"])
+    assert not np.isclose(found[0]["rise"], found[1]["rise"]).all((1, 2)).any()
+
+
 def test_a_map_that_lies_in_its_cell_scores_1_although_ties_are_broken(made, tmp_path):
     """What orders zero pixels for other metrics puts no mass into other cells; a map that is broken has no score."""
     explanation.make_maps(settings(made, "maps"), compute=Compute())

@@ -196,12 +196,12 @@ def _mosaic_size(model, image, settings):
 
 
 def _seeded(methods, settings, start, device):
-    """The options of each method, with a generator for those that draw, fixed by the seed and the batch."""
-    seed, records = settings["seed"] * 1_000_003 + start, {}
+    """The options of each method, with what those that draw draw from, fixed by the seed and the batch."""
+    seed, seeded = settings["seed"], {}
     for name, given in methods.items():
-        method, _ = explainers.method_of(name, given)
-        records[name] = explainers.explainer(method).seeded(given, seed, device)
-    return records
+        record = explainers.explainer(explainers.method_of(name, given)[0])
+        seeded[name] = record.seeded(given, seed, device, begin=seed * 1_000_003 + start)
+    return seeded
 
 
 def without_part(methods: dict) -> dict[str, str]:

@@ -203,10 +203,17 @@ class Explainer:
         known = (*self.options, CHUNK, SCORE)
         return next((option for option in known if option.name == name), None)
 
-    def seeded(self, options: dict, seed: int, device="cpu") -> dict:
-        """`options` and, where the method takes a generator, one that begins at `seed`."""
-        fresh = {"generator": torch.Generator(device).manual_seed(seed)} if self.draws == "generator" else {}
-        return options | fresh
+    def seeded(self, options: dict, seed: int, device="cpu", *, begin: int | None = None) -> dict:
+        """`options` and what the method draws from: `seed`, unless they name one, or a generator.
+
+        From a seed each image meets the same draws. A generator goes on from image to image: it begins at `begin`
+        (None: at `seed`), which is to be another for each batch.
+        """
+        if self.draws == "seed":
+            return {"seed": seed} | options
+        if self.draws is None:
+            return options
+        return options | {"generator": torch.Generator(device).manual_seed(seed if begin is None else begin)}
 
     def brought(self, options: dict):
         """The trained network of the method's part, or its folder, given these options; None where it needs none."""

@@ -22,8 +22,8 @@ def explained_levels(chosen, path, compute):
         arrays = new_arrays({files[split]: (shapes[split], np.uint8) for split in images})
         for number, (split, (fetch, labels, _)) in enumerate(images.items()):
             for rows in batches(len(labels)):
-                seed = 1_000_003 * chosen["seed"] + 2 * int(rows[0]) + number
-                given = explainer(method).seeded(options, seed, compute.device)
+                begin = 1_000_003 * chosen["seed"] + 2 * int(rows[0]) + number
+                given = explainer(method).seeded(options, chosen["seed"], compute.device, begin=begin)
                 maps = explain(model, fetch(rows).to(compute.device), method=method, **given)
                 arrays[files[split]][rows] = levels(maps.cpu(), chosen["percentages"]).numpy()
             arrays[files[split]].flush()

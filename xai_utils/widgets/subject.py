@@ -200,7 +200,7 @@ class Subject:
             changed = {each.name: given.pop(each.name) for each in record.part.settings(network) if each.name in given}
             given[record.part.option] = copy.copy(network)  # shares its weights
             vars(given[record.part.option]).update(changed)
-        return record.seeded(given, given.pop("seed"), self.device) if record.draws == "generator" else given
+        return record.seeded(given, given.pop("seed", 0), self.device)
 
     def perturbed(self, model, picture, target, explanation, look=None) -> Curves:
         """Insertion and deletion along the map, as the stage evaluate measures them."""
