@@ -15,7 +15,7 @@ from xai_utils.networks import gate_for
 
 LAYER = "layer4"
 NOISY_COPIES = 3  # of smooth_grad_cam_plus_plus here, shown per pass
-EACH, TOGETHER, COPIED = 1.03, 1.06, 0.80  # what we promise, in forward equivalents
+EACH, TOGETHER, COPIED = 1.03, 1.06, 0.80  # what we promise, times over a plain pass
 GATED, GATED_COPY = 1.05, 0.85
 
 

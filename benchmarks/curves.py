@@ -13,7 +13,7 @@ from xai_utils.metrics.perturbation import faithfulness, perturbation_curves, st
 
 PIXELS_PER_STEP = 6272  # an eighth of the image
 STEPS = 32  # of M_F
-COPIED = 0.80  # what we promise, in forward equivalents per point
+COPIED = 0.80  # what we promise, the time of a point over a plain pass
 
 
 def both(model, images, target, maps, place="", promised=None):

@@ -13,7 +13,7 @@ from timing import Row
 from xai_utils.explainers import EXPLAINERS
 
 STEPS = 2  # of integrated gradients, and noisy copies of SmoothGrad-Squared
-COPIED, CAPTUM = 1.6, 1.05  # what we promise: forward equivalents on the inference copy, our time over captum's
+COPIED, CAPTUM = 1.6, 1.05  # what we promise: time over a plain pass on the inference copy, our time over captum's
 PAIRS = 5  # rounds of ours and captum's in turn
 NAMES = {
     "gradient": ({}, 1),

@@ -1,6 +1,6 @@
-"""What all benchmarks share: one network, interleaved rounds, a table in forward equivalents, and its JSON.
+"""What all benchmarks share: one network, interleaved rounds, a table of times over a plain pass, and its JSON.
 
-ResNet-50 with random weights, 8 images of 224 pixels, CPU, two threads. A forward equivalent is the time of one plain
+ResNet-50 with random weights, 8 images of 224 pixels, CPU, two threads. The unit is the time of one plain
 `inference_mode` pass of the same network, measured in the same run; rounds are interleaved (A, B, C, A, B, C, ...).
 
 Other work on the machine only ever adds time, so what a function costs is its shortest time, as `timeit` has it: the
@@ -30,7 +30,7 @@ class Row(NamedTuple):
 
     function: Callable[[], object]
     passes: int = 1
-    promised: float | None = None  # forward equivalents
+    promised: float | None = None  # the time over a plain pass
     forward: Callable[[], object] | None = None  # the plain pass of its own network, where it is not the benchmark's
 
 
@@ -104,7 +104,7 @@ def run(description, model, images, rows, *, network="resnet50", further=None):
     vectors = torch.backends.cpu.get_cpu_capability()
     print(f"{network}, {BATCH} x {SIZE} px, {THREADS} threads, {vectors}, torch {torch.__version__}")
     print(f"plain forward: {min(passes):.3f} s, median {statistics.median(passes):.3f} s, {arguments.rounds} rounds\n")
-    print(f"{'forward equivalents':52} of shortest times  median  promised")
+    print(f"{'time over a plain pass':52} of shortest times  median  promised")
     results = []
     for name, times in taken.items():
         limit, value = rows[name].promised, min(times) / min(plain[name])
@@ -112,7 +112,7 @@ def run(description, model, images, rows, *, network="resnet50", further=None):
         verdict = "" if limit is None else f"<= {limit:.2f} {'kept' if value <= limit else 'NOT KEPT'}"
         print(f"{name:52} {value:17.3f} {median:7.3f}  {verdict}".rstrip())
         times = [[round(mine, 4), round(theirs, 4)] for mine, theirs in zip(times, plain[name], strict=True)]
-        facts = {"name": name, "forward_equivalents": round(value, 4), "median": round(median, 4), "promised": limit}
+        facts = {"name": name, "time_over_a_plain_pass": round(value, 4), "median": round(median, 4), "promised": limit}
         results.append(facts | {"seconds_and_plain_pass": times})
     for name, value in (further or {}).items():
         print(f"{name}: {value}")

@@ -15,7 +15,7 @@ from xai_utils.explainers import EXPLAINERS
 from xai_utils.networks import cam_layer, find_layer
 
 NETWORKS = ("vit_b_16", "swin_t")
-PROMISED = 1.10  # forward equivalents
+PROMISED = 1.10  # what we promise, the time over a plain pass
 
 
 def as_map(output):

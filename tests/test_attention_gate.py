@@ -14,7 +14,7 @@ from xai_utils.explainers import explain
 from xai_utils.explainers.attention_gate import PART, amg
 from xai_utils.explainers.cam import grad_cam
 from xai_utils.images import resize, unit_range
-from xai_utils.metrics.cost import counted_forward_equivalents
+from xai_utils.metrics.cost import counted_passes
 from xai_utils.networks import (
     ARCHITECTURES,
     AttentionGate,
@@ -155,8 +155,8 @@ def test_amg_costs_one_pass():
     """Operations beyond Grad-CAM's are those of the gates: under 2 % of a pass of a ResNet-18."""
     model, images = target("resnet18"), torch.rand(1, 3, 96, 96)
     made = gate(model, images)
-    passes = counted_forward_equivalents(model, images, lambda model, images: amg(model, images, gate=made))
-    plain = counted_forward_equivalents(model, images, grad_cam)
+    passes = counted_passes(model, images, lambda model, images: amg(model, images, gate=made))
+    plain = counted_passes(model, images, grad_cam)
     assert plain <= passes < plain + 0.02
 
 

@@ -33,18 +33,18 @@ def test_counted_cost_equals_a_count_by_hand():
     """A pass is 13824 + 16 operations an image and the gradient through the head 16 more, at any batch size."""
     for number in (1, 3):
         images = torch.rand(number, 3, 8, 8)
-        assert cost.counted_forward_equivalents(Tiny(), images, cost.plain_forward) == 1
-        got = cost.counted_forward_equivalents(Tiny(), images, gradient_at_the_convolution)
+        assert cost.counted_passes(Tiny(), images, cost.plain_forward) == 1
+        got = cost.counted_passes(Tiny(), images, gradient_at_the_convolution)
         assert got == pytest.approx((13824 + 16 + 16) / (13824 + 16), rel=1e-12)
-    five = cost.counted_forward_equivalents(Tiny(), images, lambda model, x: [model(x) for _ in range(5)])
+    five = cost.counted_passes(Tiny(), images, lambda model, x: [model(x) for _ in range(5)])
     assert five == 5
     with pytest.raises(ValueError, match="cannot be a unit"):
-        cost.counted_forward_equivalents(nn.Flatten(), images, cost.plain_forward)
+        cost.counted_passes(nn.Flatten(), images, cost.plain_forward)
 
 
 def test_cost_of_a_baseline_is_no_forward_pass():
-    """What runs no network costs nothing: a black image is 0 forward equivalents, not 1."""
-    assert cost.counted_forward_equivalents(Tiny(), torch.rand(1, 3, 8, 8), partial(baseline, "black")) == 0
+    """What runs no network costs nothing: a black image is 0 passes, not 1."""
+    assert cost.counted_passes(Tiny(), torch.rand(1, 3, 8, 8), partial(baseline, "black")) == 0
 
 
 class Clock:
@@ -66,15 +66,19 @@ class Clock:
 
 
 def test_wall_clock_ratios_are_interleaved_medians(monkeypatch):
-    """With a pass of 2 s, a slow method of 6, 6, 60, 6 s costs 3; a warm-up comes first and does not count."""
+    """With a pass of 2 s, a slow method of 6, 6, 60, 8 s costs 4 [3, 30]; a warm-up comes first and does not count."""
     clock = Clock(monkeypatch)
     monkeypatch.setattr(cost, "plain_forward", clock.taking("plain", 100, 2))
-    functions = {"slow": clock.taking("slow", 6, 6, 60, 6), "half": clock.taking("half", 1)}
-    got = cost.forward_equivalents(nn.Identity(), torch.rand(2, 3, 4, 4), functions, rounds=3, warmup=1)
-    assert got == {"slow": 3, "half": 0.5}
+    functions = {"slow": clock.taking("slow", 6, 6, 60, 8), "half": clock.taking("half", 1)}
+    got = cost.times_over_a_pass(nn.Identity(), torch.rand(2, 3, 4, 4), functions, rounds=3, warmup=1)
+    assert got == {"slow": (4, 3, 30), "half": (0.5, 0.5, 0.5)}
+    assert str(got["slow"]) == "4.00 [3.00, 30.00]"
+    assert got["slow"].apart(got["half"])
+    assert got["half"].apart(got["slow"])
+    assert not got["slow"].apart(cost.Ratio(2.5, 2, 3))
     assert [name for name, _ in clock.calls] == ["plain", "slow", "half"] * 4
     with pytest.raises(ValueError, match="rounds is 0"):
-        cost.forward_equivalents(nn.Identity(), torch.rand(2, 3, 4, 4), functions, rounds=0)
+        cost.times_over_a_pass(nn.Identity(), torch.rand(2, 3, 4, 4), functions, rounds=0)
 
 
 def test_frames_per_second_times_single_images(monkeypatch):

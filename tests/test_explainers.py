@@ -12,7 +12,7 @@ from test_layers import same, settled, snapshot
 from torch import nn
 
 from xai_utils.explainers import CONTROLS, EXPLAINERS, Explainer, cam_maps, explain, explain_many, rows_of
-from xai_utils.metrics.cost import counted_forward_equivalents
+from xai_utils.metrics.cost import counted_passes
 from xai_utils.networks import Surrogate, Target, build, gate_for, predictor_of
 from xai_utils.training.mask_predictor import CONTROLLER_OF
 
@@ -323,7 +323,7 @@ def test_explain_errors(small, images, monkeypatch):
 @pytest.mark.parametrize("method", EXPLAINERS)
 def test_passes_can_be_counted(method, small, images):
     """The table of methods shows a counted cost for each; a plain gradient is two passes, a control none."""
-    passes = counted_forward_equivalents(small, images[:1], partial(explain, method=method, **generated(method)))
+    passes = counted_passes(small, images[:1], partial(explain, method=method, **generated(method)))
     assert np.isfinite(passes)
     expected = {"gradient": 2, "grad_cam": 1, "amg": 1, "random": 0}
     if method in expected:

@@ -237,7 +237,7 @@ def test_maps_and_curves_are_those_of_the_library(subject, picture):
     expected = explainers.explain(subject.model, picture.pixels[None], 1, method="smoe", weights="equal")[0]
     torch.testing.assert_close(answer.scores, expected)
     assert answer.ranks.flatten().argmin() == expected.argmax()
-    assert answer.passes > 0
+    assert answer.over_a_pass > 0
     curves = subject.perturbed(subject.model, picture, 1, answer)
     probability = float(subject.probabilities(subject.model, picture)[1])
     assert curves.insertion[-1] == pytest.approx(probability, abs=1e-5)

@@ -10,6 +10,7 @@ from xai_utils import networks
 from xai_utils.explainers import explain
 from xai_utils.metrics import average_drop
 from xai_utils.metrics.confidence import PERCENTS, percentage_in
+from xai_utils.metrics.cost import Ratio
 from xai_utils.papers import amg
 
 PUBLISHED = ROOT / "data" / "published"
@@ -129,3 +130,12 @@ def test_pairs_coincide_behind_global_pooling_and_nowhere_else():
     for pair in ("grad_cam, xgrad_cam", "grad_cam_plus_plus, smooth_grad_cam_plus_plus"):
         assert table.loc[pair, "layer4"] < 1e-4
         assert table.loc[pair, "layer4.0.conv2"] > 1e-2
+
+
+def test_amg_is_slower_only_where_no_round_says_otherwise():
+    """Ranges of the rounds that overlap tell nothing apart; what was not timed is not named."""
+    times = {"amg": Ratio(1.1, 1.05, 1.2), "grad_cam": Ratio(1.0, 0.95, 1.04), "xgrad_cam": Ratio(1.0, 0.9, 1.06)}
+    times |= {"grad_cam_plus_plus": Ratio(1.5, 1.3, 1.6), "rise": Ratio(500, 490, 510)}
+    told = amg.is_slower(times)
+    assert told == "AMG is slower than grad_cam; faster than grad_cam_plus_plus; not apart from xgrad_cam"
+    assert amg.is_slower({"grad_cam": times["grad_cam"]}) == "AMG was not timed"

@@ -49,7 +49,7 @@ def test_other_stages_claims_and_cost_join_the_table(tmp_path):
     (tmp_path / "train_attention.json").write_text(json.dumps(content))
     rows = claims.of_reports(tmp_path, run) + claims.faster({"akd": 1.1, "rise": 500.0})
     assert [(row["paper"], row["verdict"]) for row in rows] == [("AMG", "holds"), ("AKD", "holds")]
-    assert "1.10 and 500 forward equivalents" in claims.html(rows)
+    assert "1.10 and 500 passes" in claims.html(rows)
     assert "&lt;b&gt;best" in claims.html(rows)
     assert claims.faster({"akd": 1.1}) == []
 

@@ -113,8 +113,8 @@ def test_probes_and_costs_write_nothing(plain, writing):
     for call in (
         lambda model, images: networks.cam_layer(model, images),
         lambda model, images: networks.scale_layers(model, images),
-        lambda model, images: cost.counted_forward_equivalents(model, images, cost.plain_forward),
-        lambda model, images: cost.forward_equivalents(model, images, {"pass": cost.plain_forward}, rounds=1).keys(),
+        lambda model, images: cost.counted_passes(model, images, cost.plain_forward),
+        lambda model, images: cost.times_over_a_pass(model, images, {"pass": cost.plain_forward}, rounds=1).keys(),
         lambda model, images: all_scores(model, images, None, maps)["accuracy_5"].tolist(),
         lambda model, images: inference_copy(model, images)(images.clone()).tolist(),
     ):

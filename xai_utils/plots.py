@@ -286,7 +286,7 @@ def matrix(table: dict, metrics: dict, *, standing: dict, digits: dict) -> Figur
 
 
 def cost_and_quality(table: dict, metrics: dict, *, colours: dict) -> Figure:
-    """Each metric's mean against the forward equivalents of a map; a line joins those that no cheaper one matches.
+    """Each metric's mean against the passes of a map; a line joins those that no cheaper one matches.
 
     `table`: method -> {"passes", metric -> {"mean", ...}}; only metrics with a better direction. Methods without a
     pass stand at the left edge. Names are written where the line bends; a tenth of a pass makes no method cheaper.
@@ -312,7 +312,7 @@ def cost_and_quality(table: dict, metrics: dict, *, colours: dict) -> Figure:
             for passes, worse, method in front:
                 at = {"xytext": (3, -7 if sign > 0 else 4), "textcoords": "offset points", "parse_math": False}
                 axis.annotate(method, (passes, -sign * worse), fontsize=6, **at)
-            axis.set(xscale="log", xlabel="forward equivalents")
+            axis.set(xscale="log", xlabel="passes")
             axis.set_title(f"{about['label']} {about['arrow']}", fontsize=8)
     return figure
 

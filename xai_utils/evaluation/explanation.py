@@ -102,9 +102,7 @@ def _explain(settings, device, log):
         images = split.tensor(indices[:COUNTED]).to(device)
         passes = {
             name: round(
-                cost.counted_forward_equivalents(
-                    model, images, partial(explainers.explain, **{"method": name} | options)
-                ),
+                cost.counted_passes(model, images, partial(explainers.explain, **{"method": name} | options)),
                 4,
             )
             for name, options in _seeded(methods, settings, 0, device).items()

@@ -5,7 +5,7 @@ A folder of maps holds one `<method>.npy` float32 (n, S, S) per method and `expl
     indices   (n) which of its images
     targets   (n) the explained classes: those that the target predicts
     methods   row -> its options (`explainers.method_of`), in the order of the tables
-    passes    method -> forward equivalents, counted (see metrics.cost)
+    passes    method -> plain passes that its operations are worth, counted (see metrics.cost)
     mosaics   of which images mosaics were made, whose maps are in mosaics/<method>.npy (m, H, W): `Mosaics`
     run       of which run they are (runs.py), with a hash of the maps themselves
 """

@@ -199,7 +199,7 @@ def gamma_shape(spread):
 
 
 def gamma_shape_start(spread):
-    """The closed form k0 that `gamma_shape` starts from (FastCAM eq. 11)."""
+    """The closed form k0 that `gamma_shape` starts from (FastCAM eq. 12)."""
     return (3 - spread + ((spread - 3) ** 2 + 24 * spread).sqrt()) / (12 * spread)
 
 

@@ -1,4 +1,4 @@
-"""Layer Ordered Visualisation of Information: which layer saw what, in the colours of one picture (FastCAM §4)."""
+"""Layer Ordered Visualisation of Information: which layer saw what, in the colours of one picture (FastCAM §2.3)."""
 
 from typing import NamedTuple
 

@@ -48,7 +48,7 @@ AKD, DGLE = "Lee & Kim 2021 (AKD)", "DGLE"
 FASTCAM, AMG = "Mundhenk et al. 2019 (FastCAM)", "An & Joe 2022 (AMG)"
 
 EXPLAINERS = {
-    "akd": Explainer(surrogate.akd, "AKD", AKD, "§3.2", part=surrogate.PART),
+    "akd": Explainer(surrogate.akd, "AKD", AKD, "§3.4", part=surrogate.PART),
     "akd_unoptimised": Explainer(
         surrogate.akd_unoptimised, "AKD, untuned λ", AKD, "§4.3", part=surrogate.PART, variant_of="akd"
     ),
@@ -117,8 +117,8 @@ EXPLAINERS = {
         options=(AT_LAYER, SAMPLES, NOISE, Option("average_cams", FLAG)),
     ),
     "smoe": Explainer(smoe.smoe, "SMOE Scale", FASTCAM, "eq. 1-3", options=SCALES),
-    "fastcam": Explainer(smoe.fastcam, "FastCAM", FASTCAM, "§3.4", options=WITH_CAM),
-    "non_class": Explainer(smoe.non_class, "FastCAM, not the class", FASTCAM, "§3.4", options=WITH_CAM),
+    "fastcam": Explainer(smoe.fastcam, "FastCAM", FASTCAM, "§3.2", options=WITH_CAM),
+    "non_class": Explainer(smoe.non_class, "FastCAM, not the class", FASTCAM, "§3.2", options=WITH_CAM),
     "gradient": Explainer(gradients.gradient, "Gradient", "Simonyan et al. 2014", "§3"),
     "guided_backprop": Explainer(
         gradients.guided_backprop, "Guided backprop", "Springenberg et al. 2015", "§3.4", may_not_apply=True

@@ -200,7 +200,7 @@ def fastcam(
     normalisation="normal_cdf",
     layers=None,
 ):
-    """FastCAM: the combined map times a class activation map stretched to [0, 1] (FastCAM §3.4); in [0, 1].
+    """FastCAM: the combined map times a class activation map stretched to [0, 1] (FastCAM §3.2); in [0, 1].
 
     `cam`: grad_cam_plus_plus, grad_cam or xgrad_cam of `layer`; the rest as in `smoe`. One pass, and the gradient of
     the head alone.

@@ -33,7 +33,7 @@ PART = Part("surrogate", Surrogate, KIND, load_surrogate, _prepared, word="λ", 
 
 
 def akd(model, images, target=None, *, surrogate=SURROGATES / "akd"):
-    """Attentive knowledge distillation: H(x) of the surrogate's explanation network, in [0, 1] (AKD §3.2).
+    """Attentive knowledge distillation: H(x) of the surrogate's explanation network, in [0, 1] (AKD §3.4).
 
     `surrogate`: a `Surrogate`, or the folder of one; λ = 1e-5 for the default one. FileNotFoundError where there is
     none, ValueError where it is another model's.

@@ -6,6 +6,7 @@ A `function` here is anything called as `function(model, images)`, such as `part
 import statistics
 import time
 from contextlib import nullcontext
+from typing import NamedTuple
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -33,7 +34,7 @@ def _operations(model, images, function):
     return counter.get_total_flops()
 
 
-def counted_forward_equivalents(model, images, function):
+def counted_passes(model, images, function):
     """Operations of `function` / operations of one forward pass of `model` on the same images: a pure number.
 
     Counts the matrix products and convolutions that PyTorch executes, forward and backward, and no element-wise
@@ -59,8 +60,23 @@ def _seconds(model, images, function):
     return time.perf_counter() - start
 
 
-def forward_equivalents(model, images, functions, *, rounds=5, warmup=1):
-    """Wall-clock time of each function over that of one forward pass: dict name -> ratio, each a median.
+class Ratio(NamedTuple):
+    """A time over that of one plain pass: the median of the rounds, the lowest and the highest of them."""
+
+    median: float
+    low: float
+    high: float
+
+    def __str__(self):
+        return "{:.2f} [{:.2f}, {:.2f}]".format(*self)
+
+    def apart(self, other) -> bool:
+        """Whether no round of the one was as slow as any of the other."""
+        return self.high < other.low or other.high < self.low
+
+
+def times_over_a_pass(model, images, functions, *, rounds=5, warmup=1):
+    """Wall-clock time of each function over that of one plain forward pass: dict name -> `Ratio`.
 
     `functions` is a dict name -> function. Each of `rounds` rounds times the forward pass and then every function,
     so that a machine that slows down meanwhile slows both sides of a ratio.
@@ -76,7 +92,7 @@ def forward_equivalents(model, images, functions, *, rounds=5, warmup=1):
             unit = _seconds(model, images, plain_forward)
             for name, function in functions.items():
                 ratios[name].append(_seconds(model, images, function) / unit)
-    return {name: statistics.median(values) for name, values in ratios.items()}
+    return {name: Ratio(statistics.median(values), min(values), max(values)) for name, values in ratios.items()}
 
 
 def frames_per_second(model, images, function, *, warmup=10, repeats=100):
@@ -124,7 +140,7 @@ def smoe_memory(scales=RESNET50_SCALES):
 
 
 def smoe_speed_ups():
-    """How many times fewer operations FastCAM's map takes than gradients: dict -> (low, high) (FastCAM §6).
+    """How many times fewer operations FastCAM's map takes than gradients: dict -> (low, high) (FastCAM §4.1).
 
     For ResNet-50 at 224. "backward pass": one; "smooth_grad": its 15. The low end lets logarithms be dear. Operations
     are rounded to two digits and the overhead to 0.01 % where the paper did so: exact numbers would give 1469 and 5167

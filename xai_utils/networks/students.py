@@ -41,7 +41,7 @@ def _require_places(images, features):
 
 
 class AttentiveBlock(nn.Module):
-    """A residual block of a ResNet with attention on its branch, just before the addition (AKD §3.2).
+    """A residual block of a ResNet with attention on its branch, just before the addition (AKD §3.3).
 
     features -> the block's output, and Δ (N, C, h, w), what attention did to the branch f: att ⊙ f - f. With
     `residual_attention` the branch becomes f + att ⊙ f, and Δ = att ⊙ f.
@@ -68,7 +68,7 @@ class AttentiveBlock(nn.Module):
 
 
 class AttentiveStudent(nn.Module):
-    """A ResNet with one attention module in each block of its last three stages (AKD §3.2); 13 in a ResNet-50.
+    """A ResNet with one attention module in each block of its last three stages (AKD §3.3); 13 in a ResNet-50.
 
     Normalised images (N, 3, H, W) -> logits (N, K) and the three Δ of the stages, finest first, each (N, C, h, w).
     `network`, a torchvision ResNet (or ours), is copied, weights included. `attention`: a name of ATTENTION,

@@ -20,7 +20,7 @@ KIND = "surrogate"  # of file: stored.py
 
 
 class ExplanationNetwork(nn.Module):
-    """The decoder of a student's three Δ: -> map (N, H, W) in [0, 1], of `size` (H, W) (AKD §3.2).
+    """The decoder of a student's three Δ: -> map (N, H, W) in [0, 1], of `size` (H, W) (AKD §3.4).
 
     Three upsample blocks, 3×3 convolution, batch norm, ReLU and bilinear doubling, from the coarsest Δ up; the next
     finer Δ joins after each of the first two. A 1×1 convolution, resized to the image, and a sigmoid end it.

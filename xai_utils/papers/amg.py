@@ -181,6 +181,17 @@ def claims(frame, *, seed, **intervals) -> pandas.DataFrame:
     return pandas.DataFrame.from_dict(found, orient="index")
 
 
+def is_slower(times: dict) -> str:
+    """Whether AMG is slower than the others, in words; `times`: method -> time over a plain pass, a `cost.Ratio`."""
+    if "amg" not in times:
+        return "AMG was not timed"
+    told, own = {}, times["amg"]
+    for name in (name for name in METHODS if name in times and name != "amg"):
+        apart = "slower than" if own.median > times[name].median else "faster than"
+        told.setdefault(apart if own.apart(times[name]) else "not apart from", []).append(name)
+    return "AMG is " + "; ".join(f"{word} {', '.join(names)}" for word, names in told.items())
+
+
 def html(table: pandas.DataFrame) -> str:
     """The table as HTML, the parts of a cell below each other."""
     return table.to_html(border=0).replace("; ", "<br>").replace(" [", "<br>[")

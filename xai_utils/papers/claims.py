@@ -84,7 +84,7 @@ def faster(passes: dict) -> list[dict]:
     """AKD's claim to be faster than RISE, by counted forward passes of a map, which need no interval."""
     if not {"akd", "rise"} <= set(passes):
         return []
-    here = f"{passes['akd']:.2f} and {passes['rise']:.0f} forward equivalents, counted"
+    here = f"{passes['akd']:.2f} and {passes['rise']:.0f} passes, counted"
     verdict = "holds" if passes["akd"] < passes["rise"] else "fails"
     return [{"paper": "AKD", "claim": "AKD is faster than RISE", "here": here, "verdict": verdict}]
 

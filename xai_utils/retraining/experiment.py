@@ -1,4 +1,4 @@
-"""Remove and retrain (ROAR), keep and retrain (KAR): what networks learn of what a map leaves them (FastCAM §4).
+"""Remove and retrain (ROAR), keep and retrain (KAR): what networks learn of what a map leaves them (FastCAM §2.4, 3.1).
 
 Two levels. *Layer*: the explained network keeps few positions of one layer; what lies behind it is fine-tuned.
 *Image*: a network learns from scratch on images that keep or lack their most salient pixels, and is tested on such.

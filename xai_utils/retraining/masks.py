@@ -86,7 +86,7 @@ def layer_masked_model(model, layer, *, statistic, share, least=False, scale=Tru
 
     The layer's output (N, C, h, w) is multiplied by a binary mask, the same for all channels, of exactly
     max(1, round(share * h * w)) positions: the most salient (KAR), or with `least` the least salient ones (ROAR,
-    FastCAM §4.1). `statistic` is a name of `STATISTICS`, or None: positions drawn anew in each pass, from torch's
+    FastCAM §2.4). `statistic` is a name of `STATISTICS`, or None: positions drawn anew in each pass, from torch's
     global generator. Where no ReLU ends the layer, negative values count as 0 for the statistics that need a ReLU's
     output. `scale` multiplies what is kept by 1 / (part kept), as the published code does. The mask is a
     constant to the gradient. `freeze_trunk(images)` leaves only what lies behind the layer to be trained.

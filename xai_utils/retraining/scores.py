@@ -1,4 +1,4 @@
-"""What ROAR and KAR accuracies say of a statistic or a method (FastCAM §4.1; arrays whose last axis is the layers).
+"""What ROAR and KAR accuracies say of a statistic or a method (FastCAM §2.4; arrays whose last axis is the layers).
 
 Accuracies are fractions, not percent. KAR keeps the most salient positions, ROAR only the least salient ones; the
 random rows are those of masks of the same size at random positions.

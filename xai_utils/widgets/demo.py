@@ -18,7 +18,7 @@ import torch
 
 from xai_utils import files, plots
 from xai_utils.explainers import EXPLAINERS, NotApplicable, explain, passes
-from xai_utils.metrics.cost import counted_forward_equivalents
+from xai_utils.metrics.cost import counted_passes
 from xai_utils.metrics.perturbation import area_under_curve, perturbation_curves
 from xai_utils.networks import describe, evaluating
 from xai_utils.pipeline import report, stage
@@ -39,7 +39,7 @@ class Look(NamedTuple):
     maps: torch.Tensor  # (N, H, W), raw
     insertion: torch.Tensor
     deletion: torch.Tensor
-    passes: float  # counted, see `counted_forward_equivalents`
+    passes: float  # counted, see `counted_passes`
     seconds: float
 
 
@@ -67,7 +67,7 @@ def looks(model, images, target, rows, *, steps=10, seed=0, log=None):
             options = {"method": row} | ({"chunk": CHUNK} if "chunk" in record.keywords else {}) | given
             counted = partial(explain, target=target[:1], **record.seeded(options, seed, images.device))
             try:
-                cost = counted_forward_equivalents(model, images[:1], counted)
+                cost = counted_passes(model, images[:1], counted)
             except NotApplicable as reason:
                 found[row] = str(reason)
                 clock.end(expected[row])

@@ -318,7 +318,7 @@ class Inspector(Layout):
             (f"class, top {share} %", f"{100 * score:.1f} %"),
             ("insertion ↑", areas[0]),
             ("deletion ↓", areas[1]),
-            ("passes", f"{answer.passes:.1f} ({1000 * answer.seconds:.0f} ms)"),
+            ("time over a plain pass", f"{answer.over_a_pass:.1f} ({1000 * answer.seconds:.0f} ms)"),
         ]
         found = "".join(shots) + drawing.facts(numbers)
         if column.method == "dgle_cf":
@@ -339,7 +339,7 @@ class Inspector(Layout):
         """All that is set and its numbers, ready for JSON."""
         methods = [
             {"method": each.column.method, "options": each.column.values, "masked_score": each.score}
-            | {"seconds": each.answer.seconds, "passes": each.answer.passes}
+            | {"seconds": each.answer.seconds, "time over a plain pass": each.answer.over_a_pass}
             | (each.curves._asdict() if isinstance(each.curves, Curves) else {})
             for each in self._shown()
             if isinstance(each.answer, Explanation)

@@ -24,7 +24,7 @@ from xai_utils.networks.probe import layouts
 from xai_utils.widgets.background import watched
 
 QUICK = 4  # passes that nobody needs to wait for: such maps are made at once
-UNIT_ROUNDS = 3  # plain passes, whose median is the forward equivalent
+UNIT_ROUNDS = 3  # plain passes, whose median time is the unit
 SEEDS = (0, 2**31 - 1)
 
 
@@ -45,7 +45,7 @@ class Explanation(NamedTuple):
     scores: torch.Tensor  # (S, S) float32, raw
     ranks: torch.Tensor  # (S, S) int64, 0 = most salient
     seconds: float
-    passes: float  # seconds in forward equivalents
+    over_a_pass: float  # seconds over those of a plain pass
 
 
 class Curves(NamedTuple):
