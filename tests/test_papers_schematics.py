@@ -4,7 +4,7 @@ import pytest
 import torch
 from toy_networks import SIZES, target
 
-from xai_utils.networks import Surrogate, build, surrogate_of
+from xai_utils.networks import Surrogate, build, encoded, predictor_of, surrogate_of
 from xai_utils.papers import schematics
 
 
@@ -55,3 +55,23 @@ def test_a_student_of_tokens_has_its_stages():
     for part in ("Δ of blocks.1\n16 × 6 × 8", "U1\n3×3 16 → 4, BN, ReLU", "48 × 64"):
         assert part in found
     assert found.count("bilinear ×2") == 1
+
+
+def test_the_mask_predictor_s_parts_and_shapes():
+    """The layers it reads, the filtered map's shape, parameters of filter and generator, its map's size."""
+    torch.manual_seed(0)
+    target, images = build("small_resnet", "abc").eval(), torch.rand(1, 3, 64, 64)
+    predictor = predictor_of(target, images, controller="customized").eval()
+    found = texts(schematics.distribution_guided(target, predictor, images))
+    for module in (predictor.filter, predictor.generator):
+        assert f"{sum(weights.numel() for weights in module.parameters()):,} parameters" in found
+    with torch.no_grad():
+        features, logits = encoded(target, images, list(predictor.layers))
+        size = predictor(features, logits.argmax(1)).shape[-2:]
+    for part in (
+        "customized controller",
+        f"map {size[0]} × {size[1]}",
+        f"{predictor.layers[0]} … {predictor.layers[-1]}",
+    ):
+        assert part in found
+    assert " × ".join(map(str, features[-1].shape[1:])) in found

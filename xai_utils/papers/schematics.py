@@ -1,4 +1,4 @@
-"""AKD's Figures 2 to 4 and AMG's 1 to 5, drawn from the modules themselves: names, shapes, parameters as they are."""
+"""AKD's Figures 2 to 4, DGLE's 1 (b) and AMG's 1 to 5, drawn from the modules: names, shapes, parameters as they are."""
 
 from typing import NamedTuple
 
@@ -7,7 +7,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
-from xai_utils.networks import captured
+from xai_utils.networks import captured, encoded
 from xai_utils.networks.layers import observed
 from xai_utils.networks.layouts import tensor_of
 from xai_utils.networks.probe import layout_of
@@ -155,6 +155,29 @@ def explanation_network(surrogate, images) -> Figure:
     head = [f"1×1 {found.head.in_channels} → 1", "bilinear, sigmoid", _sized(images.shape[2:])]
     boxes["head"] = (3, 1, "trained", head)
     return _diagram(boxes, [*arrows, ("U3", "head", "")])
+
+
+def distribution_guided(target, predictor, images) -> Figure:
+    """DGLE's Figure 1 (b): features, filter, generator, controller, and what the map has to keep."""
+    *_, coarsest = (_captured_shape(target, layer, images) for layer in predictor.layers)
+    first, last = predictor.layers[0], predictor.layers[-1]
+    with torch.no_grad():
+        features, logits = encoded(target, images[:1], list(predictor.layers))
+        scores = predictor(features, logits.argmax(1))
+    size, control = _sized(images.shape[1:]), f"{predictor.controller} controller"
+    boxes = {
+        "x": (0, 0, "data", ["image x", size]),
+        "T": (1, 0, "frozen", [f"{target.architecture}, frozen", f"{first} … {last}"]),
+        "filter": (2, 0, "attention", ["filter: X σ(X·E_c)", _sized(coarsest), _parameters(predictor.filter)]),
+        "generator": (3, 0, "trained", ["generator", _parameters(predictor.generator)]),
+        "controller": (3, 1, "attention", [control, f"map {_sized(scores.shape[1:])}"]),
+        "perturbed": (2, 1, "data", ["M ⊙ x + (1 − M) ⊙ hidden", size]),
+        "T2": (1, 1, "frozen", ["the same network", "frozen"]),
+        "loss": (0, 1, "loss", ["cross-entropy with", "its answer to x"]),
+    }
+    arrows = [("x", "T", ""), ("T", "filter", ""), ("filter", "generator", ""), ("generator", "controller", "")]
+    arrows += [("controller", "perturbed", "bilinear"), ("perturbed", "T2", ""), ("T2", "loss", "")]
+    return _diagram(boxes, arrows)
 
 
 def _captured_shape(target, layer, images):
