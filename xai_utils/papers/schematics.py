@@ -1,4 +1,4 @@
-"""AKD's Figures 2 to 4, DGLE's 1 (b) and AMG's 1 to 5, drawn from the modules: names, shapes, parameters as they are."""
+"""AKD's Figures 2 to 4, DGLE's 1 (b) and AMG's 1 to 5, drawn from the modules, with their names, shapes, parameters."""
 
 from typing import NamedTuple
 
