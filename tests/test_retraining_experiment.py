@@ -71,11 +71,11 @@ def finished(prepared):
 
 
 def test_every_condition_is_trained_once(finished):
-    """2 x (2 layers + 2 percentages) x 2 rows of KAR and of ROAR, and three without masks; hits are 0 or 1."""
+    """2 x (2 layers + 2 percentages) x 2 rows of KAR and of ROAR, and 2 x (2 layers + 1) without; hits are 0 or 1."""
     records, said = finished
-    assert len(records) == 1 + 2 + 2 * 2 * (2 * 2 + 2 * 2)
+    assert len(records) == 2 * (2 + 1) + 2 * 2 * (2 * 2 + 2 * 2)
     for record in records:
-        assert set(record) == {"level", "mode", "row", "percent", "layer", "repetition", "hits"} or "folder" in record
+        assert set(record) == {"level", "mode", "row", "percent", "layer", "repetition", "passes", "hits"}
         assert len(record["hits"]) == 9
         assert set(record["hits"]) <= {0, 1}
     conditions = {tuple((k, v) for k, v in record.items() if k != "hits") for record in records}
@@ -83,6 +83,17 @@ def test_every_condition_is_trained_once(finished):
     layers = [record["layer"] for record in records if record["level"] == "layer" and record["mode"] == "keep"]
     assert tuple(dict.fromkeys(layers)) == LAYERS
     assert any(text.endswith("maps of grad_cam") for text in said)
+
+
+def test_what_is_fine_tuned_without_masks_is_fine_tuned_behind_the_same_layers(finished):
+    """One training per layer and repetition, of its own; maps of the rows cost what is counted: random ones nothing."""
+    records, _ = finished
+    plain = [record for record in records if record["level"] == "layer" and record["mode"] == "none"]
+    assert [(record["layer"], record["repetition"]) for record in plain] == [(x, r) for x in LAYERS for r in (0, 1)]
+    passes = {record["row"]: record["passes"] for record in records if record["level"] == "image"}
+    assert passes["random"] == 0
+    assert passes["grad_cam"] == pytest.approx(1, abs=0.05)
+    assert passes["none"] is None
 
 
 def test_random_masks_of_both_modes_share_their_trainings(finished):
@@ -115,11 +126,12 @@ def test_a_second_run_trains_nothing_and_one_worker_gives_the_same(finished, pre
 def test_a_damaged_result_is_named(finished, prepared, monkeypatch):
     """A result cut short is an error with its path, not a training silently repeated."""
     monkeypatch.chdir(prepared)
-    path = sorted((FOLDER / "plain").glob("*.json"))[0]
+    monkeypatch.setattr(experiment, "scale_layers", lambda *_: LAYERS)
+    path = sorted((FOLDER / "layer").glob("*.json"))[0]
     whole = path.read_text()
     path.write_text(whole[:5])
     with pytest.raises(ValueError, match=f"{path.name} is damaged .* delete it and run again"):
-        retrain(SETTINGS, ["none"], compute=Compute("cpu"))
+        retrain(SETTINGS, compute=Compute("cpu"))
     path.write_text(whole)
 
 

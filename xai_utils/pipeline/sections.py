@@ -164,6 +164,7 @@ class TrainAttention(Stage):
     reduction: Whole
     gate_input: Literal["activations", "weighted"]
     intensity_weight: NotNegative
+    variants: Annotated[int, Field(ge=0, le=1000)]
     gate: Learning
     images: Count
     smooth_samples: Whole

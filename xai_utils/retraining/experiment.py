@@ -19,9 +19,9 @@ Two levels. *Layer*: the explained network keeps few positions of one layer; wha
                           smallest_crop of the trainings of each level
 
 Each gives records, one per training: level, mode ("keep", "remove", "none"), row, percent or layer (the other is None),
-repetition, and hits, 0 or 1 for each held-out image. Every result is a file below `.checkpoints/remove_and_retrain`
-whose name stands for all that it depends on: what is there is not done again, and a killed training goes on from its
-checkpoint.
+repetition, passes (of the row's maps, image level), and hits, 0 or 1 for each held-out image. Every result is a file
+below `.checkpoints/remove_and_retrain` whose name stands for all that it depends on: what is there is not done again,
+and a killed training goes on from its checkpoint.
 """
 
 import json
@@ -47,7 +47,8 @@ from xai_utils.training.distributed import Compute
 def retrain(settings, modes=("none", "keep", "remove"), *, compute=None, log=None):
     """The records of several modes: "keep" is KAR, "remove" is ROAR, both with random masks; "none" is without masks.
 
-    Without masks: networks from scratch (image level, one per repetition), and the explained network as it is (layer).
+    Without masks: networks from scratch (image level), and the explained network, fine-tuned behind each layer as those
+    with a mask there are.
     `log(text)` gets a line per training that was done.
     """
     compute = (compute or Compute()).resolved()
@@ -178,16 +179,16 @@ def _conditions(settings, mode, make):
 
 
 def _layer_conditions(settings, mode, explained):
-    made = {"level": "layer", "mode": mode, "percent": None}
-    if mode == "none":
-        return [(made | {"row": "none", "layer": None, "repetition": 0}, "plain", explained)]
+    made, rows = {"level": "layer", "mode": mode, "percent": None, "passes": None}, ("random", *settings["statistics"])
     masked = {"least": mode == "remove", "scale": settings["scale_kept"]}
     masked["share"] = settings["least_share"] if mode == "remove" else settings["keep_share"]
+    if mode == "none":
+        rows, masked["share"] = ("none",), 1.0
     found, probe = [], images_of(explained, "train")[0]([0])
     for layer in scale_layers(targets.load(explained["explained"]), probe):
-        for row in ("random", *settings["statistics"]):
+        for row in rows:
             chosen = explained | settings["layer"] | masked | {"layer": layer}
-            chosen["statistic"] = None if row == "random" else row
+            chosen["statistic"] = None if row in ("random", "none") else row
             for repetition in range(settings["repetitions"]):
                 record = made | {"row": row, "layer": layer, "repetition": repetition}
                 found.append((record, "layer", chosen | {"seed": settings["seed"] + repetition}))
@@ -197,18 +198,18 @@ def _layer_conditions(settings, mode, explained):
 def _image_conditions(settings, mode, explained, scratch, make):
     made, shares = {"level": "image", "mode": mode, "layer": None}, thresholds(settings["percentages"])
     if mode == "none":
-        jobs = [(made | {"row": "none", "percent": None}, scratch | UNMASKED)]
+        jobs = [(made | {"row": "none", "percent": None, "passes": None}, scratch | UNMASKED)]
     else:
         rows, jobs = {"random": {"method": "random"}} | settings["rows"], []
         drawn = explained | {"percentages": shares, "seed": settings["seed"]}
         levels = make([(f"maps of {name}", "levels", drawn | {"row": row}) for name, row in rows.items()])
         for percent in settings["percentages"]:
-            for row, content in zip(rows, levels, strict=True):
+            for row, drawn in zip(rows, levels, strict=True):
                 keep, top = mode == "keep", percent
                 if row == "random" and not keep:  # to lose p % at random is to keep 100 - p %: one training, not two
                     keep, top = True, 100 - percent
-                chosen = scratch | content | {"place": shares.index(top), "keep": keep}
-                jobs.append((made | {"row": row, "percent": percent}, chosen))
+                chosen = scratch | {"levels": drawn["levels"], "place": shares.index(top), "keep": keep}
+                jobs.append((made | {"row": row, "percent": percent, "passes": drawn["passes"]}, chosen))
     return [
         (record | {"repetition": repetition}, "image", chosen | {"seed": settings["seed"] + repetition})
         for record, chosen in jobs

@@ -17,7 +17,6 @@ from xai_utils.retraining import levels, trainings
 
 KINDS = {  # what is made -> function(settings, path, compute)
     "explained": trainings.explained_network,
-    "plain": trainings.unchanged,
     "image": trainings.retrained_on_images,
     "layer": trainings.retrained_behind_layer,
     "levels": levels.explained_levels,

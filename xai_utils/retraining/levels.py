@@ -1,17 +1,20 @@
 """The maps by which ROAR and KAR mask images: made once for all trainings, kept as one byte a pixel."""
 
+from functools import partial
+
 import numpy as np
 
 from xai_utils import datasets
 from xai_utils.explainers.registry import explain, explainer, method_of
 from xai_utils.files import files_fingerprint, new_arrays, partial_folder
+from xai_utils.metrics.cost import counted_passes
 from xai_utils.networks import inference_copy, targets
 from xai_utils.retraining.inputs import batches, images_of
 from xai_utils.retraining.masks import levels
 
 
 def explained_levels(chosen, path, compute):
-    """Levels of all images of both splits, as files under a name that stands for their content."""
+    """Levels of all images of both splits, as files under a name that stands for their content; passes of a map."""
     model = targets.load(chosen["explained"], compute.device)
     model = inference_copy(model, images_of(chosen, "train")[0]([0]).to(compute.device))
     method, options = method_of(None, chosen["row"])
@@ -30,4 +33,7 @@ def explained_levels(chosen, path, compute):
         content = files_fingerprint(folder)[:20]
         if not (path.parent / content).exists():
             folder.rename(path.parent / content)
-    return {"levels": content}
+    given = explainer(method).seeded(options, 0, compute.device)
+    image = images["train"][0]([0]).to(compute.device)
+    passes = counted_passes(model, image, partial(explain, method=method, **given))
+    return {"levels": content, "passes": round(passes, 4)}

@@ -81,11 +81,6 @@ def explained_network(chosen, path, compute):
     return {"hits": hits, "folder": folder.as_posix()}
 
 
-def unchanged(chosen, path, compute):
-    """The hits of the explained network as it is."""
-    return {"hits": _hits(targets.load(chosen["explained"]), chosen, compute.device)}
-
-
 def _trained(make_task, chosen, compute):
     """The trained network and its hits."""
     fitted = loop.fit(

@@ -1,0 +1,92 @@
+"""AMG in every way that its text leaves open: three objectives and two inputs of the gates, beside Grad-CAM.
+
+The gates are trained with several seeds, for what one training is better at another may be worse at.
+"""
+
+from itertools import product
+
+import pandas
+import torch
+
+from xai_utils.evaluation.sanity import rank_correlation
+from xai_utils.evaluation.scores import score_methods
+from xai_utils.explainers.attention_gate import amg
+from xai_utils.explainers.cam import grad_cam
+from xai_utils.metrics import METRICS
+from xai_utils.metrics.statistics import FAILS, HOLDS, decide, paired_test
+from xai_utils.networks.attention_gate import GATE_INPUTS, OBJECTIVES
+from xai_utils.training.gate import fit_gate
+
+SCORED = ("average_drop", "percent_increase", "percentage_in", "box_average_precision", "part_truth")
+CORRELATION = "rank correlation"
+BATCH = 32  # images explained at once
+MARKS = {HOLDS: " ▲", FAILS: " ▼"}
+
+
+def fit_variants(settings: dict, *, seeds: int, **options) -> dict:
+    """(objective, gate_input) -> gates, one for each of `seeds` trainings; one of "none", which has nothing to train.
+
+    `settings` and `options` as of `training.gate.fit_gate`; training s begins at the settings' seed + s.
+    """
+    found = {}
+    for objective, gate_input in product(OBJECTIVES, GATE_INPUTS):
+        chosen = settings | {"objective": objective, "gate_input": gate_input}
+        count = 1 if objective == "none" else seeds
+        found[objective, gate_input] = [
+            fit_gate(chosen | {"seed": settings["seed"] + place}, **options)[0] for place in range(count)
+        ]
+    return found
+
+
+def scores_of(model, images, target, gates: dict, *, layer, part_masks=None, **given) -> dict[str, pandas.DataFrame]:
+    """Of "grad_cam" and each variant: rows trainings and images, columns SCORED and the rank correlation with Grad-CAM.
+
+    `gates` of `layer` from `fit_variants`, on the model's device; `given` (masks, chunk) and `part_masks` as of
+    `scores.score_batch`. What has no score on any image is left out, as part truth is without part masks.
+    """
+    named = [("grad_cam", 0, None)]
+    for variant, trained in gates.items():
+        named += [(", ".join(variant), place, gate) for place, gate in enumerate(trained)]
+    maps = {}
+    for number, (_, _, gate) in enumerate(named):
+        explain, options = (grad_cam, {"layer": layer}) if gate is None else (amg, {"gate": gate})
+        parts = zip(images.split(BATCH), target.split(BATCH), strict=True)
+        maps[number] = torch.cat([explain(model, *part, **options) for part in parts]).cpu()
+    metrics = [name for name in SCORED if name != "part_truth" or part_masks is not None]
+    frame = score_methods(model, images, target, maps, metrics=metrics, part_masks=part_masks, **given)
+    frame[CORRELATION] = torch.cat([rank_correlation(each, maps[0]) for each in maps.values()]).numpy()
+    frame = frame.join(pandas.DataFrame([each[:2] for each in named], columns=["variant", "training"]), on="method")
+    frame = frame.set_index(["variant", "training", "image"])[[*metrics, CORRELATION]].dropna(axis=1, how="all")
+    return {name: part.droplevel("variant") for name, part in frame.groupby(level="variant", sort=False)}
+
+
+def compared(scored: dict, *, seed, **intervals) -> pandas.DataFrame:
+    """Rows variants, columns as of `scores_of`: mean [interval]; ▲ better, ▼ worse than Grad-CAM.
+
+    The interval resamples trainings and images. A mark needs three trainings, or fixed gates, and a paired test over
+    trainings and images at 5 % that its interval agrees with (`statistics.decide`).
+    """
+    rows = {}
+    for name, frame in scored.items():
+        rows[name] = {}
+        for column in frame:
+            own, plain = (each[column].unstack("image").to_numpy() for each in (frame, scored["grad_cam"]))
+            digits = 3 if column == CORRELATION or METRICS[column].unit != "percent" else 1
+            about = paired_test(own, 0 * plain, seed=seed, **intervals)
+            text = "{:.{d}f} [{:.{d}f}, {:.{d}f}]".format(*(about[k] for k in ("difference", "low", "high")), d=digits)
+            if column != CORRELATION and name != "grad_cam" and (len(own) >= 3 or name.startswith("none")):
+                sign = 1 if METRICS[column].higher_is_better else -1
+                text += MARKS.get(decide(paired_test(sign * own, sign * plain, seed=seed, **intervals)), "")
+            rows[name][column if column == CORRELATION else METRICS[column].heading()] = text
+        rows[name]["trainings"] = frame.index.get_level_values("training").nunique()
+    return pandas.DataFrame.from_dict(rows, orient="index")
+
+
+def in_words(table: pandas.DataFrame) -> str:
+    """Which variant of `compared`, if any, is better than Grad-CAM, and at what."""
+    told = []
+    for name, row in table.drop(index="grad_cam").iterrows():
+        better, worse = ([head for head, text in row.items() if str(text).endswith(mark)] for mark in MARKS.values())
+        if better:
+            told.append(f"{name}: better in {', '.join(better)}" + (f", worse in {', '.join(worse)}" if worse else ""))
+    return "Better than Grad-CAM: " + "; ".join(told) if told else "No variant is better than Grad-CAM in any column."
