@@ -81,7 +81,10 @@ def test_tables_of_layers_by_hand(values):
 
 def test_tables_of_images_by_hand(values):
     """KAR is five times the accuracy, ROAR minus five times, SUM both; printed numbers stand beside them."""
-    totals = fastcam.totals(values, PUBLISHED)
+    totals = fastcam.totals(values, PUBLISHED, passes={"random": 0, "fastcam": 1.2})
+    assert totals.loc["fastcam", "passes"].tolist() == [1.2, "Fast"]
+    assert totals.loc["fastcam", ("resolution", "printed")] == "Fine"
+    assert "1.20<br><small>Fast</small>" in fastcam.html(totals, digits=2)
     assert totals.index[0] == "fastcam"
     assert totals.loc["fastcam", ("KAR", "value")] == pytest.approx(4.5)
     assert totals.loc["fastcam", ("ROAR", "value")] == pytest.approx(-0.5)

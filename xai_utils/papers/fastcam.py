@@ -217,8 +217,11 @@ def quartiles(values: dict, published, score: str, *, confidence=0.95) -> pandas
     return _frame(rows_of(values, "layer"), groups)
 
 
-def totals(values: dict, published, *, confidence=0.95) -> pandas.DataFrame:
-    """Table 2: sums of top-1 over the percentages, KAR, ROAR (negative), and both; best first."""
+def totals(values: dict, published, *, passes: dict | None = None, confidence=0.95) -> pandas.DataFrame:
+    """Table 2: sums of top-1 over the percentages, KAR, ROAR (negative), and both; what a map costs; best first.
+
+    `passes`: row -> counted passes of a map, beside which the paper's word for the speed stands.
+    """
     rows = ["random", *rows_of(values, "image")]
     kar, roar = (np.stack(each, 1) for each in zip(*(sums(values, row) for row in rows), strict=True))
     paper, table = printed(published, "table2_totals"), printed(published, "table5_image_roar_kar") / 100
@@ -233,6 +236,8 @@ def totals(values: dict, published, *, confidence=0.95) -> pandas.DataFrame:
         name: interval(ours[name], confidence) | {"printed": paper[column], "recomputed": recomputed[name]}
         for name, column in columns.items()
     }
+    groups["passes"] = {"value": pandas.Series(passes or {}, dtype=float), "printed": paper["speed"]}
+    groups["resolution"] = {"printed": paper["resolution"]}
     return _frame(rows, groups).sort_values(("SUM", "value"), ascending=False, kind="stable")
 
 
@@ -292,9 +297,10 @@ def html(frame: pandas.DataFrame, *, digits: int) -> str:
         part, texts = frame[group], []
         others = [name for name in part if name not in ("value", "low", "high", "recomputed")]
         for _, row in part.iterrows():
-            paper = " / ".join(f"{row[name]:.{max(2, digits)}f}" for name in others if pandas.notna(row[name]))
+            paper = [row[name] for name in others if pandas.notna(row[name])]
+            paper = " / ".join(each if isinstance(each, str) else f"{each:.{max(2, digits)}f}" for each in paper)
             if "value" in part:
-                ours = f"{row['value']:.{digits}f}"
+                ours = f"{row['value']:.{digits}f}" if pandas.notna(row["value"]) else ""
                 if "low" in part:
                     ours += f" <small>{row['low']:.{digits}f} – {row['high']:.{digits}f}</small>"
                 paper = f"{ours}<br><small>{paper}</small>"
