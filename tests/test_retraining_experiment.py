@@ -46,6 +46,7 @@ SETTINGS = {
     "train_images": 16,
     "held_out_images": 9,
     "explained_epochs": 1,
+    "start": "scratch",
     "repetitions": 2,
     "percentages": [10, 50],
     "fill": "mean",

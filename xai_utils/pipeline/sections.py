@@ -226,6 +226,7 @@ class RemoveAndRetrain(Stage):
     train_images: Count
     held_out_images: Count
     explained_epochs: Rounds
+    start: Literal["scratch", "explained"]
     repetitions: Rounds
     percentages: Annotated[list[Percent], Field(min_length=1), Ascending]
     fill: Literal["mean", "black"]

@@ -1,7 +1,7 @@
 """Remove and retrain (ROAR), keep and retrain (KAR): what networks learn of what a map leaves them (FastCAM §2.4, 3.1).
 
 Two levels. *Layer*: the explained network keeps few positions of one layer; what lies behind it is fine-tuned.
-*Image*: a network learns from scratch on images that keep or lack their most salient pixels, and is tested on such.
+*Image*: a network learns on images that keep or lack their most salient pixels, and is tested on such.
 
 `retrain` takes settings (plain values, JSON):
     data, target          folders of the prepared data and of the target
@@ -10,6 +10,7 @@ Two levels. *Layer*: the explained network keeps few positions of one layer; wha
     train_images, held_out_images   as many of each class as possible; None: all
     explained_epochs      of the explained network where `network` is an architecture
     repetitions, seed     repetition r trains with seed + r
+    start                 image level: networks begin from "scratch", as ROAR wants, or as the "explained" one
     percentages           of the pixels, image level
     rows                  image level: name -> {"method": a name of EXPLAINERS, its options}
     statistics            layer level: names of STATISTICS
@@ -47,7 +48,7 @@ from xai_utils.training.distributed import Compute
 def retrain(settings, modes=("none", "keep", "remove"), *, compute=None, log=None):
     """The records of several modes: "keep" is KAR, "remove" is ROAR, both with random masks; "none" is without masks.
 
-    Without masks: networks from scratch (image level), and the explained network, fine-tuned behind each layer as those
+    Without masks: networks of the image level, and the explained network, fine-tuned behind each layer as those
     with a mask there are.
     `log(text)` gets a line per training that was done.
     """
@@ -95,6 +96,7 @@ def check(settings):
     for key, values, allowed in (
         ("statistics", settings["statistics"], STATISTICS),
         ("fill", [settings["fill"]], ["mean", "black"]),
+        ("start", [settings["start"]], ["scratch", "explained"]),
     ):
         unknown = [value for value in values if value not in allowed]
         problems += [f"{key}: {value!r} is unknown; choose among {', '.join(allowed)}" for value in unknown]
@@ -174,8 +176,9 @@ def _conditions(settings, mode, make):
     explained = data | {"explained": folder, "sha256": facts["sha256"]}
     layers = _layer_conditions(settings, mode, explained)
     network = {name: facts[name] for name in ("architecture", "mean", "std")} | facts.get("options", {})
-    scratch = data | settings["image"] | {"network": network}
-    return layers + _image_conditions(settings, mode, explained, scratch, make)
+    begun = data | settings["image"] | {"network": network}
+    begun |= explained if settings["start"] == "explained" else {}
+    return layers + _image_conditions(settings, mode, explained, begun, make)
 
 
 def _layer_conditions(settings, mode, explained):
@@ -195,10 +198,10 @@ def _layer_conditions(settings, mode, explained):
     return found
 
 
-def _image_conditions(settings, mode, explained, scratch, make):
+def _image_conditions(settings, mode, explained, begun, make):
     made, shares = {"level": "image", "mode": mode, "layer": None}, thresholds(settings["percentages"])
     if mode == "none":
-        jobs = [(made | {"row": "none", "percent": None, "passes": None}, scratch | UNMASKED)]
+        jobs = [(made | {"row": "none", "percent": None, "passes": None}, begun | UNMASKED)]
     else:
         rows, jobs = {"random": {"method": "random"}} | settings["rows"], []
         drawn = explained | {"percentages": shares, "seed": settings["seed"]}
@@ -208,7 +211,7 @@ def _image_conditions(settings, mode, explained, scratch, make):
                 keep, top = mode == "keep", percent
                 if row == "random" and not keep:  # to lose p % at random is to keep 100 - p %: one training, not two
                     keep, top = True, 100 - percent
-                chosen = scratch | {"levels": drawn["levels"], "place": shares.index(top), "keep": keep}
+                chosen = begun | {"levels": drawn["levels"], "place": shares.index(top), "keep": keep}
                 jobs.append((made | {"row": row, "percent": percent, "passes": drawn["passes"]}, chosen))
     return [
         (record | {"repetition": repetition}, "image", chosen | {"seed": settings["seed"] + repetition})

@@ -15,8 +15,13 @@ CHECKPOINT_SECONDS = 60.0  # most trainings at small scale are over sooner and n
 
 
 def image_task(chosen):
-    """A network of the explained one's architecture, from scratch, on masked images; augmented after the mask."""
+    """A network of the explained one's architecture, from scratch or as that one is, on masked images.
+
+    They are augmented after the mask.
+    """
     fetch, _, classes = images_of(chosen, "train")
+    if "explained" in chosen:
+        return _task(targets.load(chosen["explained"]).train().to(memory_format=torch.channels_last), chosen)
     model = targets.build(classes=classes, **{"image_size": fetch([0]).shape[-1]} | chosen["network"])
     return _task(model.to(memory_format=torch.channels_last), chosen)
 
@@ -64,7 +69,7 @@ def _hits(model, chosen, device):
 
 
 def retrained_on_images(chosen, path, compute):
-    """The hits of a network trained from scratch on masked images."""
+    """The hits of a network trained on masked images."""
     return {"hits": _trained(image_task, chosen, compute)[1]}
 
 
