@@ -11,7 +11,7 @@ $(foreach name,$(HOMES),$(eval export $(name) = $$(CURDIR)/.runs/home))
 endif
 unexport PYTHONDONTWRITEBYTECODE # without .pyc files every process parses torch anew: 10 s instead of 4
 
-.PHONY: demo repro test faults bench report lab inspect notebooks site publish keep lint lock readme networks-table setup data clean
+.PHONY: demo repro test faults bench report lab inspect notebooks site publish keep compare lint lock readme networks-table setup data clean
 
 demo: setup ## look at photographs through a trained network, by every method that trains nothing: reports/demo.html
 	python -m xai_utils.widgets.demo
@@ -42,11 +42,16 @@ inspect: setup ## look at single images: a page for you alone; of your own folde
 notebooks: setup ## after a change of params.yaml: the parameters cells; after new imports: what dvc.yaml depends on
 	python -m xai_utils.pipeline --write
 
-site: setup ## make site/ of the reports of the last run: open site/index.html
+RUNS =
+COMPARED = $(if $(wildcard runs/*/run.json),compare)
+compare: setup data ## kept runs on one page, build/compare.html: make compare [RUNS="pets tiny"]
+	python -m xai_utils.pipeline.compare $(RUNS)
+
+site: setup $(COMPARED) ## make site/ of the reports of the last run: open site/index.html
 	python -m xai_utils.pipeline.site build
 
 BRANCH = gh-pages
-publish: setup ## make publish REMOTE=origin: make the site and push it to a branch of its own
+publish: setup $(COMPARED) ## make publish REMOTE=origin: make the site and push it to a branch of its own
 	python -m xai_utils.pipeline.site publish "$(REMOTE)" "$(BRANCH)"
 
 NAME = # given by hand: some systems set it for every process

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from xai_utils.pipeline import kept, site, stage
+from xai_utils.pipeline import compare, kept, site, stage
 from xai_utils.training import __main__ as training
 
 
@@ -52,6 +52,7 @@ def test_a_request_of_a_training_that_is_none(request_, line, tmp_path, monkeypa
         (site.main, ["publish"], "the following arguments are required: remote"),
         (site.main, ["publish", ""], "name the git remote to publish to: make publish REMOTE=origin"),
         (kept.main, [""], "name the run: make keep NAME=pets"),
+        (compare.main, ["nobody"], "no run is kept as 'nobody'; choose among "),
         (kept.main, ["../x"], "'../x' cannot be the name of a file"),
         (kept.main, ["x", "--from", "nowhere"], "params.yaml is missing: there is no run of the pipeline in"),
         (kept.main, ["x", "--rev", "nowhere"], "REV=nowhere is neither a revision of git nor the name of an"),

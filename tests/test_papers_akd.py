@@ -76,7 +76,7 @@ def test_failure_cases_by_hand():
 
 def test_notes_follow_from_the_printed_table():
     """The relative gains of the tuned λ and the equal deletions are those of Table 4."""
-    table = akd._printed(PUBLISHED, "table4_insertion_deletion").set_index(["method", "metric"])
+    table = akd.printed_table(PUBLISHED, "table4_insertion_deletion").set_index(["method", "metric"])
     gains = 100 * (table.loc[("Ours", "ins")] / table.loc[("Ours_unopt", "ins")] - 1)
     assert gains.astype(float).round(1).tolist() == [8.2, 3.5, 1.5, 0.2, 1.1, 1.2]
     worse = table.loc[("Ours", "del")] > table.loc[("Ours_unopt", "del")]

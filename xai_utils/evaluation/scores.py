@@ -343,7 +343,7 @@ def read_curves(folder, run=None):
     return {path.stem: np.load(path, mmap_mode="r") for path in sorted(folder.glob("*.npy"))}
 
 
-def _same_images(frame, name):
+def same_images(frame, name):
     """One metric as images x methods, only where every method has a map and a score; and the images' labels."""
     methods = frame["method"].unique()  # keeps their order
     values = frame.pivot(index="image", columns="method", values=name)[methods]
@@ -361,7 +361,7 @@ def score_table(frame, metrics, *, seed, confidence=0.95, resamples=2000):
     """
     table = pandas.DataFrame(index=pandas.Index(frame["method"].unique(), name="method"))
     for name in metrics:
-        values, labels = _same_images(frame, name)
+        values, labels = same_images(frame, name)
         for method in table.index:
             scores = values[method].to_numpy()
             about = summary(scores, seed, confidence=confidence, resamples=resamples)
@@ -382,7 +382,7 @@ def compare_methods(frame, name, *, reference, seed, **intervals):
 
     A positive difference means a higher score than the reference's; whether that is better stands in `METRICS`.
     """
-    values, _ = _same_images(frame, name)
+    values, _ = same_images(frame, name)
     if reference not in values:
         raise ValueError(f"reference {reference!r} was not scored; choose among {', '.join(values.columns)}")
     others = [method for method in values.columns if method != reference]

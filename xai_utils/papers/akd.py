@@ -24,7 +24,8 @@ NOTES = (
 )
 
 
-def _printed(published, name):
+def printed_table(published, name):
+    """A table of the paper from the folder `published`."""
     return pandas.read_csv(Path(published) / f"akd_{name}.csv")
 
 
@@ -36,7 +37,7 @@ def _text(values, seed, intervals, digits=3):
 def data_sets(data, published) -> pandas.DataFrame:
     """Table 1: classes and numbers of images of the prepared `data`, above those that the paper names."""
     own = {"classes": len(data.classes), "train": len(data.train), "validation": len(data.validation)}
-    paper = _printed(published, "table1_datasets").set_index("dataset")
+    paper = printed_table(published, "table1_datasets").set_index("dataset")
     frame = pandas.concat([pandas.DataFrame([own], index=[f"this run: {data.description['name']}"]), paper])
     return frame.astype("Int64").astype(object).where(frame.notna(), "")
 
@@ -47,7 +48,7 @@ def accuracies(hits: dict, agreed, published, *, seed, **intervals) -> pandas.Da
     `hits`: {"target": (n,), "student": (n,)}, 0 or 1 per held-out image; `agreed` (n,). Beside them the printed top-1.
     `intervals`: confidence and resamples of `summary`.
     """
-    paper = _printed(published, "table2_accuracy").set_index("model")
+    paper = printed_table(published, "table2_accuracy").set_index("model")
     rows = {
         name: {"this run": _text(values, seed, intervals)} | paper.loc[printed].round(4).to_dict()
         for (name, values), printed in zip(hits.items(), paper.index, strict=True)
@@ -62,7 +63,7 @@ def speeds(measured: dict, results: dict, published) -> pandas.DataFrame:
 
     `measured`: the content of measure_speed.json, `results` that of metrics.json. The image itself has intensity 1.
     """
-    paper, rows = _printed(published, "table3_speed").set_index("method"), {}
+    paper, rows = printed_table(published, "table3_speed").set_index("method"), {}
     names = {"plain pass": "Normal inference"} | {ours: METHODS[ours] for ours in ("akd", "rise", "grad_cam")}
     for ours, printed in names.items():
         if ours not in measured["methods"]:
@@ -86,7 +87,7 @@ def speeds(measured: dict, results: dict, published) -> pandas.DataFrame:
 
 def perturbation(results: dict, published) -> pandas.DataFrame:
     """Table 4: insertion and deletion of this run with intervals, beside the printed ones per data set."""
-    paper, rows = _printed(published, "table4_insertion_deletion"), {}
+    paper, rows = printed_table(published, "table4_insertion_deletion"), {}
     short = {"insertion": "ins", "deletion": "del"}
     for ours, printed in METHODS.items():
         for metric in short:

@@ -93,6 +93,12 @@ def scores(folder: Path):
     return pandas.read_csv(folder / SCORES, dtype={"protocol": str}).drop(columns="protocol")
 
 
+def digest(folder: Path) -> str:
+    """What tells a kept run from any other, for run.json has the hashes of its other files; "" where there is none."""
+    file = folder / ABOUT
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""
+
+
 def described(source: Path, root: Path, revision: dict | None = None) -> dict:
     """What run.json says of the run in `source`, but for the files: plain JSON. `root`: where the code and git are."""
     from xai_utils.evaluation.scores import read_scores

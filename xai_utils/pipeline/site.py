@@ -25,6 +25,7 @@ from xai_utils.pipeline.project import REPORTS, begin_in_utf_8, enter_project
 
 TEMPLATES = Path(__file__).parent / "site_template"
 SITE = Path("site")
+COMPARED, COMPARISON = Path("build/compare.html"), "Runs side by side"  # `compare` writes it
 PICTURE = "figures/methods.jpg"
 
 
@@ -43,7 +44,10 @@ def build(root: Path, target: Path, tell=lambda text: None):
     made = {stage: f"{stage}.html" for stage in notebooks if f"{stage}.html" in found.written}
     titles = {file: report.title(notebooks[stage]) for stage, file in made.items()}
     runs = {f"runs/{name}.html": about | {"name": name} for name, about in kept.kept(root).items()}
-    page = _renderer({"index.html": "Results"} | titles | {file: about["name"] for file, about in runs.items()})
+    compared = _comparison(root, tell)
+    if compared:
+        titles |= {COMPARED.name: COMPARISON}
+    page = renderer({"index.html": "Results"} | titles | {file: about["name"] for file, about in runs.items()})
     with new_folder(target) as folder:
         (folder / "notebooks").mkdir()
         copied = [name for name in found.written if not name.endswith(".html")]
@@ -56,6 +60,9 @@ def build(root: Path, target: Path, tell=lambda text: None):
         for file in made.values():
             text = page("page.html.j2", file, title=titles[file], content=report_content(reports / file))
             (folder / file).write_text(text, encoding="utf-8", newline="\n")
+        if compared:
+            text = page("page.html.j2", COMPARED.name, title=COMPARISON, content=compared)
+            (folder / COMPARED.name).write_text(text, encoding="utf-8", newline="\n")
         cards = [
             {
                 "file": made.get(stage),
@@ -70,6 +77,10 @@ def build(root: Path, target: Path, tell=lambda text: None):
             text = page("run.html.j2", file, **_run(root / kept.FOLDER / about["name"], about))
             (folder / file).write_text(text, encoding="utf-8", newline="\n")
         others = [{"file": file, "title": about["name"], "told": kept.in_words(about)} for file, about in runs.items()]
+        if compared:
+            others.insert(
+                0, {"file": COMPARED.name, "title": COMPARISON, "told": "The papers' tables, scores and claims"}
+            )
         values = _results(reports) | _circumstances(root, made) | {"cards": cards, "numbers": numbers, "kept": others}
         text = page("index.html.j2", "index.html", title="Saliency maps: results", **values)
         (folder / "index.html").write_text(text, encoding="utf-8", newline="\n")
@@ -79,7 +90,18 @@ def build(root: Path, target: Path, tell=lambda text: None):
         tell(f"left out, for no stage wrote it: {', '.join(others)}")
 
 
-def _renderer(titles: dict[str, str]):
+def _comparison(root: Path, tell) -> str:
+    """What the page that `compare` made says; "" where there is none, or one of other runs than are kept now."""
+    file = root / COMPARED
+    content = report_content(file) if file.is_file() else ""
+    for name, digest in re.findall(r'data-run="([^" ]+) (\w+)"', content):
+        if kept.digest(root / kept.FOLDER / name) != digest:
+            tell(f"left out: {COMPARED} is of another run {name} than is kept now; make it anew with: make compare")
+            return ""
+    return content
+
+
+def renderer(titles: dict[str, str]):
     """A function that renders a template to the page of a file; `titles` are those of all files in the head line."""
     environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True)
     script = report.sorting_script() + (TEMPLATES / "site.js").read_text(encoding="utf-8")
@@ -104,10 +126,10 @@ def _results(reports: Path) -> dict:
         if not path.is_file():
             raise SiteError(f"{path} is missing; the pipeline makes it: make repro")
     summary = json.loads((reports / "metrics.json").read_text(encoding="utf-8"))
-    return {"picture": PICTURE, "scores": _scores(summary)}
+    return {"picture": PICTURE, "scores": shown(summary)}
 
 
-def _scores(summary: dict) -> dict:
+def shown(summary: dict) -> dict:
     """The table of scores of a metrics.json, as the templates show it."""
     columns = score_columns(summary)
     rows = [
@@ -127,8 +149,8 @@ def _run(folder: Path, about: dict) -> dict:
         "about": about,
         "told": kept.in_words(about),
         "headlines": terminal.headlines(folder)[:-1],  # the last names a page of reports/
-        "main": _scores(summary | {"metrics": main}),
-        "all": _scores(summary),
+        "main": shown(summary | {"metrics": main}),
+        "all": shown(summary),
         "protocol": recorded.lines(scored["protocol"] | {"intervals": given["evaluate"]["intervals"]}),
         "parameters": {stage: recorded.lines(values) for stage, values in given.items()},
         "identity": recorded.lines(about["revision"] | summary["run"] | {"scores": scored["digest"]}),
@@ -164,7 +186,7 @@ def score_columns(summary: dict) -> list[dict]:
     columns = []
     for key in (*metrics, *counts):
         about = metrics.get(key, {"label": key.replace("_", " "), "arrow": "", "unit": ""})
-        cells = [_cell(row.get(key), 1 if about["unit"] == "percent" else 3) for row in methods.values()]
+        cells = [cell(row.get(key), 1 if about["unit"] == "percent" else 3) for row in methods.values()]
         values = [cell["value"] for cell in cells if cell["value"] is not None]
         if about["arrow"] and values:
             best = max(values) if about["arrow"] == "↑" else min(values)
@@ -175,13 +197,13 @@ def score_columns(summary: dict) -> list[dict]:
     return columns
 
 
-def _cell(score, digits: int) -> dict:
-    """One score as it is shown: a mean with its interval, a share of passes, or a count."""
+def cell(score, digits: int) -> dict:
+    """One score as it is shown: a mean with its interval if it has one, a share of passes, or a count."""
     value = score["mean"] if isinstance(score, dict) else score
     if value is None or not math.isfinite(value):
         return {"value": None, "text": "–", "interval": ""}
     if isinstance(score, dict):
-        interval = f"{score['low']:.{digits}f} – {score['high']:.{digits}f}"
+        interval = f"{score['low']:.{digits}f} – {score['high']:.{digits}f}" if "low" in score else ""
         return {"value": value, "text": f"{value:.{digits}f}", "interval": interval}
     return {"value": value, "text": str(value) if isinstance(value, int) else f"{value:.2f}", "interval": ""}
 
