@@ -56,8 +56,8 @@ def grouped(runs: dict[str, dict]) -> dict[str, dict]:
         seeds = json.dumps([each.get("seed") for each in given.values()])
         found.setdefault((same, seen[same, seeds]), {})[name] = about
         seen[same, seeds] += 1
-    numbers = {1: "one training"}
-    return {f"{next(iter(each))} ({numbers.get(len(each), f'{len(each)} seeds')})": each for each in found.values()}
+    told = {1: "one training"}
+    return {f"{next(iter(each))} ({told.get(len(each), f'{len(each)} seeds')})": each for each in found.values()}
 
 
 def pooled(tables: list[pandas.DataFrame], *, seed, confidence=0.95, resamples=2000) -> dict[str, dict]:
