@@ -270,7 +270,11 @@ def test_the_readme_shows_runs_side_by_side(copy, tmp_path):
     assert "-->\n| new |\n<!-- end of results" in shown
     assert "-->\n<!-- end of runs -->\nafter" in shown
     with_rise(copy, 1.0)
-    kept.keep("pets", with_rise(without_parts(shutil.copytree(copy, tmp_path / "other")), 0.25), copy)
+    other = with_rise(without_parts(shutil.copytree(copy, tmp_path / "other")), 0.25)
+    kept.keep("again", other, copy)  # of the same images and target: one column is enough
+    given = (other / "params.yaml").read_text()
+    (other / "params.yaml").write_text(given.replace("image_size: {default: 96", "image_size: {default: 128"))
+    kept.keep("pets", other, copy)
     text = beside.markdown(copy)
     report.update_readme(readme, results="| new |", runs=text)
     assert f"-->\n{text}\n<!-- end of runs" in readme.read_text()
@@ -283,7 +287,8 @@ def test_the_readme_shows_runs_side_by_side(copy, tmp_path):
     assert [sum("**" in row[n] for row in rows.values()) for n in range(5)] == [1] * 5
     said = " ".join(text.split())
     assert "birds: 60 held-out images of birds at 96 pixels" in said
-    assert "[pets](runs/pets/): 60 held-out images of birds" in said
+    assert "[pets](runs/pets/): 60 held-out images of birds at 128 pixels" in said
+    assert "again" not in said
     assert "- AKD, *RISE inserts best*: holds on birds; fails on pets." in text
     assert "AKD is faster than RISE" not in text  # holds on both
 

@@ -36,12 +36,23 @@ def markdown(root: Path) -> str:
         return ""
     last = kept.described(root, root) | {"summary": json.loads((root / REPORTS / "metrics.json").read_bytes())}
     name = last["summary"]["run"]["data"].split()[0]
-    runs = {f"{name}, last run" if name in others else name: last} | others
+    runs = _one_of_each({f"{name}, last run" if name in others else name: last} | others)
     table = tables.side_by_side({name: about["summary"] for name, about in runs.items()}, METRICS, METHODS)
     links = {name: f"[{name}]({kept.FOLDER}/{name}/)" for name in others}
     told = "; ".join(f"{links.get(name, name)}: {kept.in_words(about)}" for name, about in runs.items())
     head = f"The same methods on other images: means with intervals, the best of these rows bold. {told}."
     return f"{textwrap.fill(head, 120, break_long_words=False)}\n\n{table}\n\n{_claims(runs)}"
+
+
+def _one_of_each(runs):
+    """Of the runs on one data set with one target and size of images, that of most images, the first of several."""
+    found = {}
+    for name, about in runs.items():
+        of = about["summary"]["run"]
+        same = of["data"].split()[0], of["target"].split()[0], about["image_size"]
+        if same not in found or about["images"] > found[same][1]["images"]:
+            found[same] = name, about
+    return dict(found.values())
 
 
 def _claims(runs):
