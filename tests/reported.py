@@ -6,7 +6,7 @@ import shutil
 from conftest import ROOT
 from ruamel.yaml import YAML
 
-PARTS = ("reports", "notebooks", "dvc.lock", "dvc.yaml", "params.yaml", "pyproject.toml", "requirements.lock")
+PARTS = ("reports", "notebooks", "docs", "dvc.lock", "dvc.yaml", "params.yaml", "pyproject.toml", "requirements.lock")
 
 
 def project(folder):

@@ -6,6 +6,8 @@ import re
 import pytest
 from conftest import ROOT
 
+from xai_utils.papers.claims import CLAIMS
+
 PAGE = (ROOT / "docs" / "papers.md").read_text(encoding="utf-8")
 LINES = [line for line in PAGE.splitlines() if line.startswith("|") and "`" in line]
 ROWS = [[cell.strip() for cell in line.strip("|").split("|")] for line in LINES]
@@ -53,3 +55,9 @@ def test_a_name_that_does_not_exist_is_found():
     for name in ("explainers.cams.grad_cam", "explainers.cam.grad_cams", "networks.Target.forwards", "nothing"):
         with pytest.raises((ModuleNotFoundError, AttributeError)):
             resolved(name)
+
+
+def test_the_claims_of_the_page_are_those_of_the_code():
+    """Line by line, in the same order: what is tested is what is listed."""
+    table = PAGE.split("| paper | claim | place |")[1].splitlines()[2:]
+    assert table == [f"| {' | '.join(claim.told)} |" for claim in CLAIMS]

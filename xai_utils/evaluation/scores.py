@@ -364,7 +364,7 @@ def score_table(frame, metrics, *, seed, confidence=0.95, resamples=2000):
         values, labels = same_images(frame, name)
         for method in table.index:
             scores = values[method].to_numpy()
-            about = summary(scores, seed, confidence=confidence, resamples=resamples)
+            about = summary(scores, seed, hit=metric(name).hit, confidence=confidence, resamples=resamples)
             for column, part in {name: "mean", f"{name}_low": "low", f"{name}_high": "high", f"{name}_n": "n"}.items():
                 table.loc[method, column] = about[part]
             if metric(name).by_category:

@@ -40,6 +40,7 @@ class Metric(NamedTuple):
     curve: str | None = None  # the curve of `perturbation.CURVES` that it is a number of
     curve_score: Callable | None = None  # that curve (N, points) -> (N,), so that metrics can share curves
     by_category: bool = False  # the paper averages over categories first
+    hit: float | None = None  # the score of a hit, where an image is a hit or scores 0: its share has an exact interval
 
     @property
     def options(self) -> dict:
@@ -122,6 +123,7 @@ METRICS = {
         unit="percent",
         measures="share of images whose class gains probability when the image fades by the map",
         function=percent_increase,
+        hit=100,
     ),
     "percentage_in": Metric(
         label="Percentage in, {percent:g} %",
@@ -147,6 +149,7 @@ METRICS = {
         measures="first maximum of the map inside a box of the object; a constant map misses",
         function=pointing_game,
         by_category=True,
+        hit=1,
     ),
     "part_truth": Metric(
         label="Part truth",

@@ -1,9 +1,12 @@
-"""Means with intervals, paired comparisons, and the correction for many of them. NaN marks a missing score."""
+"""Means with intervals, paired comparisons, and what is concluded from several of them. NaN marks a missing score."""
 
 import numpy as np
 from scipy import stats
 
 BATCH_ELEMENTS = 4_000_000  # resampled values held at once: 32 MB
+SIGNIFICANT = 0.05
+SAME = 1e-9  # relative differences of sizes that are rounding
+HOLDS, FAILS, UNDECIDED = "holds", "fails", "undecided"
 
 
 def _vector(values, name):
@@ -16,8 +19,8 @@ def _vector(values, name):
 def bootstrap_interval(values, *, confidence=0.95, resamples=2000, seed):
     """Percentile bootstrap interval (low, high) of the mean of `values` (N,), the same for the same seed.
 
-    One value, or equal values, are their own interval. ValueError when empty or when NaN has not been dropped:
-    how many images failed is a number of its own.
+    One value, or equal values, are their own interval: it tells of these images alone, and nothing is decided by it.
+    ValueError when empty or when NaN has not been dropped: how many images failed is a number of its own.
     """
     values = _vector(values, "values")
     if not 0 < confidence < 1:
@@ -39,30 +42,43 @@ def bootstrap_interval(values, *, confidence=0.95, resamples=2000, seed):
     return float(interval.low), float(interval.high)
 
 
-def summary(values, seed, *, confidence=0.95, resamples=2000):
-    """dict mean, low, high, n, failures: NaN values are left out and counted; all three are NaN when none is left."""
+def summary(values, seed, *, hit=None, confidence=0.95, resamples=2000):
+    """dict mean, low, high, n, failures: NaN values are left out and counted; all three are NaN when none is left.
+
+    With `hit` the values are 0 or that, and the interval is that of Clopper and Pearson: exact, also of 0 of 8 hits.
+    """
     values = _vector(values, "values")
     counted = values[~np.isnan(values)]
     result = {"mean": np.nan, "low": np.nan, "high": np.nan, "n": len(counted), "failures": len(values) - len(counted)}
-    if len(counted):
+    if len(counted) and hit is None:
         low, high = bootstrap_interval(counted, confidence=confidence, resamples=resamples, seed=seed)
         result |= {"mean": float(counted.mean()), "low": low, "high": high}
+    elif len(counted):
+        if strange := sorted(set(counted) - {0, hit}):
+            raise ValueError(f"hits are 0 or {hit:g}, and {strange[0]:g} is among the values; leave `hit` out")
+        interval = stats.binomtest(int((counted == hit).sum()), len(counted)).proportion_ci(confidence)
+        result |= {"mean": float(counted.mean()), "low": float(hit * interval.low), "high": float(hit * interval.high)}
     return result
 
 
 def paired_test(a, b, *, confidence=0.95, resamples=2000, permutations=9999, seed):
-    """Is a better than b on the same images? dict difference, low, high, p, n.
+    """Is a better than b on the same images? dict difference, low, high, p, n. `a`, `b`: (N,), or of R runs (R, N).
 
     `difference` is the mean of a - b with its bootstrap interval; `p` is two-sided, from flipping the signs of the
-    differences (every flip when there are at most `permutations`, else so many random ones). Pairs with NaN are left
-    out.
+    differences (every flip when there are at most `permutations`, else so many random ones). Images with NaN are left
+    out. Differences of one size are tested exactly (`_exact`), runs as `_over_runs` says.
     """
-    a, b = _vector(a, "a"), _vector(b, "b")
+    a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if a.shape != b.shape:
-        raise ValueError(f"a has {len(a)} values and b {len(b)}; a paired test needs the same images in the same order")
-    kept = ~np.isnan(a - b)
+        raise ValueError(
+            f"a has {a.shape[-1]} values and b {b.shape[-1]}; a paired test needs the same images in the same order"
+        )
+    differences = np.atleast_2d(a - b)
+    differences = differences[:, ~np.isnan(differences).any(0)]
     options = {"confidence": confidence, "resamples": resamples, "permutations": permutations, "seed": seed}
-    return paired_tests(a[None, kept], b[kept], **options)[0]
+    if (differences == differences[0]).all():  # one run, or several that agree on every image
+        return paired_tests(differences[:1], np.zeros(differences.shape[1]), **options)[0]
+    return _over_runs(differences, **options)
 
 
 def paired_tests(rows, b, *, confidence=0.95, resamples=2000, permutations=9999, seed):
@@ -70,9 +86,21 @@ def paired_tests(rows, b, *, confidence=0.95, resamples=2000, permutations=9999,
     differences = np.asarray(rows, dtype=np.float64) - _vector(b, "b")  # (M, N)
     if not differences.shape[1]:
         return [{"difference": np.nan, "low": np.nan, "high": np.nan, "p": np.nan, "n": 0} for _ in differences]
-    options = {"confidence": confidence, "resamples": resamples, "seed": seed}
-    intervals = [bootstrap_interval(values, **options) for values in differences]
-    p_values = stats.permutation_test(
+    p_values = [_exact(values) for values in differences]
+    flipped = [place for place, p in enumerate(p_values) if p is None]
+    if flipped:
+        for place, p in zip(flipped, _flipped(differences[flipped], permutations, seed), strict=True):
+            p_values[place] = float(p)
+    tests, options = [], {"confidence": confidence, "resamples": resamples, "seed": seed}
+    for values, p in zip(differences, p_values, strict=True):
+        low, high = _interval(values, **options)
+        tests.append({"difference": float(values.mean()), "low": low, "high": high, "p": p, "n": len(values)})
+    return tests
+
+
+def _flipped(differences, permutations, seed):
+    """p of each row of differences (M, N), by flipping signs: (M,)."""
+    return stats.permutation_test(
         (differences,),
         np.mean,
         permutation_type="samples",
@@ -82,10 +110,58 @@ def paired_tests(rows, b, *, confidence=0.95, resamples=2000, permutations=9999,
         axis=-1,
         random_state=np.random.default_rng(seed),
     ).pvalue
-    return [
-        {"difference": float(values.mean()), "low": low, "high": high, "p": float(p), "n": len(values)}
-        for values, (low, high), p in zip(differences, intervals, p_values, strict=True)
-    ]
+
+
+def _exact(differences):
+    """McNemar's exact p of differences that have one size where they are not 0, as those of hits have; None of others.
+
+    It is what all flips give: the signs are binomial.
+    """
+    sizes = np.abs(differences[differences != 0])
+    if not len(sizes):
+        return 1.0
+    if np.ptp(sizes) > SAME * sizes.max():
+        return None
+    return float(stats.binomtest(int((differences > 0).sum()), len(sizes)).pvalue)
+
+
+def _interval(differences, confidence, **options):
+    """Of the mean of differences: by bootstrap, but of N equal ones c, which it gives no width: c (2 s - 1) and c.
+
+    There s is the least share of images with that sign that N of N are compatible with (Clopper and Pearson).
+    """
+    size = float(np.abs(differences).max())
+    if not size or np.ptp(differences) > SAME * size:
+        return bootstrap_interval(differences, confidence=confidence, **options)
+    least = stats.binomtest(len(differences), len(differences)).proportion_ci(confidence).low
+    low, high = sorted((float(differences[0]) * (2 * least - 1), float(differences[0])))
+    return low, high
+
+
+def _over_runs(differences, *, confidence, resamples, permutations, seed):
+    """`paired_test` for differences (R, N) of R runs on the same images: would another training say the same?
+
+    The interval resamples runs and, independently, images. Of few runs such an interval is too narrow (with three, one
+    of four pairs of equal methods lies on one side of 0), and flips of three signs never reach p = 0.05. So p is the
+    larger of two: from flipping the signs of the images' means over the runs, and from Student's t with the variances
+    of both means added, A = var(run means) / R, B = var(image means) / N (what is neither's counts twice), and
+    Satterthwaite's degrees of freedom, (A + B)² / (A² / (R - 1) + B² / (N - 1)).
+    """
+    (runs, images), generator, means = differences.shape, np.random.default_rng(seed), []
+    batch = max(1, BATCH_ELEMENTS // images)
+    for count in [batch] * (resamples // batch) + [resamples % batch]:
+        of_runs = generator.multinomial(runs, np.full(runs, 1 / runs), size=count) / runs
+        of_images = generator.multinomial(images, np.full(images, 1 / images), size=count) / images
+        means.append(((of_runs @ differences) * of_images).sum(1))
+    low, high = np.quantile(np.concatenate(means), [(1 - confidence) / 2, (1 + confidence) / 2])
+    by_run, by_image, mean = differences.mean(1), differences.mean(0), float(differences.mean())
+    p = float(_flipped(by_image[None], permutations, seed)[0])
+    if images > 1:
+        of_runs, of_images = by_run.var(ddof=1) / runs, by_image.var(ddof=1) / images
+        variance = of_runs + of_images
+        freedom = variance**2 / (of_runs**2 / (runs - 1) + of_images**2 / (images - 1)) if variance else 1
+        p = max(p, float(2 * stats.t.sf(abs(mean) / np.sqrt(variance), freedom)) if variance else 0)
+    return {"difference": mean, "low": float(low), "high": float(high), "p": p, "n": images}
 
 
 def holm(p_values):
@@ -103,18 +179,27 @@ def holm(p_values):
     return adjusted
 
 
-def decide(low, high) -> str:
-    """ "holds", "fails" or "undecided", for the interval of a difference that is claimed to be positive."""
-    return "holds" if low > 0 else "fails" if high < 0 else "undecided"
+def decide(test) -> str:
+    """What one test says of "the difference is positive": holds or fails where p and the interval agree, or undecided.
 
-
-def compared(one, other, *, sign, digits, seed, **intervals) -> tuple[str, str]:
-    """The verdict on "`one` is above `other` on the same images" (`sign` -1: below), and the difference as text.
-
-    `intervals`: confidence and resamples of `paired_test`.
+    `test`: a dict as of `paired_test`, of which difference, low, high and p are read.
     """
-    test = paired_test(one, other, seed=seed, **intervals)
-    verdict = decide(*sorted((sign * test["low"], sign * test["high"])))
-    return verdict, "{:+.{d}f} [{:+.{d}f}, {:+.{d}f}]".format(
-        *(test[k] for k in ("difference", "low", "high")), d=digits
-    )
+    if not test["p"] < SIGNIFICANT:
+        return UNDECIDED
+    return HOLDS if test["low"] > 0 else FAILS if test["high"] < 0 else UNDECIDED
+
+
+def decide_all(tests) -> tuple[str, float]:
+    """What several tests say of "each of these differences is positive", and p.
+
+    It holds where each holds by itself: an intersection-union test, which needs no correction, p is the largest. It
+    fails where one fails after Holm's correction for their number, p is that one's.
+    """
+    corrected = holm([test["p"] for test in tests])
+    against = [p for p, test in zip(corrected, tests, strict=True) if test["difference"] < 0]
+    support = max(test["p"] if test["difference"] > 0 else 1.0 for test in tests)
+    p = min([support, *map(float, against)])
+    if all(decide(test) == HOLDS for test in tests):
+        return HOLDS, p
+    fails = any(decide(test | {"p": each}) == FAILS for each, test in zip(corrected, tests, strict=True))
+    return FAILS if fails else UNDECIDED, p

@@ -30,7 +30,7 @@ def printed_table(published, name):
 
 
 def _text(values, seed, intervals, digits=3):
-    about = summary(np.asarray(values, dtype=float), seed, **intervals)
+    about = summary(np.asarray(values, dtype=float), seed, hit=1, **intervals)
     return f"{about['mean']:.{digits}f} [{about['low']:.{digits}f}, {about['high']:.{digits}f}]"
 
 

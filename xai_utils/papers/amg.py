@@ -12,8 +12,10 @@ import torch
 from xai_utils.explainers.attention_gate import amg
 from xai_utils.explainers.cam import CHANNEL_WEIGHTS, cam_maps, smooth_grad_cam_plus_plus
 from xai_utils.images import unit_range
+from xai_utils.metrics import METRICS
 from xai_utils.metrics.confidence import PERCENTS, PRINTED, all_scores
-from xai_utils.metrics.statistics import compared, holm, paired_test, summary
+from xai_utils.metrics.statistics import SIGNIFICANT, holm, paired_test, summary
+from xai_utils.papers.claims import CLAIMS, GATES, row_of
 
 METHODS = {  # of Tables 3 and 4: ours -> printed
     "grad_cam": "Grad-CAM",
@@ -24,7 +26,6 @@ METHODS = {  # of Tables 3 and 4: ours -> printed
 }
 SPACES = ("black", "mean")  # what the map hides: zero in pixel space, zero in the network's normalised space
 NETWORKS = {"resnet": "ResNet-50", "googlenet": "GoogLeNet", "vgg": "VGG19"}  # a part of our names -> printed
-SIGNIFICANT = 0.05
 BATCH = 32  # images explained at once
 NOTES = (
     "Table 2: the printed accuracies are not 1 - the printed top-5 error (they differ by 0.0034, 0.0189 and 0.0293), "
@@ -54,7 +55,7 @@ def black_boxes(logits: dict, labels: dict, published, *, seed, **intervals) -> 
         hits = (order == labels[name][:, None]).double() * 100
         shares = {"top-1": hits[:, 0], "top-5": hits.sum(1), "top-5 error": 100 - hits.sum(1)}
         options = {"seed": seed} | intervals
-        rows[name] = {label: _text(summary(values.numpy(), **options), 1) for label, values in shares.items()}
+        rows[name] = {label: _text(summary(values.numpy(), hit=100, **options), 1) for label, values in shares.items()}
         kind = next((printed for part, printed in NETWORKS.items() if part in name), None)
         printed = paper[kind] if kind else {"mean_accuracy": "", "top5_error_percent": ""}
         rows[name] |= {"paper": kind or "", "paper, accuracy": printed["mean_accuracy"]}
@@ -100,7 +101,8 @@ def _cells(frame, metric, *, digits, seed, higher_is_better=True, **intervals) -
     Marked where the paired test's p is below 0.05 after Holm's correction for all comparisons of this metric.
     """
     wide = frame.pivot(index="image", columns=["space", "layer", "method"], values=metric)
-    cells = {key: _text(summary(wide[key], seed, **intervals), digits) for key in wide}
+    hit = METRICS[metric].hit if metric in METRICS else 1 if metric.startswith("accuracy") else None
+    cells = {key: _text(summary(wide[key], seed, hit=hit, **intervals), digits) for key in wide}
     pairs = {key: (*key[:2], "grad_cam") for key in wide if key[2] != "grad_cam" and (*key[:2], "grad_cam") in wide}
     tests = {key: paired_test(wide[key], wide[rival], seed=seed, **intervals) for key, rival in pairs.items()}
     for key, p in zip(tests, holm([test["p"] for test in tests.values()]), strict=True):
@@ -162,23 +164,15 @@ def differences(maps: dict) -> pandas.DataFrame:
     return pandas.DataFrame.from_dict(rows, orient="index").fillna("")
 
 
-def claims(frame, *, seed, **intervals) -> pandas.DataFrame:
-    """What the paper says of its own method: rows claim, columns (space, layer), each against the best other method.
+def claims(frame, *, seed, **intervals) -> list[dict]:
+    """What the paper says of its own method, in every space and layer of `confidence_scores`: rows as of `row_of`.
 
-    Decided by `compared`; empty where AMG was not scored.
+    Empty where AMG was not scored.
     """
-    rows = {"AMG has the lowest average drop": ("average_drop", -1, 1)}
-    rows |= {"AMG has the highest increase": ("percent_increase", 1, 1)}
-    rows |= {f"AMG has the highest logit with {at} % in": (f"logit_{at}", 1, 2) for at in PERCENTS}
-    found = {}
-    for claim, (metric, sign, digits) in rows.items() if "amg" in set(frame["method"]) else ():
-        for (space, layer), part in frame.groupby(["space", "layer"], sort=False):
-            wide = part.pivot(index="image", columns="method", values=metric)
-            rival = (sign * wide.drop(columns="amg").mean()).idxmax()
-            options = {"sign": sign, "digits": digits, "seed": seed} | intervals
-            verdict, gap = compared(wide["amg"], wide[rival], **options)
-            found.setdefault(claim, {})[space, layer] = f"{verdict}; {gap}; than {METHODS[rival]}"
-    return pandas.DataFrame.from_dict(found, orient="index")
+    parts = frame.groupby(["space", "layer"], sort=False)
+    settings = {f"{space}, {layer}": [part] for (space, layer), part in parts}
+    rows = [row_of(claim, settings, seed=seed, **intervals) for claim in CLAIMS if claim.source == GATES]
+    return [row for row in rows if row]
 
 
 def is_slower(times: dict) -> str:

@@ -108,8 +108,9 @@ def described(source: Path, root: Path, revision: dict | None = None) -> dict:
     scale, given, hashes = _made_with(source)
     prepared, evaluated = given["prepare_data"], given["evaluate"]
     frame = read_scores(source / REPORTS / "scores", summary["run"])
-    told = claims.of_scores(frame, seed=evaluated["seed"], **evaluated["intervals"])
-    told += claims.faster({name: row["passes"] for name, row in summary["methods"].items()})
+    passes = {name: row["passes"] for name, row in summary["methods"].items()}
+    given_run = frame, passes, source / REPORTS, summary["run"]
+    told = claims.of_run(*given_run, seed=evaluated["seed"], **evaluated["intervals"])
     pinned = source if all((source / name).is_file() for name in LOCKS) else root
     return {
         "revision": revision or _revision(source),
@@ -119,7 +120,7 @@ def described(source: Path, root: Path, revision: dict | None = None) -> dict:
         "parameters": _without_places(given),
         "versions": {"python": platform.python_version()} | recorded.versions(pinned),
         "hashes": _without_places(hashes),
-        "claims": told + claims.of_reports(source / REPORTS, summary["run"]),
+        "claims": told,
     }
 
 

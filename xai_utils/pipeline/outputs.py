@@ -48,7 +48,7 @@ def numbers(root: Path) -> list[str]:
 
 def links(root: Path) -> list[str]:
     """The links among what a site is made of, by their names in the project; none is followed."""
-    folders = [root / REPORTS, root / "notebooks", root / "runs"]
+    folders = [root / REPORTS, root / "notebooks", root / "runs", root / "docs"]
     places = [place for folder in folders for place in (folder, *folder.rglob("*"))]
     return sorted(place.relative_to(root).as_posix() for place in places if place.is_symlink())
 

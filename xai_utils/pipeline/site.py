@@ -27,6 +27,7 @@ TEMPLATES = Path(__file__).parent / "site_template"
 SITE = Path("site")
 COMPARED, COMPARISON = Path("build/compare.html"), "Runs side by side"  # `compare` writes it
 PICTURE = "figures/methods.jpg"
+DOCS = "docs"  # reports link to it, from reports/
 
 
 class SiteError(ValueError):
@@ -57,8 +58,10 @@ def build(root: Path, target: Path, tell=lambda text: None):
         numbers = [name for name in copied if Path(name).suffix in outputs.NUMBERS]
         for stage, path in sources.items():
             nbformat.write(notebooks[stage], folder / "notebooks" / path.name)
+        shutil.copytree(root / DOCS, folder / DOCS)
         for file in made.values():
-            text = page("page.html.j2", file, title=titles[file], content=report_content(reports / file))
+            content = report_content(reports / file).replace(f'href="../{DOCS}/', f'href="{DOCS}/')
+            text = page("page.html.j2", file, title=titles[file], content=content)
             (folder / file).write_text(text, encoding="utf-8", newline="\n")
         if compared:
             text = page("page.html.j2", COMPARED.name, title=COMPARISON, content=compared)
