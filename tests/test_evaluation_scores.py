@@ -195,12 +195,15 @@ def test_table_compares_methods_on_the_same_images():
 
 
 def test_pointing_game_by_category():
-    """With a hit in category y (1 of 1) and 2 of 3 in x, the mean over categories is 5/6, over images 3/4."""
+    """With a hit in category y (1 of 1) and 2 of 3 in x: over categories 5/6, over images 3/4; so are the intervals."""
     frame = made_up_scores()
     frame = frame[frame["method"] == "A"]
     table = scores.score_table(frame, ["pointing_game"], seed=0)
     assert table.loc["A", "pointing_game"] == pytest.approx(3 / 4)
     assert table.loc["A", "pointing_game_by_category"] == pytest.approx(5 / 6)
+    ends = table.loc["A", ["pointing_game_by_category_low", "pointing_game_by_category_high"]]
+    assert ends.tolist() == pytest.approx([1 / 2, 1])  # none or all of x hit, and always y: (0 + 1) / 2
+    assert table.loc["A", "pointing_game_low"] < 1 / 2
 
 
 def test_methods_are_compared_in_pairs():

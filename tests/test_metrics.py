@@ -12,7 +12,6 @@ from xai_utils.metrics import METRICS, metric
 from xai_utils.metrics.localisation import (
     box_average_precision,
     break_zero_ties,
-    mean_over_categories,
     pointing_game,
 )
 from xai_utils.metrics.perturbation import (
@@ -299,13 +298,6 @@ def test_pointing_tolerance_is_a_euclidean_distance_at_224():
     assert pointing_game(None, None, None, maps, masks=masks).tolist() == [0, 0]
     with pytest.raises(ValueError, match="tolerance is -1"):
         pointing_game(None, None, None, maps, masks=masks, tolerance=-1)
-
-
-def test_mean_over_categories_weighs_categories_equally():
-    """Hits (1, 1, 1, 0) of one category and (0) of another: 0.375, not 0.6; NaN images do not count."""
-    hits = [1, 1, 1, 0, 0, math.nan, math.nan]
-    assert mean_over_categories(hits, list("aaaabbc")) == pytest.approx(0.375)
-    assert math.isnan(mean_over_categories([math.nan], ["a"]))
 
 
 def test_zero_ties_are_broken_by_nearness():

@@ -17,21 +17,23 @@ PUBLISHED = ROOT / "data" / "published"
 
 
 def test_tables_hold_this_run_beside_the_printed_numbers():
-    """Grad-CAM's 69.71, 77.56 and 76.72 stand beside ours; the pointing game is the mean over classes, in percent."""
+    """Grad-CAM's 69.71, 77.56 and 76.72 stand beside ours; the pointing game's mean over classes has its interval."""
     score = {"mean": 70.0, "low": 60.04, "high": 80.06}
     hits = {"mean": 0.5, "low": 0.4, "high": 0.75}
     results = {"methods": {"grad_cam": {"faithfulness": score, "box_average_precision": score, "pointing_game": hits}}}
     results["methods"] |= {"dgle_cf": {"faithfulness": score}, "smoe": {"faithfulness": score}}
-    table = dgle.beside_print(results, {"grad_cam": 0.625}, PUBLISHED)
+    ends = {"": 0.625, "_low": 0.51, "_high": 0.74}
+    by_category = pandas.DataFrame({f"pointing_game_by_category{end}": {"grad_cam": ends[end]} for end in ends})
+    table = dgle.beside_print(results, by_category, PUBLISHED)
     assert list(table.index) == ["dgle_cf", "grad_cam"]
     assert table.loc["grad_cam"].tolist() == [
-        "70.0 [60.0, 80.1]", "69.71", "70.0 [60.0, 80.1]", "77.56", "62.5 [40.0, 75.0]", "76.72",
+        "70.0 [60.0, 80.1]", "69.71", "70.0 [60.0, 80.1]", "77.56", "62.5 [51.0, 74.0]", "76.72",
     ]  # fmt: skip
     assert table.loc["dgle_cf", ("Faithfulness M_F", "paper")] == "71.35"
     assert table.loc["dgle_cf", ("Pointing game", "paper")] == ""
     printed = pandas.read_csv(PUBLISHED / "dgle_tables_1_2_3.csv")
     assert set(dgle.METHODS.values()) == set(printed["method"])
-    assert dgle.beside_print({"methods": {}}, {}, PUBLISHED).empty
+    assert dgle.beside_print({"methods": {}}, pandas.DataFrame(), PUBLISHED).empty
 
 
 def test_densities_are_those_of_figure_2():

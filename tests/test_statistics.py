@@ -54,6 +54,32 @@ def test_hits_have_the_exact_interval():
         summary([0, 0.5], seed=0, hit=1)
 
 
+def test_the_mean_over_categories_and_its_interval():
+    """Hits (1, 1, 1, 0) of one category and (0) of another: 0.375, not 0.6; NaN images do not count."""
+    hits, categories = [1, 1, 1, 0, 0, math.nan, math.nan], list("aaaabbc")
+    found = summary(hits, seed=0, categories=categories)
+    assert found["mean"] == pytest.approx(0.375)
+    assert (found["n"], found["failures"]) == (5, 2)
+    assert found["low"] < 0.375 < found["high"] <= 0.5  # b's only image is drawn every time
+    assert math.isnan(summary([math.nan], seed=0, categories=["a"])["mean"])
+    assert bootstrap_interval([1, 1, 0, 0], categories=list("aabb"), seed=0) == (0.5, 0.5)
+    with pytest.raises(ValueError, match="5 values and 4 categories"):
+        bootstrap_interval([0, 1, 0, 1, 0], categories=list("aabb"), seed=0)
+
+
+def test_the_interval_over_categories_is_that_of_its_mean():
+    """Of categories of 200 and 50 normal values: ± 1.96 sqrt(s₁²/200 + s₂²/50) / 2, and by a loop that draws itself."""
+    noise = np.random.default_rng(0)
+    samples = [noise.normal(0, 1, 200), noise.normal(5, 3, 50)]
+    values, categories = np.concatenate(samples), np.repeat([4, 2], [200, 50])
+    middle = np.mean([sample.mean() for sample in samples])
+    half = 1.96 * math.sqrt(sum(sample.var() / len(sample) for sample in samples)) / 2
+    low, high = bootstrap_interval(values, categories=categories, seed=1)
+    assert (low, high) == pytest.approx((middle - half, middle + half), abs=0.1 * half)
+    drawn = [np.mean([noise.choice(sample, len(sample)).mean() for sample in samples]) for _ in range(4000)]
+    assert (low, high) == pytest.approx(np.quantile(drawn, [0.025, 0.975]), abs=0.1 * half)
+
+
 def test_paired_test_flips_signs():
     """Five differences 1 to 5: 2 of 32 sign patterns are as extreme, p = 1/16; equal scores have p = 1."""
     a = np.array([1.0, 2, 3, 4, 5, math.nan])

@@ -21,7 +21,7 @@ from xai_utils.evaluation import maps
 from xai_utils.files import file_name, new_folder, write_json, writing
 from xai_utils.images import as_maps
 from xai_utils.metrics import METRICS, metric
-from xai_utils.metrics.localisation import break_zero_ties, mean_over_categories
+from xai_utils.metrics.localisation import break_zero_ties
 from xai_utils.metrics.part_truth import THRESHOLD, area_share, deciding_parts
 from xai_utils.metrics.perturbation import CURVES, explained_classes, perturbation_curves
 from xai_utils.metrics.statistics import holm, paired_tests, summary
@@ -352,24 +352,28 @@ def same_images(frame, name):
     return values, frame.drop_duplicates("image").set_index("image")["label"].reindex(values.index)
 
 
-def score_table(frame, metrics, *, seed, confidence=0.95, resamples=2000):
+def score_table(frame, metrics, *, seed, **intervals):
     """Rows methods; per metric the columns `<metric>`, `<metric>_low`, `<metric>_high`, `<metric>_n`; `failures`.
 
     All methods stand on the same images: where one method failed or a metric skips the image, all leave it out.
-    `failures` counts each method's own. The pointing game has `<metric>_by_category` too, the paper's mean over those
-    images whose class is known.
+    `failures` counts each method's own. The pointing game has `<metric>_by_category`, `<metric>_by_category_low` and
+    `…_high` too: the paper's mean over the classes, of those images whose class is known.
+
+    `intervals`: confidence and resamples of `statistics.bootstrap_interval`.
     """
     table = pandas.DataFrame(index=pandas.Index(frame["method"].unique(), name="method"))
     for name in metrics:
         values, labels = same_images(frame, name)
         for method in table.index:
             scores = values[method].to_numpy()
-            about = summary(scores, seed, hit=metric(name).hit, confidence=confidence, resamples=resamples)
-            for column, part in {name: "mean", f"{name}_low": "low", f"{name}_high": "high", f"{name}_n": "n"}.items():
-                table.loc[method, column] = about[part]
+            about = {name: summary(scores, seed, hit=metric(name).hit, **intervals)}
             if metric(name).by_category:
-                known = labels.to_numpy() != datasets.UNLABELLED
-                table.loc[method, f"{name}_by_category"] = mean_over_categories(scores[known], labels.to_numpy()[known])
+                known, of = (labels != datasets.UNLABELLED).to_numpy(), labels.to_numpy()
+                about[f"{name}_by_category"] = summary(scores[known], seed, categories=of[known], **intervals)
+            for head, found in about.items():
+                for column, part in {head: "mean", f"{head}_low": "low", f"{head}_high": "high"}.items():
+                    table.loc[method, column] = found[part]
+            table.loc[method, f"{name}_n"] = about[name]["n"]
         table[f"{name}_n"] = table[f"{name}_n"].astype(int)
     table["failures"] = frame.groupby("method")["failed"].sum().reindex(table.index).astype(int)
     return table

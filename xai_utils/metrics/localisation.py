@@ -1,6 +1,5 @@
 """Localisation: does the map point at the object? `masks` (N, H, W) are true on it (`Split.box_masks`)."""
 
-import numpy as np
 import torch
 
 from xai_utils.images import BLUR_SIGMA, as_maps, finite_maps, gaussian_blur, rank_pixels, scaled_length
@@ -71,13 +70,3 @@ def pointing_game(model, images, target, maps, *, masks, tolerance=0):
     near = rows**2 + columns**2 <= scaled_length(tolerance, (height, width)) ** 2
     hits = (near & masks).flatten(1).any(1) & (flat.amax(1) > flat.amin(1))
     return torch.where(masks.flatten(1).any(1), hits.float(), torch.nan)
-
-
-def mean_over_categories(hits, categories):
-    """The mean over categories of each category's mean hit, NaN images left out; NaN when none is left."""
-    hits, categories = np.asarray(hits, dtype=float), np.asarray(categories)
-    if hits.shape != categories.shape:
-        raise ValueError(f"{len(hits)} hits and {len(categories)} categories; give one category per image")
-    counted = ~np.isnan(hits)
-    means = [hits[counted & (categories == name)].mean() for name in np.unique(categories[counted])]
-    return float(np.mean(means)) if means else float("nan")

@@ -16,8 +16,25 @@ def _vector(values, name):
     return values
 
 
-def bootstrap_interval(values, *, confidence=0.95, resamples=2000, seed):
+def _by_category(values, categories):
+    """The values (N,) of each category, a list of arrays; all in one without `categories` (N,)."""
+    if categories is None:
+        return [values]
+    categories = np.asarray(categories)
+    if categories.shape != values.shape:
+        raise ValueError(f"{len(values)} values and {len(categories)} categories; give one category per image")
+    return [values[categories == name] for name in np.unique(categories)]
+
+
+def _mean_of_means(*samples, axis=-1):
+    return np.mean([sample.mean(axis=axis) for sample in samples], axis=0)
+
+
+def bootstrap_interval(values, *, categories=None, confidence=0.95, resamples=2000, seed):
     """Percentile bootstrap interval (low, high) of the mean of `values` (N,), the same for the same seed.
+
+    With `categories` (N,): of the mean over categories of each one's mean, images drawn anew within their category, so
+    that every one stays in it (a category of a single image adds no width).
 
     One value, or equal values, are their own interval: it tells of these images alone, and nothing is decided by it.
     ValueError when empty or when NaN has not been dropped: how many images failed is a number of its own.
@@ -30,9 +47,10 @@ def bootstrap_interval(values, *, confidence=0.95, resamples=2000, seed):
         raise ValueError(f"{len(values)} values, {broken} of them not finite; drop and count the failures first")
     if values.min() == values.max():
         return float(values[0]), float(values[0])
-    interval = stats.bootstrap(
-        (values,),
-        np.mean,
+    interval = stats.bootstrap(  # which wants two values of each sample; of twice the same one any draw is that one
+        [np.repeat(part, 2) if len(part) == 1 else part for part in _by_category(values, categories)],
+        _mean_of_means,
+        vectorized=True,
         n_resamples=resamples,
         batch=max(1, BATCH_ELEMENTS // len(values)),
         confidence_level=confidence,
@@ -42,22 +60,31 @@ def bootstrap_interval(values, *, confidence=0.95, resamples=2000, seed):
     return float(interval.low), float(interval.high)
 
 
-def summary(values, seed, *, hit=None, confidence=0.95, resamples=2000):
+def summary(values, seed, *, hit=None, categories=None, confidence=0.95, resamples=2000):
     """dict mean, low, high, n, failures: NaN values are left out and counted; all three are NaN when none is left.
 
     With `hit` the values are 0 or that, and the interval is that of Clopper and Pearson: exact, also of 0 of 8 hits.
+    With `categories` (N,) the mean is over theirs, and the interval is a bootstrap's (`bootstrap_interval`).
     """
     values = _vector(values, "values")
-    counted = values[~np.isnan(values)]
+    kept = ~np.isnan(values)
+    counted = values[kept]
     result = {"mean": np.nan, "low": np.nan, "high": np.nan, "n": len(counted), "failures": len(values) - len(counted)}
-    if len(counted) and hit is None:
-        low, high = bootstrap_interval(counted, confidence=confidence, resamples=resamples, seed=seed)
-        result |= {"mean": float(counted.mean()), "low": low, "high": high}
-    elif len(counted):
-        if strange := sorted(set(counted) - {0, hit}):
-            raise ValueError(f"hits are 0 or {hit:g}, and {strange[0]:g} is among the values; leave `hit` out")
-        interval = stats.binomtest(int((counted == hit).sum()), len(counted)).proportion_ci(confidence)
-        result |= {"mean": float(counted.mean()), "low": float(hit * interval.low), "high": float(hit * interval.high)}
+    if not len(counted):
+        return result
+    if hit is None or categories is not None:
+        categories = None if categories is None else np.asarray(categories)[kept]
+        options = {"confidence": confidence, "resamples": resamples, "seed": seed}
+        low, high = bootstrap_interval(counted, categories=categories, **options)
+        return result | {"mean": float(_mean_of_means(*_by_category(counted, categories))), "low": low, "high": high}
+    if strange := sorted(set(counted) - {0, hit}):
+        raise ValueError(f"hits are 0 or {hit:g}, and {strange[0]:g} is among the values; leave `hit` out")
+    interval = stats.binomtest(int((counted == hit).sum()), len(counted)).proportion_ci(confidence)
+    return result | {
+        "mean": float(counted.mean()),
+        "low": float(hit * interval.low),
+        "high": float(hit * interval.high),
+    }
     return result
 
 

@@ -5,6 +5,7 @@ The gates are trained with several seeds, for what one training is better at ano
 
 from itertools import product
 
+import numpy as np
 import pandas
 import torch
 
@@ -71,6 +72,7 @@ def compared(scored: dict, *, seed, **intervals) -> pandas.DataFrame:
         rows[name] = {}
         for column in frame:
             own, plain = (each[column].unstack("image").to_numpy() for each in (frame, scored["grad_cam"]))
+            plain = np.broadcast_to(plain, own.shape)
             digits = 3 if column == CORRELATION or METRICS[column].unit != "percent" else 1
             about = paired_test(own, 0 * plain, seed=seed, **intervals)
             text = "{:.{d}f} [{:.{d}f}, {:.{d}f}]".format(*(about[k] for k in ("difference", "low", "high")), d=digits)

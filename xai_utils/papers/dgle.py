@@ -38,10 +38,11 @@ PANELS = {  # of Figure 2: title -> {line: (η, h)}; the paper does not give its
 }
 
 
-def beside_print(results: dict, by_category: dict, published) -> pandas.DataFrame:
+def beside_print(results: dict, table, published) -> pandas.DataFrame:
     """Tables 1 to 3 in one: M_F, M_I and the pointing game of this run with intervals, beside the printed numbers.
 
-    `results`: the content of metrics.json; `by_category`: method -> the pointing game's mean over classes, the paper's.
+    `results`: the content of metrics.json; `table`: `evaluation.scores.score_table`, which has the pointing game's mean
+    over classes, the paper's.
     """
     paper = pandas.read_csv(Path(published) / "dgle_tables_1_2_3.csv").set_index("method")
     rows = {}
@@ -51,11 +52,13 @@ def beside_print(results: dict, by_category: dict, published) -> pandas.DataFram
         for metric, column in COLUMNS.items():
             if (about := results["methods"][ours].get(metric)) is None:
                 continue
-            factor = 100 if metric == "pointing_game" else 1
-            mean = by_category[ours] if metric == "pointing_game" else about["mean"]
-            if np.isnan(mean):  # no category is known
+            numbers = [about[part] for part in ("mean", "low", "high")]
+            if metric == "pointing_game":
+                columns = [f"{metric}_by_category{end}" for end in ("", "_low", "_high")]
+                numbers = (100 * table.loc[ours, columns]).tolist()
+            if np.isnan(numbers[0]):  # no category is known
                 continue
-            text = f"{factor * mean:.1f} [{factor * about['low']:.1f}, {factor * about['high']:.1f}]"
+            text = "{:.1f} [{:.1f}, {:.1f}]".format(*numbers)
             rows.setdefault(ours, {})[METRICS[metric].heading(), "this run"] = text
             rows[ours][METRICS[metric].heading(), "paper"] = f"{paper.loc[printed, column]:.2f}"
     return pandas.DataFrame.from_dict(rows, orient="index").fillna("")
