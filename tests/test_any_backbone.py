@@ -63,8 +63,9 @@ def test_surrogate_predictor_and_gate_are_trained_and_explain(name, network, dat
     )  # fmt: skip
     predictors, _ = fit_predictors(
         common
-        | {"predictors": ["dgle_cf"], "upsampler": "subpixel", "eta": 1.5, "exponent": 2.5, "mgnet": {},
-           "filter_loss": "logit_mean", "filter": LEARNING, "generator": LEARNING},
+        | {"predictors": ["dgle_cf"], "upsampler": "subpixel", "normalisation": "instance",
+           "eta": 1.5, "exponent": 2.5, "mgnet": {}, "filter_loss": "logit_mean", "filter": LEARNING,
+           "generator": LEARNING},
         compute=COMPUTE,
     )  # fmt: skip
     chosen = {"layer": None, "objective": "cross_entropy", "gate_input": "activations", "intensity_weight": 0.1}

@@ -13,6 +13,7 @@ from torch.nn import functional
 from xai_utils.explainers import explain
 from xai_utils.networks import NotApplicable, Target, build, captured, inference_copy
 from xai_utils.networks.mask_predictor import (
+    LATER,
     FeatureFilter,
     MaskGenerator,
     basic_controller,
@@ -24,6 +25,7 @@ from xai_utils.networks.mask_predictor import (
     instance_normalised,
     load_predictor,
     predictor_of,
+    quantile_normalised,
     save_predictor,
     two_channel_mask,
 )
@@ -49,6 +51,45 @@ def test_instance_normalisation_is_per_image():
     torch.testing.assert_close(found[:1], instance_normalised(maps[:1]))
     pair = instance_normalised(torch.tensor([[[0.0, 2e-3]]]))  # mean 1e-3, variance 1e-6: z = ±1e-3 / sqrt(1.1e-5)
     torch.testing.assert_close(pair, torch.tensor([[[-1.0, 1.0]]]) * 1e-3 / math.sqrt(1.1e-5))
+
+
+def test_quantile_normalisation_by_hand():
+    """Ranks 4, 1, 2½, 2½ of 4 are the quantiles 7/8, 1/8, 1/2, 1/2 of a normal variable; a constant map gets 0."""
+    maps = torch.tensor([[[30.0, -1.0], [2.0, 2.0]], [[7.0, 7.0], [7.0, 7.0]]])
+    expected = torch.tensor([[[1.15035, -1.15035], [0.0, 0.0]], [[0.0, 0.0], [0.0, 0.0]]])
+    torch.testing.assert_close(quantile_normalised(maps), expected, atol=1e-5, rtol=0)
+    rounded = torch.randn(3, 9, 11).mul(4).round()  # many ties
+    ranks = stats.rankdata(rounded.flatten(1), axis=1)
+    slow = torch.from_numpy(stats.norm.ppf((ranks - 0.5) / 99)).float().reshape(3, 9, 11)
+    torch.testing.assert_close(quantile_normalised(rounded), slow)
+
+
+def test_quantiles_follow_eq_7_whatever_the_map():
+    """Of a skewed map the distance from eq. 7 is 1 / 2n; the order stays, and any rising function gives the same."""
+    maps = torch.randn(2, 56, 56, generator=torch.Generator().manual_seed(0), dtype=torch.float64).exp()
+    scores = customized_controller(maps, normalise=quantile_normalised)
+    for values in customized_controller_inverse(scores).flatten(1).numpy():
+        assert stats.kstest(values, "norm").statistic == pytest.approx(1 / (2 * 56 * 56))
+    assert stats.kstest(instance_normalised(maps)[0].flatten().numpy(), "norm").statistic > 0.1
+    assert torch.equal(scores.flatten(1).argsort(1), maps.flatten(1).argsort(1))
+    for rising in (torch.log, lambda values: 3 * values**3 - 5):
+        assert torch.equal(quantile_normalised(rising(maps)), quantile_normalised(maps))
+
+
+def test_the_quantiles_gradient_is_instance_normalisations():
+    """Training goes on through ranks: finite, not zero, and without a part that shifts or stretches the map."""
+    maps, weights = torch.randn(2, 7, 9, dtype=torch.float64) * 5 + 3, torch.randn(2, 7, 9, dtype=torch.float64)
+    gradients = []
+    for normalise in (quantile_normalised, instance_normalised):
+        leaf = maps.clone().requires_grad_()
+        gradients.append(torch.autograd.grad((normalise(leaf) * weights).sum(), leaf)[0])
+    assert torch.equal(*gradients)
+    assert gradients[0].isfinite().all()
+    assert gradients[0].abs().amax((1, 2)).min() > 0.01
+    centred = maps - maps.mean((1, 2), keepdim=True)
+    for direction in (torch.ones_like(maps), centred):
+        assert (gradients[0] * direction).sum((1, 2)).abs().max() < 1e-5
+    assert quantile_normalised(torch.full((1, 2, 2), math.nan)).isnan().all()  # a training that diverged shows
 
 
 def test_controllers_by_hand():
@@ -230,16 +271,14 @@ def test_any_layout_is_read(name, layers, size, tmp_path):
 
 
 def test_a_folder_of_an_earlier_version_opens(tmp_path):
-    """Its facts say nothing of one_size and doublings: each map was twice the next coarser one's, and no more."""
+    """Its facts tell fewer options: each map was twice the next coarser one's, and no more; z had two moments fixed."""
     made = predictor(build("small_resnet", CLASSES).eval())
     save_predictor(made, tmp_path)
     facts = tmp_path / "mask_predictor.json"
     about = json.loads(facts.read_text())
-    facts.write_text(
-        json.dumps({name: value for name, value in about.items() if name not in ("one_size", "doublings")})
-    )
+    facts.write_text(json.dumps({name: value for name, value in about.items() if name not in LATER}))
     again = load_predictor(tmp_path)
-    assert (again.one_size, again.doublings) == (made.one_size, made.doublings) == (False, 0)
+    assert [getattr(again, name) for name in LATER] == [getattr(made, name) for name in LATER] == [False, 0, "instance"]
 
 
 def test_one_map_is_not_enough():
@@ -250,11 +289,12 @@ def test_one_map_is_not_enough():
 
 
 def test_unknown_options_are_refused():
-    """Controller, upsampler, η and h are checked when the predictor is made."""
+    """Controller, normalisation, upsampler, η and h are checked when the predictor is made."""
     target = build("small_resnet", CLASSES).eval()
     for options, message in (
         ({"controller": "cf"}, "controller 'cf' is unknown; choose one of basic, customized, mgnet"),
         ({"upsampler": "nearest"}, "upsampler 'nearest' is unknown; choose one of subpixel, transpose"),
+        ({"normalisation": "rank"}, "normalisation 'rank' is unknown; choose one of instance, quantile"),
         ({"eta": 0}, "eta is 0"),
         ({"exponent": -1}, "exponent is -1"),
     ):
@@ -283,7 +323,8 @@ def test_the_explainer_gives_the_predictors_map(method, controller):
 def test_save_and_load(tmp_path):
     """A folder gives back the same predictor; the explainer folds its batch norms without changing a map."""
     target, images = build("small_resnet", CLASSES).eval(), torch.rand(2, 3, 64, 64)
-    made = predictor(target, controller="basic", upsampler="transpose", eta=0.5, exponent=1.0)
+    chosen = {"controller": "basic", "upsampler": "transpose", "eta": 0.5, "exponent": 1.0, "normalisation": "quantile"}
+    made = predictor(target, **chosen)
     for norm in made.modules():
         if isinstance(norm, torch.nn.BatchNorm2d):
             norm.running_mean.normal_(std=0.1)
@@ -292,7 +333,7 @@ def test_save_and_load(tmp_path):
     again = load_predictor(tmp_path)
     assert all(torch.equal(one, again.state_dict()[name]) for name, one in made.state_dict().items())
     assert (again.layers, again.channels, again.classes) == (made.layers, made.channels, made.classes)
-    assert (again.controller, again.upsampler, again.eta, again.exponent) == ("basic", "transpose", 0.5, 1.0)
+    assert {name: getattr(again, name) for name in chosen} == chosen
     assert json.loads((tmp_path / "mask_predictor.json").read_text())["made_with"] == {"seed": 1}
     direct = explain(target, images, method="dgle_bf", predictor=made)
     torch.testing.assert_close(

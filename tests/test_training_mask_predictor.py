@@ -17,6 +17,7 @@ from xai_utils.training import loop
 from xai_utils.training.distributed import Compute
 from xai_utils.training.mask_predictor import (
     CONTROLLER_OF,
+    OPTIONS,
     _selected,
     filter_loss,
     filter_task,
@@ -84,8 +85,9 @@ def settings(folders, **changes):
     return {
         "data": str(folders / "data"), "target": str(folders / "target"), "seed": 0, "epochs": 2, "batch_size": 16,
         "learning_rate": 0.01, "weight_decay": 0.0, "schedule": "halving", "halve_every": 1, "milestones": [],
-        "smallest_crop": 1.0, "upsampler": "subpixel", "eta": 1.5, "exponent": 2.5, "filter_loss": "logit_mean",
-        "controller": "customized", "mgnet": MGNET, "predictor": str(folders / "filter"), **changes,
+        "smallest_crop": 1.0, "upsampler": "subpixel", "normalisation": "instance", "eta": 1.5, "exponent": 2.5,
+        "filter_loss": "logit_mean", "controller": "customized", "mgnet": MGNET,
+        "predictor": str(folders / "filter"), **changes,
     }  # fmt: skip
 
 
@@ -184,10 +186,11 @@ def test_each_training_changes_its_part_alone(folders, tmp_path):
     start = starting_predictor(settings(folders), controller="customized").state_dict()
     fitted = fit(filter_task, settings(folders), tmp_path)
     assert changed({"embedding.weight": start["filter.embedding.weight"]}, fitted.weights) == {"embedding"}
-    for controller in ("customized", "mgnet"):
-        task = mask_task(settings(folders, controller=controller))
+    for controller, normalisation in (("customized", "instance"), ("customized", "quantile"), ("mgnet", "instance")):
+        chosen = settings(folders, controller=controller, normalisation=normalisation)
+        task = mask_task(chosen)
         before = {key: tensor.clone() for key, tensor in task.model.state_dict().items()}
-        after = fit(mask_task, settings(folders, controller=controller), tmp_path).weights
+        after = fit(mask_task, chosen, tmp_path).weights
         assert changed(before, after) == {"generator"}
         (teacher,) = task.frozen
         kept = {key: tensor.clone() for key, tensor in teacher.state_dict().items()}
@@ -228,7 +231,7 @@ def predictors(folders, tmp_path_factory):
     torch.set_num_threads(1)
     part = {name: settings(folders)[name] for name in ("batch_size", "weight_decay", "smallest_crop", "milestones")}
     part |= {"schedule": "halving", "halve_every": 10}
-    chosen = {name: settings(folders)[name] for name in ("data", "target", "seed", "upsampler", "eta", "exponent")}
+    chosen = {name: settings(folders)[name] for name in ("data", "target", "seed", *OPTIONS)}
     chosen |= {"predictors": list(CONTROLLER_OF), "filter_loss": "logit_mean", "mgnet": MGNET}
     chosen |= {"filter": part | {"epochs": 15, "learning_rate": 0.3}}
     chosen |= {"generator": part | {"epochs": 25, "learning_rate": 0.01}}

@@ -26,7 +26,7 @@ HALVINGS = 2  # of the image, that a map has at least: 56×56 of 224×224, as th
 UPSAMPLERS = ("subpixel", "transpose")
 ETA, EXPONENT = 1.5, 2.5  # of the customized controller (DGLE §4.1)
 OPTIONS = ("controller", "eta", "exponent", "upsampler")
-SIZES = ("one_size", "doublings")  # of the maps
+LATER = ("one_size", "doublings", "normalisation")  # options that files of earlier versions do not tell
 KIND = "mask_predictor"  # of file: stored.py
 
 
@@ -36,15 +36,32 @@ def instance_normalised(maps):
     return (maps - mean) / torch.sqrt(variance + 1e-5)
 
 
-def basic_controller(maps):
-    """BF: max(0, z), z the instance-normalised map (DGLE eq. 5). Values above 1 occur (16 % of a normal z)."""
-    return instance_normalised(maps).relu()
+def quantile_normalised(maps):
+    """Each map (…, H, W) as normal quantiles: z = Φ⁻¹((rank - 1/2) / n), ranks of its own n pixels, ties the mean one.
+
+    A constant map gets 0. The gradient is that of `instance_normalised`: ranks have none. Like the ranks it sees
+    neither a map's offset nor its contrast, so that neither drifts in training.
+    """
+    flat = maps.detach().flatten(-2)
+    ordered = flat.sort(-1).values
+    below, upto = (torch.searchsorted(ordered, flat, right=right) for right in (False, True))
+    ranked = torch.special.ndtri((below + upto).double() / (2 * flat.shape[-1]))  # mean rank: (below + upto + 1) / 2
+    passing = instance_normalised(maps)
+    return ranked.to(maps.dtype).reshape(maps.shape) + (passing - passing.detach())
 
 
-def customized_controller(maps, *, eta=ETA, exponent=EXPONENT):
-    """CF: sigmoid(η z)^h in (0, 1), z the instance-normalised map (DGLE eq. 6). ValueError for η or h <= 0."""
+NORMALISATIONS = {"instance": instance_normalised, "quantile": quantile_normalised}
+
+
+def basic_controller(maps, *, normalise=instance_normalised):
+    """BF: max(0, z), z the normalised map (DGLE eq. 5). Values above 1 occur (16 % of a normal z)."""
+    return normalise(maps).relu()
+
+
+def customized_controller(maps, *, eta=ETA, exponent=EXPONENT, normalise=instance_normalised):
+    """CF: sigmoid(η z)^h in (0, 1), z the normalised map (DGLE eq. 6). ValueError for η or h <= 0."""
     _require_positive(eta, exponent)
-    return torch.sigmoid(eta * instance_normalised(maps)) ** exponent
+    return torch.sigmoid(eta * normalise(maps)) ** exponent
 
 
 def customized_controller_inverse(scores, *, eta=ETA, exponent=EXPONENT):
@@ -199,34 +216,44 @@ class MaskPredictor(nn.Module):
 
     Its layers, channels, classes and the sizes of its maps (`one_size`, `doublings`, as MaskGenerator takes them) are
     those of a target and images' size: make it with `predictor_of`. `controller`
-    is a name of CONTROLLERS ("basic": scores from 0, some above 1; "customized" and "mgnet": in [0, 1]).
+    is a name of CONTROLLERS ("basic": scores from 0, some above 1; "customized" and "mgnet": in [0, 1]), and
+    `normalisation` one of NORMALISATIONS, what the first two do first ("instance": the paper's; "quantile": their
+    scores follow eq. 7 whatever the generator answers).
     """
 
     made_for = None  # the target that it belongs to (digests.py)
 
     def __init__(
         self, layers, channels, classes, *, controller, eta=ETA, exponent=EXPONENT, upsampler="subpixel",
-        one_size=False, doublings=0,
+        normalisation="instance", one_size=False, doublings=0,
     ):  # fmt: skip
         super().__init__()
-        if controller not in CONTROLLERS:
-            raise ValueError(f"controller {controller!r} is unknown; choose one of {', '.join(CONTROLLERS)}")
+        for name, value, known in (
+            ("controller", controller, CONTROLLERS),
+            ("normalisation", normalisation, NORMALISATIONS),
+        ):
+            if value not in known:
+                raise ValueError(f"{name} {value!r} is unknown; choose one of {', '.join(known)}")
         _require_positive(eta, exponent)
         self.layers, self.channels, self.classes = tuple(layers), tuple(channels), tuple(classes)
         self.controller, self.eta, self.exponent, self.upsampler = controller, eta, exponent, upsampler
-        self.one_size, self.doublings = one_size, doublings
+        self.normalisation, self.one_size, self.doublings = normalisation, one_size, doublings
         self.filter = FeatureFilter(len(self.classes), self.channels[-1])
         options = {"upsampler": upsampler, "one_size": one_size, "doublings": doublings}
         self.generator = MaskGenerator(self.channels, outputs=2 if controller == "mgnet" else 1, **options)
 
-    def forward(self, features, classes):
+    def uncontrolled(self, features, classes):
+        """What the generator answers, (N, 1 or 2, h, w): the controller makes the map of it."""
         *finer, coarsest = features
-        raw = self.generator([*finer, self.filter(coarsest, classes)])
+        return self.generator([*finer, self.filter(coarsest, classes)])
+
+    def forward(self, features, classes):
+        raw, normalise = self.uncontrolled(features, classes), NORMALISATIONS[self.normalisation]
         if self.controller == "mgnet":
             return two_channel_mask(raw)
         if self.controller == "basic":
-            return basic_controller(raw[:, 0])
-        return customized_controller(raw[:, 0], eta=self.eta, exponent=self.exponent)
+            return basic_controller(raw[:, 0], normalise=normalise)
+        return customized_controller(raw[:, 0], eta=self.eta, exponent=self.exponent, normalise=normalise)
 
 
 def encoded(model, images, layers):
@@ -271,7 +298,7 @@ def save_predictor(predictor, folder, *, made_with=None):
     `made_with`: a JSON-able dict of what made the weights, kept in mask_predictor.json for readers.
     """
     facts = {name: list(getattr(predictor, name)) for name in ("layers", "channels", "classes")}
-    facts |= {name: getattr(predictor, name) for name in ("made_for", *OPTIONS, *SIZES)}
+    facts |= {name: getattr(predictor, name) for name in ("made_for", *OPTIONS, *LATER)}
     stored.write(predictor, folder, KIND, facts, made_with=made_with)
 
 
@@ -283,7 +310,7 @@ def load_predictor(folder, *, device="cpu"):
     """
     names = ("layers", "channels", "classes")
     facts = stored.facts(folder, KIND, (*names, *OPTIONS))
-    options = {name: facts[name] for name in (*OPTIONS, *SIZES) if name in facts}  # earlier versions knew no SIZES
+    options = {name: facts[name] for name in (*OPTIONS, *LATER) if name in facts}
     predictor = MaskPredictor(*(facts[name] for name in names), **options)
     predictor.made_for = facts.get("made_for")
     return stored.read_into(predictor, folder, KIND, facts).to(device)

@@ -88,24 +88,27 @@ def skewed(points=400) -> dict:
     }
 
 
-def distribution(maps, *, eta, exponent) -> dict:
-    """What a trained CF predictor's scores (N, h, w) are like, as means over the images, beside what eq. 7 promises.
+def distribution(scores, *, eta, exponent) -> pandas.DataFrame:
+    """What CF's scores (N, h, w) are like, as means over the images: a column of each name in `scores`, and of eq. 7.
 
     skewness, share above 1/2, and the Kolmogorov-Smirnov distance between an image's scores and the density. Instance
     normalisation fixes mean and variance of z, not its shape: only a normal z has distance 0.
     """
-    flat = torch.as_tensor(np.asarray(maps)).double().flatten(1).clamp(1e-12, 1 - 1e-12)
-    z = customized_controller_inverse(flat, eta=eta, exponent=exponent).numpy()
-    promised = controller_moments(eta=eta, exponent=exponent)
-    found = {
-        "mean": flat.mean().item(),
-        "std": flat.std(1).mean().item(),
-        "skewness": float(np.mean(stats.skew(flat.numpy(), axis=1))),
-        "median": flat.median(1).values.mean().item(),
-        "above_half": (flat > 0.5).double().mean().item(),
-        "kolmogorov_smirnov": float(np.mean([stats.kstest(values, "norm").statistic for values in z])),
-    }
-    return {name: {"this run": value, "eq. 7": promised.get(name, 0.0)} for name, value in found.items()}
+
+    def column(maps):
+        flat = torch.as_tensor(np.asarray(maps)).double().flatten(1).clamp(1e-12, 1 - 1e-12)
+        z = customized_controller_inverse(flat, eta=eta, exponent=exponent).numpy()
+        return {
+            "mean": flat.mean().item(),
+            "std": flat.std(1).mean().item(),
+            "skewness": float(np.mean(stats.skew(flat.numpy(), axis=1))),
+            "median": flat.median(1).values.mean().item(),
+            "above_half": (flat > 0.5).double().mean().item(),
+            "kolmogorov_smirnov": float(np.mean([stats.kstest(values, "norm").statistic for values in z])),
+        }
+
+    promised = controller_moments(eta=eta, exponent=exponent) | {"kolmogorov_smirnov": 0.0}
+    return pandas.DataFrame({name: column(maps) for name, maps in scores.items()} | {"eq. 7": promised})
 
 
 def localisation(target, split, indices, predictors, *, seed, **intervals) -> pandas.DataFrame:

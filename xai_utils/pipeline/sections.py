@@ -147,6 +147,7 @@ class TrainMaskPredictor(Stage):
     predictors: Annotated[list[Literal["dgle_bf", "dgle_cf", "mgnet"]], Field(min_length=1), Once]
     eta: Positive
     exponent: Positive
+    normalisation: Literal["instance", "quantile"]
     upsampler: Literal["subpixel", "transpose"]
     filter_loss: Literal["logit_mean", "sigmoid_mean"]
     filter: AdamLearning

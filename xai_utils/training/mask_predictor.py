@@ -4,7 +4,7 @@ No label is read: the class of an image is the one that the frozen target predic
 
 Settings of every task: data (folder of prepared data), target (folder of a saved target), seed, epochs, batch_size,
 learning_rate, weight_decay, schedule ("halving" every `halve_every` epochs, "steps": a tenth after each of
-`milestones`, or "cosine"), smallest_crop, and upsampler, eta, exponent of the predictors.
+`milestones`, or "cosine"), smallest_crop, and those of OPTIONS.
 """
 
 import torch
@@ -18,6 +18,7 @@ from xai_utils.networks.mask_predictor import encoded, load_predictor, predictor
 from xai_utils.training import loop
 from xai_utils.training.recipes import CHECKPOINTS, Teacher, adam
 
+OPTIONS = ("upsampler", "normalisation", "eta", "exponent")  # of the predictors
 CONTROLLER_OF = {"dgle_bf": "basic", "dgle_cf": "customized", "mgnet": "mgnet"}  # predictor -> controller
 FILTER_LOSSES = ("logit_mean", "sigmoid_mean")
 FAKE_FILTER, FAKE_MGNET = 0.5, 0.3  # shares of images that are asked for a class they do not show
@@ -167,14 +168,14 @@ def skewness(maps):
 def fit_predictors(settings: dict, *, compute, checkpoint_steps=None, log=None):
     """The predictors in eval mode, by name, and the histories of their trainings and the filter's, by name.
 
-    `settings`: data, target, seed, predictors (of CONTROLLER_OF), upsampler, eta, exponent, filter_loss, mgnet, and
-    for `filter` and `generator` each epochs, batch_size, learning_rate, weight_decay, schedule, halve_every,
-    milestones, smallest_crop. All predictors stand on one filter.
+    `settings`: data, target, seed, predictors (of CONTROLLER_OF), those of OPTIONS, filter_loss, mgnet, and for
+    `filter` and `generator` each epochs, batch_size, learning_rate, weight_decay, schedule, halve_every, milestones,
+    smallest_crop. All predictors stand on one filter.
     """
     unknown = [name for name in settings["predictors"] if name not in CONTROLLER_OF]
     if unknown:
         raise ValueError(f"predictor {unknown[0]!r} is unknown; choose among {', '.join(CONTROLLER_OF)}")
-    common = {name: settings[name] for name in ("data", "target", "seed", "upsampler", "eta", "exponent")}
+    common = {name: settings[name] for name in ("data", "target", "seed", *OPTIONS)}
 
     def fit(name, make_task, chosen, *folders):
         return loop.fit(
@@ -206,13 +207,13 @@ def fit_predictors(settings: dict, *, compute, checkpoint_steps=None, log=None):
 
 
 def starting_predictor(settings, *, controller):
-    """The predictor before any training, in train mode; `settings`: data, target, seed, upsampler, eta, exponent."""
+    """The predictor before any training, in train mode; `settings`: data, target, seed and OPTIONS."""
     data, target = datasets.load(settings["data"]), targets.load(settings["target"])
     if not len(data.train):
         raise ValueError(f"{settings['data']} has no training image; set generator.epochs to 0")
     if len(target.classes) < 2:
         raise ValueError(f"the target in {settings['target']} knows one class only; a filter needs two to tell apart")
-    options = {name: settings[name] for name in ("upsampler", "eta", "exponent")}
+    options = {name: settings[name] for name in OPTIONS}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings["seed"])
         return predictor_of(target, data.train.tensor([0]), controller=controller, **options).train()
