@@ -63,7 +63,7 @@ def test_surrogate_predictor_and_gate_are_trained_and_explain(name, network, dat
     )  # fmt: skip
     predictors, _ = fit_predictors(
         common
-        | {"predictors": ["dgle_cf"], "upsampler": "subpixel", "normalisation": "instance",
+        | {"predictors": ["dgle_cf"], "upsampler": "subpixel_blur", "normalisation": "instance",
            "eta": 1.5, "exponent": 2.5, "mgnet": {}, "filter_loss": "logit_mean", "filter": LEARNING,
            "generator": LEARNING},
         compute=COMPUTE,

@@ -94,7 +94,7 @@ VALUES = {
     "train_mask_predictor.predictors: [dgle]": "predictors.0 = 'dgle' is not allowed; it should be 'dgle_bf', 'dgle_cf'",
     "train_mask_predictor.predictors: []": "predictors = [] is not allowed; it",
     "train_mask_predictor.predictors: [mgnet, mgnet]": "it names 'mgnet' twice; name each once",
-    "train_mask_predictor.upsampler: bilinear": "upsampler = 'bilinear' is not allowed; it should be 'subpixel'",
+    "train_mask_predictor.upsampler: nearest": "upsampler = 'nearest' is not allowed; it should be 'subpixel_blur'",
     "train_attention.objective: l2": "objective = 'l2' is not allowed; it should be 'cross_entropy', 'mask' or 'none'",
     "evaluate.deletion_baseline: white": "deletion_baseline = 'white' is not allowed; it should be 'rise_blur'",
     "evaluate.metrics: [deletion, deletion]": "it names 'deletion' twice; name each once",

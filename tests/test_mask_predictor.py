@@ -11,9 +11,10 @@ from torch import nn
 from torch.nn import functional
 
 from xai_utils.explainers import explain
-from xai_utils.networks import NotApplicable, Target, build, captured, inference_copy
+from xai_utils.networks import NotApplicable, Target, build, captured, evaluating, inference_copy
 from xai_utils.networks.mask_predictor import (
     LATER,
+    UPSAMPLERS,
     FeatureFilter,
     MaskGenerator,
     basic_controller,
@@ -180,15 +181,83 @@ def test_new_embeddings_are_short():
     assert weights.std().item() == pytest.approx(400**-0.5, rel=0.02)
 
 
-@pytest.mark.parametrize(("upsampler", "parameters"), [("subpixel", 20_961_922), ("transpose", None)])
+@pytest.mark.parametrize(
+    ("upsampler", "parameters"), [("subpixel_blur", 20_961_922), ("subpixel", 20_961_922), ("transpose", None)]
+)
 def test_resnet50_has_the_public_codes_sizes(upsampler, parameters):
-    """7×7 features become a 56×56 mask; 20,961,922 parameters with two outputs and sub-pixel upsampling."""
+    """7×7 features become a 56×56 mask; with two outputs as many parameters as are told, of the public code's too."""
     with torch.device("meta"):
         generator = MaskGenerator((256, 512, 1024, 2048), outputs=2, upsampler=upsampler)
         features = [torch.empty(1, 2 ** (8 + place), 56 >> place, 56 >> place) for place in range(4)]
         assert generator(features).shape == (1, 2, 56, 56)
     if parameters:
         assert sum(weight.numel() for weight in generator.parameters()) == parameters
+
+
+def scattered(upsampler):
+    """A generator for three scales whose weights and norms all differ, as a training may leave them."""
+    torch.manual_seed(0)
+    made = MaskGenerator((16, 32, 64), upsampler=upsampler)
+    for module in made.modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
+        elif isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.bias, std=0.3)
+    return made
+
+
+def spread(made):
+    """How far apart the map's values are where features are constant: of the middle, where no border is seen."""
+    features = [torch.ones(1, channels, side, side) for channels, side in ((16, 32), (32, 16), (64, 8))]
+    with evaluating(made), torch.no_grad():
+        middle = made(features)[..., 12:20, 12:20]
+    return (middle.amax() - middle.amin()).item()
+
+
+@pytest.mark.parametrize(("upsampler", "grid"), [("subpixel_blur", False), ("subpixel", True), ("transpose", True)])
+def test_no_grid_where_features_are_constant(upsampler, grid):
+    """The default draws a constant whatever its weights, before and behind steps that ask for a chequered map."""
+    made = scattered(upsampler)
+    chequered = (torch.arange(32)[:, None] + torch.arange(32)) % 2 * 2.0 - 1
+    before, optimizer = spread(made), torch.optim.Adam(made.parameters(), lr=0.01)
+    for _ in range(5):
+        features = [torch.rand(2, channels, side, side) for channels, side in ((16, 32), (32, 16), (64, 8))]
+        optimizer.zero_grad()
+        (-made(features) * chequered).mean().backward()
+        optimizer.step()
+    after = spread(made)
+    assert (min(before, after) > 0.01) if grid else (max(before, after) < 1e-5)
+
+
+def test_the_public_codes_upsampler_is_as_it_was_stored():
+    """Weights of earlier versions keep names and meaning: convolution, batch norm, ReLU, then a shuffle of pixels."""
+    made, features = scattered("subpixel").eval(), torch.randn(2, 64, 5, 6)
+    stored = {name.removeprefix("upsamplers.0."): tensor for name, tensor in made.state_dict().items()}
+    wide = functional.conv2d(features, stored["0.weight"], padding=1)
+    norm = [stored[f"1.{name}"] for name in ("running_mean", "running_var", "weight", "bias")]
+    wide = functional.batch_norm(wide, *norm).relu().reshape(2, 8, 2, 2, 5, 6)  # (N, width, row, column, h, w)
+    expected = wide.permute(0, 1, 4, 2, 5, 3).reshape(2, 8, 10, 12)
+    torch.testing.assert_close(made.upsamplers[0](features), expected)
+
+
+def isolated(lit):
+    """Of the lit pixels of maps (N, H, W), bool, the share that has no lit one above, below, left or right."""
+    around = functional.pad(lit, (1, 1, 1, 1))
+    vertical, horizontal = around[:, :-2, 1:-1] | around[:, 2:, 1:-1], around[:, 1:-1, :-2] | around[:, 1:-1, 2:]
+    return ((lit & ~(vertical | horizontal)).sum() / lit.sum()).item()
+
+
+@pytest.mark.parametrize(("upsampler", "dotted"), [("subpixel_blur", False), ("subpixel", True), ("transpose", True)])
+def test_masks_are_not_dotted(upsampler, dotted):
+    """Coarse features that vary at random leave hardly a lit pixel alone, and no more in one corner of a place."""
+    features = [torch.zeros(8, 16, 32, 32), torch.zeros(8, 32, 16, 16), torch.randn(8, 64, 8, 8)]
+    with torch.no_grad():
+        lit = instance_normalised(scattered(upsampler)(features)[:, 0]) > 0
+    shares = [lit[:, row::2, column::2].float().mean().item() for row in (0, 1) for column in (0, 1)]
+    assert (isolated(lit) > 0.05) if dotted else (isolated(lit) < 0.01)
+    assert (max(shares) > 1.3 * min(shares)) if dotted else (max(shares) < 1.2 * min(shares))
+    example = torch.tensor([[[1, 1, 0], [0, 0, 0], [0, 0, 1]]], dtype=torch.bool)
+    assert isolated(example) == pytest.approx(1 / 3)
 
 
 def test_the_mask_of_two_channels():
@@ -222,7 +291,7 @@ def test_any_network_of_four_scales(name):
         ((64, 64, 64, 64), [4, 4, 4, 4], {"one_size": True, "doublings": 2}, 16),
     ],
 )
-@pytest.mark.parametrize("upsampler", ["subpixel", "transpose"])
+@pytest.mark.parametrize("upsampler", UPSAMPLERS)
 def test_generators_of_fewer_scales_or_one(channels, sizes, options, size, upsampler):
     """Each coarser map is enlarged to the next, those of one size are not, and doublings follow; all weights learn."""
     made = MaskGenerator(channels, upsampler=upsampler, **options)
@@ -293,7 +362,7 @@ def test_unknown_options_are_refused():
     target = build("small_resnet", CLASSES).eval()
     for options, message in (
         ({"controller": "cf"}, "controller 'cf' is unknown; choose one of basic, customized, mgnet"),
-        ({"upsampler": "nearest"}, "upsampler 'nearest' is unknown; choose one of subpixel, transpose"),
+        ({"upsampler": "nearest"}, "upsampler 'nearest' is unknown; choose one of subpixel_blur, subpixel, transpose"),
         ({"normalisation": "rank"}, "normalisation 'rank' is unknown; choose one of instance, quantile"),
         ({"eta": 0}, "eta is 0"),
         ({"exponent": -1}, "exponent is -1"),

@@ -85,7 +85,7 @@ def settings(folders, **changes):
     return {
         "data": str(folders / "data"), "target": str(folders / "target"), "seed": 0, "epochs": 2, "batch_size": 16,
         "learning_rate": 0.01, "weight_decay": 0.0, "schedule": "halving", "halve_every": 1, "milestones": [],
-        "smallest_crop": 1.0, "upsampler": "subpixel", "normalisation": "instance", "eta": 1.5, "exponent": 2.5,
+        "smallest_crop": 1.0, "upsampler": "subpixel_blur", "normalisation": "instance", "eta": 1.5, "exponent": 2.5,
         "filter_loss": "logit_mean", "controller": "customized", "mgnet": MGNET,
         "predictor": str(folders / "filter"), **changes,
     }  # fmt: skip

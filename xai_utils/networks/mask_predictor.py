@@ -23,7 +23,7 @@ from xai_utils.networks.probe import layout_of
 
 SCALES = 4  # feature maps that a generator reads at most, each half as wide as the one before
 HALVINGS = 2  # of the image, that a map has at least: 56×56 of 224×224, as the paper's
-UPSAMPLERS = ("subpixel", "transpose")
+UPSAMPLERS = ("subpixel_blur", "subpixel", "transpose")
 ETA, EXPONENT = 1.5, 2.5  # of the customized controller (DGLE §4.1)
 OPTIONS = ("controller", "eta", "exponent", "upsampler")
 LATER = ("one_size", "doublings", "normalisation")  # options that files of earlier versions do not tell
@@ -169,20 +169,25 @@ def _upsampler(kind, incoming, outgoing):
     convolution = nn.Conv2d(incoming, 4 * outgoing, 3, padding=1, bias=False)
     with torch.no_grad():  # the four pixels of a place begin equal, or the map begins as a checkerboard
         convolution.weight.copy_(convolution.weight[::4].repeat_interleave(4, 0))
-    return nn.Sequential(convolution, nn.BatchNorm2d(4 * outgoing), nn.ReLU(), nn.PixelShuffle(2))
+    blur = (nn.ReplicationPad2d((1, 0, 1, 0)), nn.AvgPool2d(2, stride=1)) if kind == "subpixel_blur" else ()
+    return nn.Sequential(convolution, nn.BatchNorm2d(4 * outgoing), nn.ReLU(), nn.PixelShuffle(2), *blur)
 
 
 class MaskGenerator(nn.Module):
     """Feature maps, finest first, -> (N, outputs, h, w) of the finest one's size (DGLE §3.2; four, 7×7 -> 56×56).
 
     A block for each map but the coarsest, twice as large as the one before: upsample, join the next finer feature map,
-    bottleneck. Widths are a quarter of the joining map's `channels`: with two outputs 20,961,922 parameters for a
-    ResNet-50. `upsampler`: "subpixel" (a pixel shuffle, as the public code of Dabkowski & Gal), or "transpose" (as DGLE
-    words it). Of maps of `one_size` (a transformer's) blocks do not upsample: a 3×3 convolution stands there.
-    `doublings`: blocks that upsample behind these, where no map joins; each halves the width.
+    bottleneck. Widths are a quarter of the joining map's `channels`. Of maps of `one_size` (a transformer's) blocks do
+    not upsample: a 3×3 convolution stands there. `doublings`: blocks that upsample behind these, where no map joins;
+    each halves the width.
+
+    `upsampler`: "subpixel", a pixel shuffle, as the public code of Dabkowski & Gal; with two outputs 20,961,922
+    parameters for a ResNet-50. Its four filters of a place drift apart in training and leave a grid in the maps.
+    "subpixel_blur", the default: every pixel becomes the mean of a 2×2 box, in which each filter has one (Sugawara et
+    al. 2018). "transpose", a transposed convolution, as DGLE words it; it draws a grid, too.
     """
 
-    def __init__(self, channels, *, outputs=1, upsampler="subpixel", one_size=False, doublings=0):
+    def __init__(self, channels, *, outputs=1, upsampler="subpixel_blur", one_size=False, doublings=0):
         super().__init__()
         if upsampler not in UPSAMPLERS:
             raise ValueError(f"upsampler {upsampler!r} is unknown; choose one of {', '.join(UPSAMPLERS)}")
@@ -224,7 +229,7 @@ class MaskPredictor(nn.Module):
     made_for = None  # the target that it belongs to (digests.py)
 
     def __init__(
-        self, layers, channels, classes, *, controller, eta=ETA, exponent=EXPONENT, upsampler="subpixel",
+        self, layers, channels, classes, *, controller, eta=ETA, exponent=EXPONENT, upsampler="subpixel_blur",
         normalisation="instance", one_size=False, doublings=0,
     ):  # fmt: skip
         super().__init__()

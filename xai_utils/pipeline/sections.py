@@ -148,7 +148,7 @@ class TrainMaskPredictor(Stage):
     eta: Positive
     exponent: Positive
     normalisation: Literal["instance", "quantile"]
-    upsampler: Literal["subpixel", "transpose"]
+    upsampler: Literal["subpixel_blur", "subpixel", "transpose"]
     filter_loss: Literal["logit_mean", "sigmoid_mean"]
     filter: AdamLearning
     generator: AdamLearning
