@@ -11,6 +11,7 @@ import numpy as np
 import pandas
 import pytest
 from conftest import ROOT
+from markupsafe import escape
 from reported import project
 from scipy import stats
 
@@ -18,7 +19,6 @@ from xai_utils.pipeline import compare, kept, site
 
 METRICS = {"insertion": ("Insertion", "↑"), "deletion": ("Deletion", "↓")}
 IMAGES = 12
-CLAIM = {"paper": "AKD", "claim": "RISE inserts best", "here": "a − b = 1; c"}
 
 
 def scores(shift=0.0, noise=0.0, seed=0, methods=("akd", "rise", "grad_cam"), images=range(IMAGES)):
@@ -191,10 +191,10 @@ def test_the_interval_of_top_1_is_that_of_its_images(tmp_path):
         keep(tmp_path, name, seed=seed, parts=parts)
     runs = compare.chosen(tmp_path)
     alone, both = compare.accuracies({"b0": runs["b0"]}), compare.accuracies(runs)
-    hits = pandas.DataFrame({"target": np.repeat([1.0, 0.0], [30, 10])})
-    assert alone == {"target": compare.pooled([hits], seed=0, resamples=200)["target"]}
+    exact = stats.binomtest(30, 40).proportion_ci(0.95)
+    assert (alone["target"]["low"], alone["target"]["high"]) == pytest.approx((exact.low, exact.high))
     assert both["target"]["mean"] == 0.75
-    assert both["target"]["high"] - both["target"]["low"] > 0.9 * (alone["target"]["high"] - alone["target"]["low"])
+    assert both["target"]["high"] - both["target"]["low"] > 0.8 * (alone["target"]["high"] - alone["target"]["low"])
 
 
 def test_fastcam_tables_pool_runs_and_conditions(tmp_path):
@@ -280,14 +280,25 @@ def test_means_of_other_images_that_differ_are_found(tmp_path):
     assert [row["p"] for row in compare.moved(runs["plain"], runs["four"])["rows"]] == [f"{2 * p:.4f}"]
 
 
-def test_claims_of_several_runs_are_counted(tmp_path):
-    """How many of a group's runs found what, and by which numbers; of one run its own words."""
-    for seed, verdict in enumerate(("holds", "holds", "fails")):
-        keep(tmp_path, f"b{seed}", seed=seed, claims=[CLAIM | {"verdict": verdict}])
-    runs, claim = compare.chosen(tmp_path), ("AKD", "RISE inserts best")
-    assert compare.claimed(runs)[claim]["verdict"] == "holds 2, fails 1"
-    assert compare.claimed(runs)[claim]["here"].startswith("b0: a − b = 1; c; b1: ")
-    assert compare.claimed({"b2": runs["b2"]})[claim] == CLAIM | {"verdict": "fails"}
+def test_claims_are_decided_over_the_runs_of_a_group(tmp_path):
+    """Those of scores by all runs at once, whichever images each has; what the runs' stages decided is counted."""
+    verdicts = {"FastCAM has the highest SUM": "holds"}, {"FastCAM has the highest SUM": "undecided"}
+    for seed in range(3):
+        told = {claim: {"verdict": verdict, "here": "a; b"} for claim, verdict in verdicts[seed // 2].items()}
+        parts = {"remove_and_retrain": {"claims": told, "run": {"data": "birds 01", "target": "net 02"}}}
+        gradient = scores(0.1, 0.01, seed, ("grad_cam_plus_plus",), range(seed, IMAGES + seed))
+        frame = pandas.concat([scores(0.0, 0.01, seed + 9, ("grad_cam",), range(seed, IMAGES + seed)), gradient])
+        frame = frame.rename(columns={"insertion": "box_average_precision"}).assign(insertion=0.5)
+        keep(tmp_path, f"b{seed}", seed=seed, frame=frame, parts=parts)
+    runs = compare.chosen(tmp_path)
+    both, alone = compare.claimed(runs), compare.claimed({"b2": runs["b2"]})
+    plus_plus = ("DGLE", "Grad-CAM++ explains better than Grad-CAM (M_I)")
+    assert both[plus_plus]["verdict"] == "holds"
+    assert "+0.1" in both[plus_plus]["here"]
+    highest = ("FastCAM", "FastCAM has the highest SUM")
+    assert both[highest]["verdict"] == "holds 2, undecided 1"
+    assert both[highest]["here"] == "b0: a; b; b1: a; b; b2: a; b"
+    assert (alone[highest]["verdict"], alone[highest]["here"]) == ("undecided", "a; b")
 
 
 def test_a_run_that_is_not_kept_is_named(tmp_path):
@@ -316,7 +327,7 @@ def compared(tmp_path_factory):
     about = json.loads((other / "run.json").read_text())
     for values in about["parameters"].values():
         values["seed"] = 1
-    about["claims"][0]["claim"] = "<b>bold</b>"
+    about["scale"] = "<b>bold</b>"
     (other / "run.json").write_text(json.dumps(about))
     compare.build(folder)
     return folder
@@ -328,11 +339,11 @@ def test_the_page_has_what_it_promises(compared):
     expected = {"AKD, Table 2": 1, "AKD, Table 4": 2, "FastCAM, Table 1": 2, "FastCAM, Table 7": 2}
     assert Counter(re.findall(r"<h3>(\w+, Table \d)", text)) == expected
     assert "pets (2 seeds)" in text
-    assert "AKD: &lt;b&gt;bold&lt;/b&gt;" in text
+    assert "scale &lt;b&gt;bold&lt;/b&gt;" in text
     assert "&lt;br&gt;" not in text
-    rows = json.loads((compared / "runs" / "pets" / "run.json").read_text())["claims"]
+    found = compare.claimed(compare.chosen(compared))
     table = text[text.index("What the papers claim") : text.index("by which numbers")]
-    assert table.count('<th scope="row">') == len(rows) + 1
+    assert re.findall(r'<th scope="row">([^<]+)', table) == [f"{paper}: {escape(claim)}" for paper, claim in found]
     assert "0 of 286 scores moved, paired on 60 images" in text
     assert "<summary>parameters: 11 differ</summary>" in text or "<summary>parameters: 10 differ</summary>" in text
     assert "prepare_data.seed</th><td>0</td><td>1</td>" in text

@@ -18,10 +18,10 @@ import pandas
 from scipy import stats
 
 from xai_utils.evaluation.scores import same_images
-from xai_utils.evaluation.tables import SIGNIFICANT, digits
+from xai_utils.evaluation.tables import digits
 from xai_utils.files import write_text
-from xai_utils.metrics.statistics import holm
-from xai_utils.papers import akd, fastcam
+from xai_utils.metrics.statistics import SIGNIFICANT, holm, summary
+from xai_utils.papers import akd, claims, fastcam
 from xai_utils.pipeline import kept, recorded, site
 from xai_utils.pipeline.project import begin_in_utf_8, enter_project
 
@@ -63,8 +63,8 @@ def grouped(runs: dict[str, dict]) -> dict[str, dict]:
 def pooled(tables: list[pandas.DataFrame], *, seed, confidence=0.95, resamples=2000) -> dict[str, dict]:
     """Column -> score, of those that all `tables` have: the mean of the runs' means, its interval over runs and images.
 
-    A table is a run, a row an image. Rows of one name are the same image in several runs and are drawn together: each
-    resample draws runs and images with replacement (percentile bootstrap).
+    A table is a run, a row an image. Each resample draws runs and images with replacement (percentile bootstrap), rows
+    of one number in all runs at once: they are the same image, or at random one of each where each run has its own.
     """
     columns = [name for name in tables[0] if all(name in each and each[name].notna().any() for each in tables)]
     images = list(dict.fromkeys(image for each in tables for image in each.index))
@@ -91,11 +91,6 @@ def _numbers(about, stage):
     return json.loads(file.read_bytes()) if file.is_file() else {}
 
 
-def _named(about, images):
-    """Names of held-out images: the same in runs on the same data, and in no others."""
-    return [f"{about['summary']['run']['data']} {image}" for image in images]
-
-
 def scored(group: dict) -> dict:
     """The "metrics" and "methods" of a group as metrics.json has them of a run; of several, what all of them have."""
     summaries = [about["summary"] for about in group.values()]
@@ -104,11 +99,9 @@ def scored(group: dict) -> dict:
     metrics = {
         key: about for key, about in summaries[0]["metrics"].items() if all(key in s["metrics"] for s in summaries)
     }
-    frames, methods = {name: kept.scores(about["folder"]) for name, about in group.items()}, {}
+    frames, methods = [kept.scores(about["folder"]) for about in group.values()], {}
     for metric in metrics:
-        tables = {name: same_images(frame, metric)[0] for name, frame in frames.items()}
-        named = [table.set_axis(_named(group[name], table.index)) for name, table in tables.items()]
-        for method, score in pooled(named, **_options(group)).items():
+        for method, score in pooled([same_images(frame, metric)[0] for frame in frames], **_options(group)).items():
             methods.setdefault(method, {})[metric] = score
     return {"metrics": metrics, "methods": methods}
 
@@ -116,8 +109,8 @@ def scored(group: dict) -> dict:
 def accuracies(group: dict) -> dict[str, dict]:
     """AKD's Table 2, row -> score, of the rows that all runs have.
 
-    Runs keep how many images were right, not which. On the same data they are taken to be the same ones in each run:
-    the widest interval that the numbers allow.
+    Runs keep how many images were right, not which. They are taken to be the same ones in each run: the widest interval
+    that the numbers allow.
     """
     tables = {"target": [], "student": [], "agreement": []}
     for about in group.values():
@@ -127,10 +120,11 @@ def accuracies(group: dict) -> dict[str, dict]:
         shares += [(student.get(name), images) for name in ("validation_accuracy", "validation_agreement")]
         for (row, found), (share, number) in zip(tables.items(), shares, strict=True):
             if share is not None and number:
-                right = np.arange(number) < round(share * number)
-                found.append(pandas.DataFrame({row: right}, index=_named(about, range(number))))
-    complete = [pooled(found, **_options(group)) for found in tables.values() if len(found) == len(group)]
-    return {row: score for each in complete for row, score in each.items()}
+                found.append(pandas.DataFrame({row: np.arange(number) < round(share * number)}))
+    found = {row: each for row, each in tables.items() if len(each) == len(group)}
+    if len(group) == 1:
+        return {row: summary(each[0][row], hit=1, **_options(group)) for row, each in found.items()}
+    return {row: pooled(each, **_options(group))[row] for row, each in found.items()}
 
 
 def layer_values(group: dict) -> dict:
@@ -232,18 +226,25 @@ def all_scores(summaries: dict[str, dict]) -> dict:
 
 
 def claimed(group: dict) -> dict[tuple, dict]:
-    """(paper, claim) -> row with verdict and here; of several runs the verdict is how often each was found."""
-    found = {}
+    """(paper, claim) -> row with verdict and here: of scores over all runs of the group, of the rest from each run.
+
+    Where several runs decide each by themselves, the verdict says how often each was found. Images that are not the
+    same numbers in all runs are numbered anew: as good as any other pairs of images of two runs.
+    """
+    frames, rest = {name: kept.scores(about["folder"]) for name, about in group.items()}, {}
+    if len({tuple(sorted(frame["image"].unique())) for frame in frames.values()}) > 1:
+        frames = {name: frame.assign(image=frame["image"].rank(method="dense")) for name, frame in frames.items()}
+    told = {(row["paper"], row["claim"]): row for row in claims.of_runs(frames, **_options(group))}
     for name, about in group.items():
-        for row in about["claims"]:
-            found.setdefault((row["paper"], row["claim"]), {})[name] = row
-    if len(group) == 1:
-        return {claim: row for claim, rows in found.items() for row in rows.values()}
-    told = {}
-    for claim, rows in found.items():
+        passes = {method: row["passes"] for method, row in about["summary"]["methods"].items()}
+        for row in claims.of_passes(passes) + claims.of_reports(about["folder"], about["summary"]["run"]):
+            rest.setdefault((row["paper"], row["claim"]), {})[name] = row
+    for claim, rows in rest.items():
         counts = Counter(row["verdict"] for row in rows.values())
-        verdict = ", ".join(f"{verdict} {number}" for verdict, number in counts.items())
-        told[claim] = {"verdict": verdict, "here": "; ".join(f"{name}: {row['here']}" for name, row in rows.items())}
+        told[claim] = next(iter(rows.values())) if len(group) == 1 else {
+            "verdict": ", ".join(f"{verdict} {number}" for verdict, number in counts.items()),
+            "here": "; ".join(f"{name}: {row['here']}" for name, row in rows.items()),
+        }  # fmt: skip
     return told
 
 
