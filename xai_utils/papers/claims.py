@@ -251,7 +251,8 @@ def of_passes(passes: dict) -> list[dict]:
 def of_reports(reports, run) -> list[dict]:
     """FastCAM's and AMG's claims, which their own stages decide: the "claims" of their JSON files in `reports`.
 
-    In the place of those that are not of this `run` (runs.py) one row says so.
+    In the place of those that are not of this `run` (runs.py) one row says so. Verdicts without a p are those of earlier
+    versions, which took one training for enough.
     """
     rows, places = [], {(claim.paper, claim.text): claim.place for claim in CLAIMS}
     for paper, stage in (("FastCAM", RETRAINING), ("AMG", GATES)):
@@ -264,7 +265,8 @@ def of_reports(reports, run) -> list[dict]:
             continue
         for claim, found in numbers["claims"].items():
             about = {"paper": paper, "claim": claim, "place": places.get((paper, claim), "")}
-            rows.append(about | {"p": None} | {key: found[key] for key in ("here", "verdict", "p") if key in found})
+            rows.append(about | {"here": found["here"], "verdict": found["verdict"], "p": found.get("p")})
+            rows[-1] |= {} if "p" in found else {"verdict": TOO_FEW}
     return rows
 
 
