@@ -50,14 +50,18 @@ def grouped(runs: dict[str, dict]) -> dict[str, dict]:
     """
     found, seen = {}, Counter()
     for name, about in runs.items():
-        given, sizes = about["parameters"], _numbers(about, "prepare_data") | {"run": None}
+        given, prepared = about["parameters"], _numbers(about, "prepare_data")
+        sizes = [prepared.get(name) for name in ("classes", "train", "validation")]
         data = about["hashes"].get("data", {}).get(given["prepare_data"]["dataset"])
         same = json.dumps([data, sizes, {key: each | {"seed": None} for key, each in given.items()}], sort_keys=True)
         seeds = json.dumps([each.get("seed") for each in given.values()])
         found.setdefault((same, seen[same, seeds]), {})[name] = about
         seen[same, seeds] += 1
-    told = {1: "one training"}
-    return {f"{next(iter(each))} ({told.get(len(each), f'{len(each)} seeds')})": each for each in found.values()}
+    return {_heading(*group): group for group in found.values()}
+
+
+def _heading(name, *others):
+    return f"{name} ({len(others) + 1} seeds)" if others else f"{name} (one training)"
 
 
 def pooled(tables: list[pandas.DataFrame], *, seed, confidence=0.95, resamples=2000) -> dict[str, dict]:
