@@ -140,8 +140,9 @@ def decided(rate, repetitions=3, unmasked=1.0, chance=0.1):
     """The claims where `rate` gives the accuracies under masks, alike in every repetition, and `unmasked` without."""
     masked = [each | {"repetition": number} for each in records(rate) for number in range(repetitions)]
     hits = [int(n < IMAGES * unmasked) for n in range(IMAGES)]
-    plain = {"mode": "none", "row": "none", "layer": None, "percent": None, "repetition": 0, "hits": hits}
-    given = [{"level": level, **plain} for level in ("layer", "image")] + masked
+    plain = {"mode": "none", "row": "none", "percent": None, "repetition": 0, "hits": hits}
+    places = {(each["level"], each["layer"]): None for each in masked}
+    given = [{"level": level, "layer": layer, **plain} for level, layer in places] + masked
     resampled = fastcam.resampled(masked, seed=0, resamples=600)
     return fastcam_claims.claims(resampled, given, PUBLISHED, chance=chance), given
 

@@ -251,7 +251,7 @@ def of_passes(passes: dict) -> list[dict]:
 def of_reports(reports, run) -> list[dict]:
     """FastCAM's and AMG's claims, which their own stages decide: the "claims" of their JSON files in `reports`.
 
-    In the place of those that are not of this `run` (runs.py) one row says so. Verdicts without a p are those of earlier
+    In the place of those that are not of this `run` (runs.py) one row says so. Verdicts without a p are of earlier
     versions, which took one training for enough.
     """
     rows, places = [], {(claim.paper, claim.text): claim.place for claim in CLAIMS}

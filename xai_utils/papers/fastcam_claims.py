@@ -28,6 +28,7 @@ def beside_unmasked(records, *, chance) -> pandas.DataFrame:
     significantly above (paired by image, p < 0.05 after Holm's correction for the cells) and within chance.
 
     A cell is one row at one layer or percentage, kept or removed, random masks too; repetitions are averaged by image.
+    Of layers each is held against the network that was fine-tuned behind the same one.
     """
     found = {}
     for level in ("layer", "image"):
@@ -37,20 +38,21 @@ def beside_unmasked(records, *, chance) -> pandas.DataFrame:
                 key = record["mode"], record["row"], record["layer"], record["percent"]
                 cells.setdefault(key, []).append(record["hits"])
         means = {key: np.mean(hits, 0) for key, hits in cells.items()}  # (images,)
-        plain = next((means.pop(key) for key in list(means) if key[0] == "none"), None)
-        if plain is None or not means:
+        plain = {key[2]: means.pop(key) for key in list(means) if key[0] == "none"}  # layer (None: image) -> (images,)
+        if not plain or not means:
             continue
-        tests = paired_tests(np.stack(list(means.values())), plain, seed=0, resamples=2)  # no interval is read
+        gaps = np.stack([hits - plain[layer] for (_, _, layer, _), hits in means.items()])
+        tests = paired_tests(gaps, np.zeros(gaps.shape[1]), seed=0, resamples=2)  # no interval is read
         p_values = holm([test["p"] for test in tests])
         above = np.array([test["difference"] > 0 for test in tests])
         found[level] = {
-            "unmasked": plain.mean(),
+            "unmasked": np.mean([*plain.values()]),
             "chance": chance,
             "cells": len(means),
             "above": above.sum(),
             "significantly above": (above & (p_values < SIGNIFICANT)).sum(),
             "within chance": sum(_within_chance(hits, chance) for hits in means.values()),
-            "no better than chance": _within_chance(plain, chance),
+            "no better than chance": any(_within_chance(hits, chance) for hits in plain.values()),
         }
     return pandas.DataFrame.from_dict(found, orient="index")
 
