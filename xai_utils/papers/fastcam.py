@@ -88,7 +88,8 @@ def resampled(records, *, seed, resamples=2000) -> dict:
             count = min(BLOCK, resamples - start)
             image_share = _drawn(generator, images, count).astype(np.float32)  # (images, count)
             by_repetition = array @ image_share  # (conditions, repetitions, count)
-            columns.append((by_repetition * _drawn(generator, repetitions, count)).sum(1))
+            drawn = (by_repetition * _drawn(generator, repetitions, count)).sum(1)
+            columns.append(drawn.clip(0, 1))  # float32 shares of all hits may add up to a little more than 1
         values |= dict(zip(hits, np.concatenate(columns, 1), strict=True))
     return values
 
