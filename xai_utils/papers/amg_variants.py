@@ -71,6 +71,9 @@ def compared(scored: dict, *, seed, **intervals) -> pandas.DataFrame:
     for name, frame in scored.items():
         rows[name] = {}
         for column in frame:
+            if (name, column) == ("grad_cam", CORRELATION):
+                rows[name][column] = "1"
+                continue
             own, plain = (each[column].unstack("image").to_numpy() for each in (frame, scored["grad_cam"]))
             plain = np.broadcast_to(plain, own.shape)
             digits = 3 if column == CORRELATION or METRICS[column].unit != "percent" else 1
