@@ -284,7 +284,7 @@ def test_claims_are_decided_over_the_runs_of_a_group(tmp_path):
     """Those of scores by all runs at once, whichever images each has; what the runs' stages decided is counted."""
     verdicts = {"FastCAM has the highest SUM": "holds"}, {"FastCAM has the highest SUM": "undecided"}
     for seed in range(3):
-        told = {claim: {"verdict": verdict, "here": "a; b"} for claim, verdict in verdicts[seed // 2].items()}
+        told = {claim: {"verdict": each, "here": "a; b", "p": None} for claim, each in verdicts[seed // 2].items()}
         parts = {"remove_and_retrain": {"claims": told, "run": {"data": "birds 01", "target": "net 02"}}}
         gradient = scores(0.1, 0.01, seed, ("grad_cam_plus_plus",), range(seed, IMAGES + seed))
         frame = pandas.concat([scores(0.0, 0.01, seed + 9, ("grad_cam",), range(seed, IMAGES + seed)), gradient])

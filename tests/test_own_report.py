@@ -37,7 +37,7 @@ def project(tmp_path_factory):
     """A project with a run of its own, and beside it a network saved as a checkpoint."""
     root = tmp_path_factory.mktemp("beside") / "project"
     root.mkdir()
-    for name in ("notebooks", "data"):
+    for name in ("notebooks", "data", "docs"):
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
     for name in ("dvc.yaml", "params.yaml", "dvc.lock"):
         shutil.copy(ROOT / name, root)

@@ -171,7 +171,7 @@ def test_the_list_names_what_exists():
 def test_claims_of_another_run_are_not_told(tmp_path, found, told):
     """In their place stands of which run they are, and what to run; those of this run stand beside it."""
     run = {"data": "cars 1", "target": "net 3", "maps": "4"}
-    content = {"claims": {"best": {"verdict": "holds", "here": "+1"}}}
+    content = {"claims": {"best": {"verdict": "holds", "here": "+1", "p": None}}}
     (tmp_path / "remove_and_retrain.json").write_text(json.dumps(content | ({"run": found} if found else {})))
     (tmp_path / "train_attention.json").write_text(json.dumps(content | {"run": {"data": "cars 1", "target": "net 3"}}))
     other, own = claims.of_reports(tmp_path, run)

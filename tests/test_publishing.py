@@ -188,6 +188,7 @@ def test_nothing_goes_that_no_stage_wrote(recorded, tmp_path):
         [".nojekyll", "index.html", "metrics.json", "figures.html"]
         + [path.relative_to(reports).as_posix() for path in figures.iterdir() if path.name not in ("key.jpg", "new")]
         + [f"notebooks/{path.name}" for path in (ROOT / "notebooks").glob("[01]*.ipynb")]
+        + [f"docs/{path.name}" for path in (ROOT / "docs").iterdir()]
     )
     assert goes.startswith(f"site/ holds {len(pushed(tmp_path))} files, ")
     assert all(name.rsplit("/", 1)[-1] in goes for name in pushed(tmp_path))

@@ -130,9 +130,9 @@ def _file_name_of(text: str) -> str:
 
 
 def _link(workspace: Path, project: Path, weights: Path | None):
-    """Lead from the workspace to what its stages read: the data and the notebooks of the project."""
+    """Lead from the workspace to what its stages read and their pages name: data, notebooks and docs of the project."""
     links = {f"data/{path.name}": path for path in (project / "data").iterdir() if path.name != "weights"}
-    links["data/weights"] = weights or project / "data" / "weights"
+    links |= {"data/weights": weights or project / "data" / "weights", "docs": project / "docs"}
     sources = stage.notebooks(project / "notebooks")
     links |= {f"notebooks/{sources[each].name}": sources[each] for each in STAGES}
     for name, path in links.items():
