@@ -67,7 +67,7 @@ lint: setup
 lock: setup ## pin anew what pyproject.toml asks for
 	uv pip compile -q --upgrade --universal --python-version 3.11 --all-extras --no-annotate --custom-compile-command "make lock" pyproject.toml -o requirements.lock
 
-readme: setup ## put the result table of the last run, and the kept runs beside it, into README.md
+readme: setup ## put the result table of the last run, and the kept runs beside it, into README.md; runs/README.md
 	python -m xai_utils.pipeline --readme
 
 networks-table: setup ## put which method explains which network into docs/networks.md; about 10 min

@@ -301,6 +301,20 @@ def test_claims_are_decided_over_the_runs_of_a_group(tmp_path):
     assert (alone[highest]["verdict"], alone[highest]["here"]) == ("undecided", "a; b")
 
 
+def test_the_list_of_kept_runs_has_their_verdicts(tmp_path):
+    """Each run with its seed, each claim of scores once, a column per group; a dash where its methods were not run."""
+    gradient = scores(0.5, 0.01, 1, ("grad_cam_plus_plus",))
+    frame = pandas.concat([scores(0.0, 0.01, 2, ("grad_cam",)), gradient])
+    keep(
+        tmp_path, "b3", seed=3, frame=frame.rename(columns={"insertion": "box_average_precision"}).assign(insertion=0.5)
+    )
+    keep(tmp_path, "cars", frame=scores(), data="cars 05", md5="d5")
+    lines = compare.markdown(tmp_path).splitlines()
+    assert [line.endswith(" | 3 |") for line in lines if "](b3/)" in line] == [True]
+    assert "| claim | b3 (one training) | cars (one training) |" in lines
+    assert "| DGLE: Grad-CAM++ explains better than Grad-CAM (M_I) | holds | – |" in lines
+
+
 def test_a_run_that_is_not_kept_is_named(tmp_path):
     """Which there are is said; where none is kept, how to keep one; a damaged run and missing tables are named."""
     with pytest.raises(compare.CompareError, match=r"no run is kept in runs/; keep one with: make keep NAME=pets"):

@@ -260,3 +260,5 @@ def test_the_readme_shows_the_committed_results(tmp_path):
     held = git.output(ROOT, "archive", "--format=zip", "HEAD", *names)
     zipfile.ZipFile(io.BytesIO(held)).extractall(tmp_path)
     assert runs == beside.markdown(tmp_path)
+    told = committed("runs/README.md")
+    assert all(f"| [{name}]({name}/) | {kept.in_words(about)} |" in told for name, about in kept.kept(tmp_path).items())

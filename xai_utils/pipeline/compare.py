@@ -26,6 +26,20 @@ from xai_utils.pipeline import kept, recorded, site
 from xai_utils.pipeline.project import begin_in_utf_8, enter_project
 
 PUBLISHED = Path("data/published")
+LISTED = """# Kept runs
+
+Numbers of whole runs (`make keep`); `make readme` writes this page. `make compare` shows by which numbers each verdict
+was reached, and the papers' tables with a column for each data set.
+
+{runs}
+
+## What the papers claim
+
+By direction alone; [docs/papers.md](../docs/papers.md#what-the-papers-claim) has the claims' places in print, the
+rivals, and what a verdict means. –: the methods were not run.
+
+{claims}
+"""
 SHARED = 0.5  # runs are paired where they explain so large a share of each other's images, for the same class
 
 
@@ -319,6 +333,33 @@ def moved(one: dict, other: dict) -> dict:
     return {"rows": rows, "tested": len(tests), "images": len(same) if paired else 0}
 
 
+def markdown(root: Path) -> str:
+    """All kept runs and the papers' claims over them, as Markdown: runs/README.md, which `make readme` writes."""
+    runs = chosen(root)
+    groups = grouped(runs)
+    verdicts = {name: claimed(group) for name, group in groups.items()}
+    told = [
+        (f"[{name}]({name}/)", kept.in_words(about), _options({name: about})["seed"]) for name, about in runs.items()
+    ]
+    rows = [
+        (f"{paper}: {claim}", *(verdicts[name].get((paper, claim), {}).get("verdict", "–") for name in groups))
+        for paper, claim in _listed(verdicts)
+    ]
+    return LISTED.format(runs=_lines(("run", "of what", "seed"), told), claims=_lines(("claim", *groups), rows))
+
+
+def _listed(verdicts: dict) -> list[tuple]:
+    """(paper, claim) of all that some group has, in the order of the papers' list."""
+    found = dict.fromkeys(claim for rows in verdicts.values() for claim in rows)
+    named = [(claim.paper, claim.text) for claim in claims.CLAIMS if (claim.paper, claim.text) in found]
+    return list(dict.fromkeys([*named, *found]))
+
+
+def _lines(heads, rows) -> str:
+    """A Markdown table."""
+    return "\n".join(f"| {' | '.join(map(str, row))} |" for row in (heads, ["---"] * len(heads), *rows))
+
+
 def build(root: Path, names=()) -> Path:
     """Write the page of the kept runs called `names`, or of all."""
     runs = chosen(root, names)
@@ -342,7 +383,7 @@ def build(root: Path, names=()) -> Path:
         told={name: kept.in_words(about) for name, about in runs.items()},
         tables=list(paper_tables(groups, summaries, root / PUBLISHED)),
         all=all_scores(summaries),
-        claims=list(dict.fromkeys(claim for rows in verdicts.values() for claim in rows)),
+        claims=_listed(verdicts),
         verdicts=verdicts,
         pairs=pairs,
     )
