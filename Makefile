@@ -69,6 +69,7 @@ lock: setup ## pin anew what pyproject.toml asks for
 
 readme: setup ## put the result table of the last run, and the kept runs beside it, into README.md; runs/README.md
 	python -m xai_utils.pipeline --readme
+	python -m xai_utils.pipeline.compare --list
 
 networks-table: setup ## put which method explains which network into docs/networks.md; about 10 min
 	python tests/networks_table.py

@@ -1,6 +1,7 @@
 """Kept runs on one page: the papers' tables with a column per data set, scores, claims, and what parts two runs.
 
 python -m xai_utils.pipeline.compare [NAME ...]
+python -m xai_utils.pipeline.compare --list     runs/README.md: the runs and their verdicts
 
 Runs that differ in nothing but the seed are one group, with intervals over seeds and images. A group is a dict, name ->
 what `kept.kept` says of a run, and its "folder"; a score is a dict mean, low, high, or mean alone.
@@ -395,10 +396,14 @@ def main():
     begin_in_utf_8()
     parser = argparse.ArgumentParser(prog="python -m xai_utils.pipeline.compare", description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help="of runs that are kept; all where none is named")
-    chosen_names = parser.parse_args().names
+    parser.add_argument("--list", action="store_true", help="write runs/README.md instead, where a run is kept")
+    asked = parser.parse_args()
     try:
         enter_project()
-        print(f"open {build(Path(), chosen_names)}")
+        if not asked.list:
+            print(f"open {build(Path(), asked.names)}")
+        elif kept.kept(Path()):
+            write_text(kept.FOLDER / "README.md", markdown(Path()))
     except (OSError, ValueError) as error:
         sys.exit(str(error))
 

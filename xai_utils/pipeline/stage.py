@@ -279,10 +279,8 @@ def main():
         elif chosen.headlines:
             print("\n".join(terminal.headlines(REPORTS)))
         elif chosen.readme:
-            from xai_utils.pipeline import beside, compare, kept
+            from xai_utils.pipeline import beside
 
-            if kept.kept(Path()):
-                files.write_text(kept.FOLDER / "README.md", compare.markdown(Path()))
             results = headline(json.loads((REPORTS / "metrics.json").read_bytes()))
             report.update_readme(Path("README.md"), results=results, runs=beside.markdown(Path()))
         else:
