@@ -112,6 +112,7 @@ def test_scores_are_complete_and_within_range(finished):
     assert summary["methods"]["random"]["passes"] == 0
     speed = json.loads((finished / "reports" / "measure_speed.json").read_text())
     assert all(row["frames per second"] > 0 for row in speed["methods"].values())
+    assert speed["methods"]["plain pass"]["passes"] is None
 
 
 def test_a_wrong_method_stops_the_stage_before_work(finished):
