@@ -16,7 +16,7 @@ from reported import project
 from scipy import stats
 
 from xai_utils.papers import claims
-from xai_utils.pipeline import compare, kept, site
+from xai_utils.pipeline import compare, kept, pooling, site
 
 METRICS = {"insertion": ("Insertion", "↑"), "deletion": ("Deletion", "↓")}
 IMAGES = 12
@@ -85,8 +85,8 @@ def shown(table):
 
 def tables(root, *names):
     """Title -> what `paper_tables` shows of these runs."""
-    groups = compare.grouped(compare.chosen(root, names))
-    summaries = {name: compare.scored(group) for name, group in groups.items()}
+    groups = pooling.grouped(pooling.chosen(root, names))
+    summaries = {name: pooling.scored(group) for name, group in groups.items()}
     found = compare.paper_tables(groups, summaries, ROOT / "data" / "published")
     return {table["title"]: shown(table) for table in found}
 
@@ -102,8 +102,8 @@ def test_runs_that_differ_in_the_seed_alone_are_one_group(tmp_path):
     about["parameters"]["evaluate"]["rows"]["rise"]["masks"] = 499
     (folder / "run.json").write_text(json.dumps(about))
     keep(tmp_path, "smaller", seed=5, parts={"prepare_data": {"validation": 3, "run": {"data": "birds 05"}}})
-    runs = compare.chosen(tmp_path, ["b0", "b1", "b2", "again", "other", "fewer", "smaller"])
-    groups = {heading: list(group) for heading, group in compare.grouped(runs).items()}
+    runs = pooling.chosen(tmp_path, ["b0", "b1", "b2", "again", "other", "fewer", "smaller"])
+    groups = {heading: list(group) for heading, group in pooling.grouped(runs).items()}
     alone = {f"{name} (one training)": [name] for name in ("again", "other", "fewer", "smaller")}
     assert groups == {"b0 (3 seeds)": ["b0", "b1", "b2"]} | alone
 
@@ -116,7 +116,7 @@ def test_intervals_resample_runs_and_images():
         for run, names in enumerate([list("abcdef"), list("cdefgh"), list("uvwxyz")])
     ]
     frames[1].loc["c", "m"] = np.nan
-    found = compare.pooled(frames, seed=4, resamples=300, confidence=0.9)
+    found = pooling.pooled(frames, seed=4, resamples=300, confidence=0.9)
     assert list(found) == ["m"]
     images = list("abcdefghuvwxyz")
     draws, means = np.random.default_rng(4), []
@@ -137,10 +137,10 @@ def test_an_interval_of_several_seeds_is_wider_than_that_of_their_images():
     """Three runs that agree on every image say what one says; where they differ, the interval grows."""
     one = pandas.DataFrame({"m": np.arange(20.0)})
     options = {"seed": 0, "resamples": 2000}
-    alone, same = compare.pooled([one], **options)["m"], compare.pooled([one] * 3, **options)["m"]
+    alone, same = pooling.pooled([one], **options)["m"], pooling.pooled([one] * 3, **options)["m"]
     assert same["mean"] == alone["mean"] == 9.5
     assert same["high"] - same["low"] == pytest.approx(alone["high"] - alone["low"], rel=0.1)
-    apart = compare.pooled([one - 8, one, one + 8], **options)["m"]
+    apart = pooling.pooled([one - 8, one, one + 8], **options)["m"]
     assert apart["mean"] == 9.5
     assert apart["high"] - apart["low"] > 1.5 * (alone["high"] - alone["low"])
 
@@ -149,8 +149,8 @@ def test_scores_of_a_group_are_those_that_all_its_runs_have(tmp_path):
     """The mean of the runs' means; a method of one run alone is left out; one run says what its metrics.json says."""
     keep(tmp_path, "b0", frame=scores(0.0))
     keep(tmp_path, "b1", frame=scores(0.2, methods=("akd", "rise")), seed=1)
-    [(heading, group)] = compare.grouped(compare.chosen(tmp_path)).items()
-    found = compare.scored(group)
+    [(heading, group)] = pooling.grouped(pooling.chosen(tmp_path)).items()
+    found = pooling.scored(group)
     assert list(found["methods"]) == ["akd", "rise"]
     about = found["methods"]["akd"]["insertion"]
     assert about["mean"] == pytest.approx(np.arange(IMAGES).mean() / 20 + 0.1)
@@ -159,8 +159,8 @@ def test_scores_of_a_group_are_those_that_all_its_runs_have(tmp_path):
     assert [row["method"] for row in table["rows"]] == ["rise"]
     assert table["others"] == ["akd", "lime"]
     assert shown(table)["rise", "Insertion, other\N{NO-BREAK SPACE}↑"] == ("–", "")
-    alone = compare.chosen(tmp_path, ["b1"])
-    assert compare.scored(alone) == alone["b1"]["summary"]
+    alone = pooling.chosen(tmp_path, ["b1"])
+    assert pooling.scored(alone) == alone["b1"]["summary"]
 
 
 def test_what_a_run_lacks_is_a_dash(tmp_path):
@@ -190,8 +190,8 @@ def test_the_interval_of_top_1_is_that_of_its_images(tmp_path):
     parts = {"finetune_target": {"top1": 0.75, "images": 40}}
     for name, seed in (("b0", 0), ("b1", 1)):
         keep(tmp_path, name, seed=seed, parts=parts)
-    runs = compare.chosen(tmp_path)
-    alone, both = compare.accuracies({"b0": runs["b0"]}), compare.accuracies(runs)
+    runs = pooling.chosen(tmp_path)
+    alone, both = pooling.accuracies({"b0": runs["b0"]}), pooling.accuracies(runs)
     exact = stats.binomtest(30, 40).proportion_ci(0.95)
     assert (alone["target"]["low"], alone["target"]["high"]) == pytest.approx((exact.low, exact.high))
     assert both["target"]["mean"] == 0.75
@@ -230,7 +230,7 @@ def test_what_differs_is_named(tmp_path):
     about["parameters"]["evaluate"]["rows"] = {"rise": {"masks": 9}, "lime": {"samples": 5}}
     (folder / "run.json").write_text(json.dumps(about))
     keep(tmp_path, "three", revision={}, hashes={})
-    runs = compare.chosen(tmp_path)
+    runs = pooling.chosen(tmp_path)
     found = compare.differences(runs["one"], runs["two"])
     masks, samples = {"evaluate.rows.rise.masks": ("500", "9")}, {"evaluate.rows.lime.samples": ("–", "5")}
     assert found["parameters"] == masks | samples
@@ -249,7 +249,7 @@ def test_scores_that_moved_are_found_by_pairs_of_images(tmp_path):
     elsewhere = scores(0.05, noise=0.002, seed=1)
     keep(tmp_path, "three", frame=elsewhere, data="birds 02")
     keep(tmp_path, "four", frame=elsewhere.assign(target=1))
-    runs = compare.chosen(tmp_path)
+    runs = pooling.chosen(tmp_path)
     found = compare.moved(runs["one"], runs["two"])
     assert (found["tested"], found["images"]) == (6, IMAGES)
     assert [(row["method"], row["metric"]) for row in found["rows"]] == [
@@ -271,7 +271,7 @@ def test_means_of_other_images_that_differ_are_found(tmp_path):
     keep(tmp_path, "three", frame=scores(0.2), data="pets 04")
     keep(tmp_path, "four", frame=scores(0.2, methods=("akd",)), data="pets 05")
     keep(tmp_path, "plain", frame=scores())
-    runs = compare.chosen(tmp_path)
+    runs = pooling.chosen(tmp_path)
     found = compare.moved(runs["one"], runs["two"])
     assert [(row["method"], row["metric"]) for row in found["rows"]] == [("akd", "insertion")]
     assert (found["tested"], found["images"]) == (2, 0)
@@ -291,8 +291,8 @@ def test_claims_are_decided_over_the_runs_of_a_group(tmp_path):
         frame = pandas.concat([scores(0.0, 0.01, seed + 9, ("grad_cam",), range(seed, IMAGES + seed)), gradient])
         frame = frame.rename(columns={"insertion": "box_average_precision"}).assign(insertion=0.5)
         keep(tmp_path, f"b{seed}", seed=seed, frame=frame, parts=parts)
-    runs = compare.chosen(tmp_path)
-    both, alone = compare.claimed(runs), compare.claimed({"b2": runs["b2"]})
+    runs = pooling.chosen(tmp_path)
+    both, alone = pooling.claimed(runs), pooling.claimed({"b2": runs["b2"]})
     plus_plus = ("DGLE", "Grad-CAM++ explains better than Grad-CAM (M_I)")
     assert both[plus_plus]["verdict"] == "holds"
     assert "+0.1" in both[plus_plus]["here"]
@@ -310,7 +310,7 @@ def test_the_list_of_kept_runs_has_their_verdicts(tmp_path):
         tmp_path, "b3", seed=3, frame=frame.rename(columns={"insertion": "box_average_precision"}).assign(insertion=0.5)
     )
     keep(tmp_path, "cars", frame=scores(), data="cars 05", md5="d5")
-    lines = compare.markdown(tmp_path).splitlines()
+    lines = pooling.markdown(tmp_path).splitlines()
     assert [line.endswith(" | 3 |") for line in lines if "](b3/)" in line] == [True]
     assert "| claim | b3 (one training) | cars (one training) |" in lines
     assert "| DGLE: Grad-CAM++ explains better than Grad-CAM (M_I) | holds | – |" in lines
@@ -318,13 +318,13 @@ def test_the_list_of_kept_runs_has_their_verdicts(tmp_path):
 
 def test_a_run_that_is_not_kept_is_named(tmp_path):
     """Which there are is said; where none is kept, how to keep one; a damaged run and missing tables are named."""
-    with pytest.raises(compare.CompareError, match=r"no run is kept in runs/; keep one with: make keep NAME=pets"):
+    with pytest.raises(pooling.CompareError, match=r"no run is kept in runs/; keep one with: make keep NAME=pets"):
         compare.build(tmp_path)
     keep(tmp_path, "one")
     folder = keep(tmp_path, "two")
-    with pytest.raises(compare.CompareError, match=r"no run is kept as 'six', 'x'; choose among one, two$"):
+    with pytest.raises(pooling.CompareError, match=r"no run is kept as 'six', 'x'; choose among one, two$"):
         compare.build(tmp_path, ["one", "six", "x"])
-    with pytest.raises(compare.CompareError, match=r"data/published, the printed numbers, is missing; .* make data"):
+    with pytest.raises(pooling.CompareError, match=r"data/published, the printed numbers, is missing; .* make data"):
         compare.build(tmp_path)
     (folder / "metrics.json").write_text("{}")
     with pytest.raises(kept.KeptError, match=r"runs/two: metrics.json is not what was kept"):
@@ -356,7 +356,7 @@ def test_the_page_has_what_it_promises(compared):
     assert "pets (2 seeds)" in text
     assert "scale &lt;b&gt;bold&lt;/b&gt;" in text
     assert "&lt;br&gt;" not in text
-    found, listed = compare.claimed(compare.chosen(compared)), [(each.paper, each.text) for each in claims.CLAIMS]
+    found, listed = pooling.claimed(pooling.chosen(compared)), [(each.paper, each.text) for each in claims.CLAIMS]
     table = text[text.index("What the papers claim") : text.index("by which numbers")]
     assert re.findall(r'<th scope="row">([^<]+)', table) == [
         f"{paper}: {escape(claim)}" for paper, claim in listed if (paper, claim) in found

@@ -1,0 +1,204 @@
+"""Kept runs as groups: what differs in nothing but the seed is one, with intervals over seeds and images.
+
+A group is a dict, name -> what `kept.kept` says of a run, and its "folder"; a score is a dict mean, low, high, or mean
+alone.
+"""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pandas
+
+from xai_utils.evaluation.scores import same_images
+from xai_utils.metrics.statistics import summary
+from xai_utils.papers import claims
+from xai_utils.pipeline import kept
+
+LISTED = """# Kept runs
+
+Numbers of whole runs (`make keep`); `make readme` writes this page. `make compare` shows by which numbers each verdict
+was reached, and the papers' tables with a column for each data set.
+
+{runs}
+
+## What the papers claim
+
+By direction alone; [docs/papers.md](../docs/papers.md#what-the-papers-claim) has the claims' places in print, the
+rivals, and what a verdict means. –: the methods were not run.
+
+{claims}
+"""
+
+
+class CompareError(ValueError):
+    """There is nothing to compare, or no run is kept under a name."""
+
+
+def chosen(root: Path, names=()) -> dict[str, dict]:
+    """The kept runs called `names`, each once and in their order; all where none is named."""
+    runs = {name: about | {"folder": root / kept.FOLDER / name} for name, about in kept.kept(root).items()}
+    if not runs:
+        raise CompareError(f"no run is kept in {kept.FOLDER}/; keep one with: make keep NAME=pets")
+    if unknown := [name for name in names if name not in runs]:
+        raise CompareError(f"no run is kept as {', '.join(map(repr, unknown))}; choose among {', '.join(runs)}")
+    return {name: runs[name] for name in names or runs}
+
+
+def grouped(runs: dict[str, dict]) -> dict[str, dict]:
+    """Heading -> group: runs on the same data set that have all parameters in common but the seed.
+
+    A second run with the same seeds is no other training: it goes into another group.
+    """
+    found, seen = {}, Counter()
+    for name, about in runs.items():
+        given, prepared = about["parameters"], numbers_of(about, "prepare_data")
+        sizes = [prepared.get(name) for name in ("classes", "train", "validation")]
+        data = about["hashes"].get("data", {}).get(given["prepare_data"]["dataset"])
+        same = json.dumps([data, sizes, {key: each | {"seed": None} for key, each in given.items()}], sort_keys=True)
+        seeds = json.dumps([each.get("seed") for each in given.values()])
+        found.setdefault((same, seen[same, seeds]), {})[name] = about
+        seen[same, seeds] += 1
+    return {_heading(*group): group for group in found.values()}
+
+
+def _heading(name, *others):
+    return f"{name} ({len(others) + 1} seeds)" if others else f"{name} (one training)"
+
+
+def pooled(tables: list[pandas.DataFrame], *, seed, confidence=0.95, resamples=2000) -> dict[str, dict]:
+    """Column -> score, of those that all `tables` have: the mean of the runs' means, its interval over runs and images.
+
+    A table is a run, a row an image. Each resample draws runs and images with replacement (percentile bootstrap), rows
+    of one number in all runs at once: they are the same image, or at random one of each where each run has its own.
+    """
+    columns = [name for name in tables[0] if all(name in each and each[name].notna().any() for each in tables)]
+    images = list(dict.fromkeys(image for each in tables for image in each.index))
+    values = np.stack([each.reindex(index=images, columns=columns).to_numpy(float) for each in tables])
+    generator, there = np.random.default_rng(seed), ~np.isnan(values)  # (runs, images, columns)
+    runs, drawn = (generator.multinomial(n, np.full(n, 1 / n), size=resamples) for n in values.shape[:2])
+    with np.errstate(invalid="ignore"):  # a resample that has no image of a run is left out
+        means = np.tensordot(drawn, np.nan_to_num(values), (1, 1)) / np.tensordot(drawn, there, (1, 1))
+    means = np.einsum("br,brc->bc", runs / len(tables), means)  # (resamples, columns)
+    low, high = np.nanquantile(means, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
+    parts = {"mean": np.nanmean(values, axis=1).mean(0), "low": low, "high": high}
+    return pandas.DataFrame(parts, index=columns).to_dict("index")
+
+
+def options_of(group):
+    """Seed, confidence and resamples of a group's intervals: those of its first run."""
+    given = next(iter(group.values()))["parameters"]["evaluate"]
+    return {"seed": given["seed"]} | given["intervals"]
+
+
+def numbers_of(about, stage):
+    """What a stage wrote; {} where the run has nothing of it."""
+    file = about["folder"] / f"{stage}.json"
+    return json.loads(file.read_bytes()) if file.is_file() else {}
+
+
+def scored(group: dict) -> dict:
+    """The "metrics" and "methods" of a group as metrics.json has them of a run; of several, what all of them have."""
+    summaries = [about["summary"] for about in group.values()]
+    if len(group) == 1:
+        return summaries[0]
+    metrics = {
+        key: about for key, about in summaries[0]["metrics"].items() if all(key in s["metrics"] for s in summaries)
+    }
+    frames, methods = [kept.scores(about["folder"]) for about in group.values()], {}
+    for metric in metrics:
+        for method, score in pooled([same_images(frame, metric)[0] for frame in frames], **options_of(group)).items():
+            methods.setdefault(method, {})[metric] = score
+    return {"metrics": metrics, "methods": methods}
+
+
+def accuracies(group: dict) -> dict[str, dict]:
+    """AKD's Table 2, row -> score, of the rows that all runs have.
+
+    Runs keep how many images were right, not which. They are taken to be the same ones in each run: the widest interval
+    that the numbers allow.
+    """
+    tables = {"target": [], "student": [], "agreement": []}
+    for about in group.values():
+        target, student = (
+            numbers_of(about, "finetune_target"),
+            numbers_of(about, "distill_surrogate").get("student", {}),
+        )
+        images = numbers_of(about, "prepare_data").get("validation")
+        shares = [(target.get("top1"), target.get("images"))]
+        shares += [(student.get(name), images) for name in ("validation_accuracy", "validation_agreement")]
+        for (row, found), (share, number) in zip(tables.items(), shares, strict=True):
+            if share is not None and number:
+                found.append(pandas.DataFrame({row: np.arange(number) < round(share * number)}))
+    found = {row: each for row, each in tables.items() if len(each) == len(group)}
+    if len(group) == 1:
+        return {row: summary(each[0][row], hit=1, **options_of(group)) for row, each in found.items()}
+    return {row: pooled(each, **options_of(group))[row] for row, each in found.items()}
+
+
+def layer_values(group: dict) -> dict:
+    """Top-1 of the layers' conditions as `fastcam.resampled` gives it: the runs' mean, then that of resampled runs.
+
+    Images are not resampled, for runs do not keep which of them were right. {} where no condition is in all runs.
+    """
+    found = [numbers_of(about, "remove_and_retrain").get("accuracy", {}) for about in group.values()]
+    options, number, values = options_of(group), len(group), {}
+    generator = np.random.default_rng(options["seed"])
+    runs = generator.multinomial(number, np.full(number, 1 / number), size=options["resamples"]) / number
+    for key in found[0]:
+        level, mode, place = key.split("/", 2)
+        if level == "layer" and all(key in each for each in found):
+            top1 = np.array([each[key] for each in found])
+            values[level, mode, *place.rsplit("/", 1)] = np.concatenate([[top1.mean()], runs @ top1])
+    return values
+
+
+def claimed(group: dict) -> dict[tuple, dict]:
+    """(paper, claim) -> row with verdict and here: of scores over all runs of the group, of the rest from each run.
+
+    Where several runs decide each by themselves, the verdict says how often each was found. Images that are not the
+    same numbers in all runs are numbered anew: as good as any other pairs of images of two runs.
+    """
+    frames, rest = {name: kept.scores(about["folder"]) for name, about in group.items()}, {}
+    if len({tuple(sorted(frame["image"].unique())) for frame in frames.values()}) > 1:
+        frames = {name: frame.assign(image=frame["image"].rank(method="dense")) for name, frame in frames.items()}
+    told = {(row["paper"], row["claim"]): row for row in claims.of_runs(frames, **options_of(group))}
+    for name, about in group.items():
+        passes = {method: row["passes"] for method, row in about["summary"]["methods"].items()}
+        for row in claims.of_passes(passes) + claims.of_reports(about["folder"], about["summary"]["run"]):
+            rest.setdefault((row["paper"], row["claim"]), {})[name] = row
+    for claim, rows in rest.items():
+        counts = Counter(row["verdict"] for row in rows.values())
+        told[claim] = next(iter(rows.values())) if len(group) == 1 else {
+            "verdict": ", ".join(f"{verdict} {number}" for verdict, number in counts.items()),
+            "here": "; ".join(f"{name}: {row['here']}" for name, row in rows.items()),
+        }  # fmt: skip
+    return told
+
+
+def markdown(root: Path) -> str:
+    """All kept runs and the papers' claims over them, as Markdown: runs/README.md, which `make readme` writes."""
+    runs = chosen(root)
+    groups = grouped(runs)
+    verdicts = {name: claimed(group) for name, group in groups.items()}
+    told = [
+        (f"[{name}]({name}/)", kept.in_words(about), options_of({name: about})["seed"]) for name, about in runs.items()
+    ]
+    rows = [
+        (f"{paper}: {claim}", *(verdicts[name].get((paper, claim), {}).get("verdict", "–") for name in groups))
+        for paper, claim in claims_of(verdicts)
+    ]
+    return LISTED.format(runs=_lines(("run", "of what", "seed"), told), claims=_lines(("claim", *groups), rows))
+
+
+def claims_of(verdicts: dict) -> list[tuple]:
+    """(paper, claim) of all that some group has, in the order of the papers' list."""
+    found = dict.fromkeys(claim for rows in verdicts.values() for claim in rows)
+    named = [(claim.paper, claim.text) for claim in claims.CLAIMS if (claim.paper, claim.text) in found]
+    return list(dict.fromkeys([*named, *found]))
+
+
+def _lines(heads, rows) -> str:
+    """A Markdown table."""
+    return "\n".join(f"| {' | '.join(map(str, row))} |" for row in (heads, ["---"] * len(heads), *rows))
