@@ -287,6 +287,7 @@ def test_the_readme_shows_runs_side_by_side(copy, tmp_path, monkeypatch):
     assert list(rows) == [f"`{name}`" for name in beside.METHODS]
     assert rows["`rise`"][:2] == ["**1.000** [1.000, 1.000]", "0.250 [0.250, 0.250]"]
     assert [sum("**" in row[n] for row in rows.values()) for n in range(5)] == [1] * 5
+    assert "](runs/pets/)" in text  # a link that a line breaks is none
     said = " ".join(text.split())
     assert "birds: 60 held-out images of birds at 96 pixels" in said
     assert "[pets](runs/pets/): 60 held-out images of birds at 128 pixels" in said

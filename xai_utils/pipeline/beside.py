@@ -41,7 +41,7 @@ def markdown(root: Path) -> str:
     links = {name: f"[{name}]({kept.FOLDER}/{name}/)" for name in others}
     told = "; ".join(f"{links.get(name, name)}: {kept.in_words(about)}" for name, about in runs.items())
     head = f"The same methods on other images: means with intervals, the best of these rows bold. {told}."
-    return f"{textwrap.fill(head, 120, break_long_words=False)}\n\n{table}\n\n{_claims(runs)}"
+    return f"{textwrap.fill(head, 120, break_long_words=False, break_on_hyphens=False)}\n\n{table}\n\n{_claims(runs)}"
 
 
 def _one_of_each(runs):
