@@ -121,10 +121,8 @@ def accuracies(group: dict) -> dict[str, dict]:
     """
     tables = {"target": [], "student": [], "agreement": []}
     for about in group.values():
-        target, student = (
-            numbers_of(about, "finetune_target"),
-            numbers_of(about, "distill_surrogate").get("student", {}),
-        )
+        target = numbers_of(about, "finetune_target")
+        student = numbers_of(about, "distill_surrogate").get("student", {})
         images = numbers_of(about, "prepare_data").get("validation")
         shares = [(target.get("top1"), target.get("images"))]
         shares += [(student.get(name), images) for name in ("validation_accuracy", "validation_agreement")]
