@@ -14,7 +14,7 @@ from xai_utils.evaluation.scores import score_methods
 from xai_utils.explainers.attention_gate import amg
 from xai_utils.explainers.cam import grad_cam
 from xai_utils.metrics import METRICS
-from xai_utils.metrics.statistics import FAILS, HOLDS, decide, paired_test
+from xai_utils.metrics.statistics import FAILS, HOLDS, decide, holm, paired_test
 from xai_utils.networks.attention_gate import GATE_INPUTS, OBJECTIVES
 from xai_utils.training.gate import fit_gate
 
@@ -65,9 +65,10 @@ def compared(scored: dict, *, seed, **intervals) -> pandas.DataFrame:
     """Rows variants, columns as of `scores_of`: mean [interval]; ▲ better, ▼ worse than Grad-CAM.
 
     The interval resamples trainings and images. A mark needs three trainings, or fixed gates, and a paired test over
-    trainings and images at 5 % that its interval agrees with (`statistics.decide`).
+    trainings and images at 5 %, after Holm's correction for all of the table, that its interval agrees with
+    (`statistics.decide`).
     """
-    rows = {}
+    rows, tests = {}, {}
     for name, frame in scored.items():
         rows[name] = {}
         for column in frame:
@@ -79,11 +80,14 @@ def compared(scored: dict, *, seed, **intervals) -> pandas.DataFrame:
             digits = 3 if column == CORRELATION or METRICS[column].unit != "percent" else 1
             about = paired_test(own, 0 * plain, seed=seed, **intervals)
             text = "{:.{d}f} [{:.{d}f}, {:.{d}f}]".format(*(about[k] for k in ("difference", "low", "high")), d=digits)
+            head = column if column == CORRELATION else METRICS[column].heading()
             if column != CORRELATION and name != "grad_cam" and (len(own) >= 3 or name.startswith("none")):
                 sign = 1 if METRICS[column].higher_is_better else -1
-                text += MARKS.get(decide(paired_test(sign * own, sign * plain, seed=seed, **intervals)), "")
-            rows[name][column if column == CORRELATION else METRICS[column].heading()] = text
+                tests[name, head] = paired_test(sign * own, sign * plain, seed=seed, **intervals)
+            rows[name][head] = text
         rows[name]["trainings"] = frame.index.get_level_values("training").nunique()
+    for (name, head), p in zip(tests, holm([test["p"] for test in tests.values()]), strict=True):
+        rows[name][head] += MARKS.get(decide(tests[name, head] | {"p": p}), "")
     return pandas.DataFrame.from_dict(rows, orient="index")
 
 
