@@ -92,7 +92,7 @@ def tables(root, *names):
 
 
 def test_runs_that_differ_in_the_seed_alone_are_one_group(tmp_path):
-    """Another parameter, other data under the same name, or the same seed again: another group, "one training"."""
+    """Another parameter, other data under the same name, or the same seed again: another group, "one run"."""
     for seed in range(3):
         keep(tmp_path, f"b{seed}", seed=seed, data=f"birds 0{seed}")
     keep(tmp_path, "again", seed=1)
@@ -104,7 +104,7 @@ def test_runs_that_differ_in_the_seed_alone_are_one_group(tmp_path):
     keep(tmp_path, "smaller", seed=5, parts={"prepare_data": {"validation": 3, "run": {"data": "birds 05"}}})
     runs = pooling.chosen(tmp_path, ["b0", "b1", "b2", "again", "other", "fewer", "smaller"])
     groups = {heading: list(group) for heading, group in pooling.grouped(runs).items()}
-    alone = {f"{name} (one training)": [name] for name in ("again", "other", "fewer", "smaller")}
+    alone = {f"{name} (one run)": [name] for name in ("again", "other", "fewer", "smaller")}
     assert groups == {"b0 (3 seeds)": ["b0", "b1", "b2"]} | alone
 
 
@@ -169,7 +169,7 @@ def test_what_a_run_lacks_is_a_dash(tmp_path):
     keep(tmp_path, "one", parts=prepared | {"finetune_target": {"top1": 0.9, "images": 20}})
     keep(tmp_path, "two", md5="d1", frame=scores(0.1, methods=("akd",)), parts={"finetune_target": {"top1": None}})
     found = tables(tmp_path)
-    one, two = "one (one training)", "two (one training)"
+    one, two = "one (one run)", "two (one run)"
     accuracy = found["AKD, Table 2: top-1, and how often the student answers as the target does"]
     assert [accuracy[row, one][0] for row in ("target", "student", "agreement")] == ["0.900", "0.800", "–"]
     assert {accuracy[row, two] for row in ("target", "student", "agreement")} == {("–", "")}
@@ -205,7 +205,7 @@ def test_fastcam_tables_pool_runs_and_conditions(tmp_path):
     keep(tmp_path, "alone", md5="d1", parts={"remove_and_retrain": conditions(smoe_scale=0.4)})
     keep(tmp_path, "other", md5="d2", parts={"remove_and_retrain": conditions(smoe_scale=0.4, mean=0.5)})
     found = tables(tmp_path, "b0", "b1", "alone", "other")
-    both, alone, other = "b0 (2 seeds)", "alone (one training)", "other (one training)"
+    both, alone, other = "b0 (2 seeds)", "alone (one run)", "other (one run)"
     table = found["FastCAM, Table 1: difference score"]
     # two layers, each KAR - 0.5: 0.4 of the mean 0.7, from 0.2 (0.6 drawn twice) to 0.6
     assert table["smoe_scale", both] == ("0.40", "0.20 – 0.60")
@@ -312,7 +312,7 @@ def test_the_list_of_kept_runs_has_their_verdicts(tmp_path):
     keep(tmp_path, "cars", frame=scores(), data="cars 05", md5="d5")
     lines = pooling.markdown(tmp_path).splitlines()
     assert [line.endswith(" | 3 |") for line in lines if "](b3/)" in line] == [True]
-    assert "| claim | b3 (one training) | cars (one training) |" in lines
+    assert "| claim | b3 (one run) | cars (one run) |" in lines
     assert "| DGLE: Grad-CAM++ explains better than Grad-CAM (M_I) | holds | – |" in lines
 
 

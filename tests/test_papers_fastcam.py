@@ -170,7 +170,7 @@ def test_claims_are_decided_by_intervals():
 def test_rivals_and_the_weakest_pair_are_named():
     """Of all rivals of FastCAM SMOE Scale with prior weights comes nearest: 5 percentages, twice 0.4 - 0.3 each."""
     found, _ = decided(separated)
-    ours = found.loc["FastCAM has the highest SUM", "ours"]
+    ours = found.loc["FastCAM has the highest SUM", "here"]
     assert ours.startswith("fastcam − smoe_prior = +1.00 [")
     assert "the weakest of 7: fastcam above random, gradient, guided_backprop" in ours
 
@@ -180,7 +180,7 @@ def test_networks_that_were_trained_once_decide_nothing():
     found, _ = decided(separated, repetitions=1)
     assert set(found["verdict"]) == {"one training"}
     assert found["p"].isna().all()
-    assert found["ours"].str.endswith("a verdict needs 3 repetitions of each training, here: 1").all()
+    assert found["here"].str.endswith("a verdict needs 3 repetitions of each training, here: 1").all()
 
 
 def test_masks_that_leak_the_class_decide_nothing():
@@ -195,11 +195,11 @@ def test_masks_that_leak_the_class_decide_nothing():
     assert (beside.loc["image", "above"], beside.loc["image", "significantly above"]) == (20, 10)
     assert set(found["verdict"]) == {"no verdict"}
     text = "masks leak the class: unmasked 0.50 lies below 20 of 80 masked cells, below 10 significantly; fastcam"
-    assert found.loc["FastCAM has the highest SUM", "ours"].startswith(text)
+    assert found.loc["FastCAM has the highest SUM", "here"].startswith(text)
     assert fastcam_claims.in_words(beside).count("No claim about") == 2
     guessing, given = decided(lambda *_: 0.1, unmasked=0.1)
     assert set(guessing["verdict"]) == {"no verdict"}
-    assert guessing["ours"].str.startswith("accuracies are within chance (0.10): 0.10 without masks, 80 of 80").any()
+    assert guessing["here"].str.startswith("accuracies are within chance (0.10): 0.10 without masks, 80 of 80").any()
 
 
 def test_repetitions_that_part_decide_nothing():

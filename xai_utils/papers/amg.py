@@ -11,6 +11,7 @@ import torch
 
 from xai_utils.explainers.attention_gate import amg
 from xai_utils.explainers.cam import CHANNEL_WEIGHTS, cam_maps, smooth_grad_cam_plus_plus
+from xai_utils.files import write_text
 from xai_utils.images import unit_range
 from xai_utils.metrics import METRICS
 from xai_utils.metrics.confidence import PERCENTS, PRINTED, all_scores
@@ -95,6 +96,13 @@ def confidence_scores(model, images, target, maps: dict, *, chunk=64) -> pandas.
     return pandas.concat(frames, ignore_index=True)
 
 
+def write_claimed(path, frame, images) -> None:
+    """What `claims` needs of `confidence_scores`, as tab separated text; `images`: their numbers in the data (N,)."""
+    metrics = [claim.metric for claim in CLAIMS if claim.source == GATES]
+    table = frame[["space", "layer", "method", "image", *metrics]].assign(image=np.asarray(images)[frame["image"]])
+    write_text(Path(path), table.to_csv(sep="\t", index=False, float_format="%.6g", lineterminator="\n"))
+
+
 def _cells(frame, metric, *, digits, seed, higher_is_better=True, **intervals) -> pandas.Series:
     """(space, layer, method) -> mean and interval; ▲ better, ▼ worse than Grad-CAM of that layer and space.
 
@@ -164,13 +172,14 @@ def differences(maps: dict) -> pandas.DataFrame:
     return pandas.DataFrame.from_dict(rows, orient="index").fillna("")
 
 
-def claims(frame, *, seed, **intervals) -> list[dict]:
+def claims(*frames, seed, **intervals) -> list[dict]:
     """What the paper says of its own method, in every space and layer of `confidence_scores`: rows as of `row_of`.
 
-    Empty where AMG was not scored.
+    `frames`: of one run, or of several with other seeds, of which what all have counts. Empty where AMG was not scored.
     """
-    parts = frame.groupby(["space", "layer"], sort=False)
-    settings = {f"{space}, {layer}": [part] for (space, layer), part in parts}
+    parts = [dict(tuple(frame.groupby(["space", "layer"], sort=False))) for frame in frames]
+    shared = [key for key in parts[0] if all(key in each for each in parts)]
+    settings = {", ".join(key): [each[key] for each in parts] for key in shared}
     rows = [row_of(claim, settings, seed=seed, **intervals) for claim in CLAIMS if claim.source == GATES]
     return [row for row in rows if row]
 

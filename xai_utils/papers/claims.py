@@ -291,7 +291,7 @@ def html(rows: list[dict]) -> str:
     for column in ("p", "p_holm"):
         frame[column] = [p_text(p) for p in frame[column]]
     frame = frame.rename(columns={"p_holm": "p, Holm"})
-    return frame.map(_lines).to_html(index=False, escape=False, border=0)
+    return frame.map(_lines).to_html(index=False, escape=False, border=0, classes="prose")
 
 
 def p_text(p) -> str:

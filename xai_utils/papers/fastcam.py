@@ -14,6 +14,7 @@ import pandas
 import torch
 
 from xai_utils.explainers.activation_statistics import STATISTICS
+from xai_utils.files import write_text
 from xai_utils.retraining import scores
 
 MODES = {"keep": "KAR", "remove": "ROAR"}
@@ -60,6 +61,30 @@ def printed(published, table: str) -> pandas.DataFrame:
     """A table of the paper from the folder `published`, its rows under our names."""
     frame = pandas.read_csv(Path(published) / f"fastcam_{table}.csv")
     return frame.assign(method=frame["method"].map(NAMES)).set_index("method")
+
+
+COLUMNS = ("level", "mode", "row", "place", "repetition", "hits")
+
+
+def write_records(path, records) -> None:
+    """As tab separated text: a line per training with its condition, its repetition, and its hits as 0 and 1."""
+    lines = [COLUMNS]
+    for record in records:
+        place = next((record[name] for name in ("layer", "percent") if record[name] is not None), "")
+        hits = "".join("01"[bool(hit)] for hit in record["hits"])
+        lines.append((record["level"], record["mode"], record["row"], place, record["repetition"], hits))
+    write_text(Path(path), "".join("\t".join(map(str, line)) + "\n" for line in lines))
+
+
+def read_records(path) -> list[dict]:
+    """The records that `write_records` wrote, but for the passes."""
+    frame, found = pandas.read_csv(path, sep="\t", dtype={"place": str, "hits": str}, keep_default_na=False), []
+    for line in frame.to_dict("records"):
+        place, hits = line.pop("place"), [int(hit) for hit in line.pop("hits")]
+        of_layer = line["level"] == "layer"
+        places = {"layer": place if of_layer else None, "percent": int(place) if place and not of_layer else None}
+        found.append(line | places | {"hits": hits})
+    return found
 
 
 def resampled(records, *, seed, resamples=2000) -> dict:
@@ -139,7 +164,9 @@ def printed_terms(published, score: str) -> dict[str, pandas.DataFrame]:
 
 
 def interval(values: np.ndarray, confidence: float) -> dict:
-    """value, low, high of (1 + resamples, …): the percentile interval of the resamples."""
+    """value, low, high of (1 + resamples, …): the percentile interval of the resamples, NaN where there is none."""
+    if len(values) == 1:
+        return {"value": values[0], "low": np.nan, "high": np.nan}
     low, high = np.quantile(values[1:], [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
     return {"value": values[0], "low": low, "high": high}
 

@@ -94,10 +94,47 @@ def in_words(beside: pandas.DataFrame) -> str:
     return " ".join(said)
 
 
-def claims(values: dict, records, published, *, chance, confidence=0.95) -> pandas.DataFrame:
-    """Rows claim, columns paper, ours, verdict, p; `values` from `fastcam.resampled` of the masked ones of `records`.
+def saturated(records, *, chance) -> str:
+    """Where the curves of the image level cannot tell maps apart, in words; "" without such a level.
 
-    A claim about rows that were not run is left out.
+    KAR is flat where the smallest share kept is already enough, ROAR is at its end where half the pixels removed leave
+    nothing that tells the class. Tests as in `beside_unmasked`, Holm's correction over the rows.
+    """
+    hits = {}
+    for record in records:
+        if record["level"] == "image" and record["mode"] != "none":
+            hits.setdefault((record["mode"], record["row"], record["percent"]), []).append(record["hits"])
+    means = {key: np.mean(each, 0) for key, each in hits.items()}  # (images,)
+    rows, percents = (list(dict.fromkeys(key[place] for key in means)) for place in (1, 2))
+    if len(percents) < 2:
+        return ""
+    least, most, half = min(percents), max(percents), min(percents, key=lambda percent: abs(percent - 50))
+    gaps = np.stack([means["keep", row, most] - means["keep", row, least] for row in rows])
+    tests = paired_tests(gaps, np.zeros(gaps.shape[1]), seed=0, resamples=2)  # no interval is read
+    pairs = zip(rows, tests, holm([test["p"] for test in tests]), strict=True)
+    rising = [row for row, test, p in pairs if test["difference"] > 0 and p < SIGNIFICANT]
+    at_end = [row for row in rows if _within_chance(means["remove", row, half], chance)]
+    text = f"KAR rises from {least} % to {most} % kept for {len(rising)} of {len(rows)} rows"
+    text += f" ({', '.join(rising)})" if rising else ""
+    if len(rising) < len(rows):
+        text += f": what the others mark is enough at {least} %"
+    return f"{text}. ROAR is within chance at {half} % removed for {len(at_end)} of {len(rows)} rows."
+
+
+def claims(values: dict, records, published, *, chance, confidence=0.95) -> pandas.DataFrame:
+    """Rows claim, columns paper (the printed numbers), and those of `decided`."""
+    found = {
+        text: {"paper": _in_print(next(claim for claim in CLAIMS if claim.text == text), values, published)} | row
+        for text, row in decided(values, records, chance=chance, confidence=confidence).items()
+    }
+    columns = ["paper", "here", "verdict", "p"]
+    return pandas.DataFrame.from_dict(found, orient="index", columns=columns, dtype=object).rename_axis("claim")
+
+
+def decided(values: dict, records, *, chance, confidence=0.95) -> dict[str, dict]:
+    """Claim -> here, verdict, p; `values` from `fastcam.resampled` of the masked ones of `records`.
+
+    The repetitions may be those of several runs. A claim about rows that were not run is left out.
     """
     masked = [record for record in records if record["mode"] != "none"]
     repetitions = sorted({record["repetition"] for record in masked})
@@ -107,7 +144,7 @@ def claims(values: dict, records, published, *, chance, confidence=0.95) -> pand
     for claim in (claim for claim in CLAIMS if claim.source == RETRAINING):
         level = "image" if claim.metric == "SUM" else "layer"
         if claim.metric not in own:
-            paper, ours, verdict, p = _never_negative(values, claim, published)
+            ours, verdict, p = _never_negative(values, claim)
         else:
             rows = own[claim.metric]
             [first, others] = [[name for name in rank if name in rows] for rank in claim.order]
@@ -115,24 +152,31 @@ def claims(values: dict, records, published, *, chance, confidence=0.95) -> pand
                 continue
             pairs = [(one, other) for one in first for other in others]
             tests = {pair: _test(own, alone, claim.metric, pair, confidence) for pair in pairs}
-            decided = _alike if claim.sign == 0 else decide_all
-            verdict, p = decided(list(tests.values()))
+            verdict, p = (_alike if claim.sign == 0 else decide_all)(list(tests.values()))
             weakest = min(tests, key=lambda pair: tests[pair]["difference"])
             shown = pairs if claim.sign == 0 else [weakest]
             ours = "; ".join(f"{' − '.join(pair)} = {_signed(tests[pair])}" for pair in shown)
             if len(pairs) > len(shown):
                 ours += f"; the weakest of {len(pairs)}: {first[0]} above {', '.join(others)}"
-            table, column = PAPER[claim.metric]
-            paper = printed(published, table)[column]
-            paper = _listed(paper.reindex([*first, *others]).dropna() if len(others) == 1 else paper.nlargest(2))
         if level in reasons:
             ours, verdict, p = f"{reasons[level]}; {ours}", NO_VERDICT, None
         elif len(repetitions) < TRAININGS:
             ours += f"; a verdict needs {TRAININGS} repetitions of each training, here: {len(repetitions)}"
             verdict, p = TOO_FEW, None
-        found[claim.text] = {"paper": paper, "ours": ours, "verdict": verdict, "p": p}
-    columns = ["paper", "ours", "verdict", "p"]
-    return pandas.DataFrame.from_dict(found, orient="index", columns=columns, dtype=object).rename_axis("claim")
+        found[claim.text] = {"here": ours, "verdict": verdict, "p": p}
+    return found
+
+
+def _in_print(claim, values, published):
+    """What the paper's own tables say of a claim, as text."""
+    if claim.metric not in PAPER:
+        frames = [pandas.concat(printed_terms(published, score), axis=1) for score in SCORES]
+        paper = [name for name in frames[0].index if all((frame.loc[name] > 0).all() for frame in frames)]
+        return f"Table 4:; {'; '.join(paper) or 'none'}"
+    table, column = PAPER[claim.metric]
+    paper, rows = printed(published, table)[column], {"random", *rows_of(values, "layer"), *rows_of(values, "image")}
+    first, others = ([name for name in rank if name in rows] for rank in claim.order)
+    return _listed(paper.reindex([*first, *others]).dropna() if len(others) == 1 else paper.nlargest(2))
 
 
 def html(claimed: pandas.DataFrame) -> str:
@@ -140,7 +184,7 @@ def html(claimed: pandas.DataFrame) -> str:
     lines = claimed.map(
         lambda cell: "<br>".join(map(escape, cell.split("; "))) if isinstance(cell, str) else p_text(cell)
     )
-    return lines.rename(index=escape).to_html(escape=False, border=0)
+    return lines.rename(index=escape).to_html(escape=False, border=0, classes="prose")
 
 
 def _scores(values):
@@ -183,15 +227,12 @@ def _alike(tests):
     return (FAILS if p < SIGNIFICANT else UNDECIDED), p
 
 
-def _never_negative(values, claim, published):
+def _never_negative(values, claim):
     """By the share of resamples in which just the claimed statistics score above 0 in every layer."""
     statistics, claimed = rows_of(values, "layer"), claim.order[0]
     positive = np.all([(terms(values, score) > 0).all(-1) for score in SCORES], axis=0)  # (1 + resamples, statistics)
     same = (positive == [name in claimed for name in statistics]).all(1)
     p = min(1.0, 2 * (1 + min(same[1:].sum(), (~same[1:]).sum())) / len(same))
     verdict = UNDECIDED if p >= SIGNIFICANT else HOLDS if same[0] else FAILS
-    frames = [pandas.concat(printed_terms(published, score), axis=1) for score in SCORES]
-    paper = [name for name in frames[0].index if all((frame.loc[name] > 0).all() for frame in frames)]
     ours = [name for name, above in zip(statistics, positive[0], strict=True) if above]
-    texts = [f"{where}:; {'; '.join(names) or 'none'}" for where, names in (("Table 4", paper), ("here", ours))]
-    return (*texts, verdict, p)
+    return f"above 0 in every layer: {', '.join(ours) or 'none'}", verdict, p

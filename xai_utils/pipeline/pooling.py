@@ -13,9 +13,10 @@ import pandas
 
 from xai_utils.evaluation.scores import same_images
 from xai_utils.metrics.statistics import summary
-from xai_utils.papers import claims
+from xai_utils.papers import amg, claims, fastcam, fastcam_claims
 from xai_utils.pipeline import kept
 
+CONDITION = ("level", "mode", "row", "layer", "percent")  # of a record of remove_and_retrain
 LISTED = """# Kept runs
 
 Numbers of whole runs (`make keep`); `make readme` writes this page. `make compare` shows by which numbers each verdict
@@ -64,7 +65,7 @@ def grouped(runs: dict[str, dict]) -> dict[str, dict]:
 
 
 def _heading(name, *others):
-    return f"{name} ({len(others) + 1} seeds)" if others else f"{name} (one training)"
+    return f"{name} ({len(others) + 1} seeds)" if others else f"{name} (one run)"
 
 
 def pooled(tables: list[pandas.DataFrame], *, seed, confidence=0.95, resamples=2000) -> dict[str, dict]:
@@ -135,38 +136,85 @@ def accuracies(group: dict) -> dict[str, dict]:
     return {row: pooled(each, **options_of(group))[row] for row, each in found.items()}
 
 
-def layer_values(group: dict) -> dict:
-    """Top-1 of the layers' conditions as `fastcam.resampled` gives it: the runs' mean, then that of resampled runs.
+def retrained(group: dict) -> list[dict]:
+    """The records of `retraining.experiment` of all runs, of the conditions that every run has; [] where one has none.
 
-    Images are not resampled, for runs do not keep which of them were right. {} where no condition is in all runs.
+    A repetition is a pair (name of the run, repetition there). Image n of a run counts as image n of each other run.
     """
-    found = [numbers_of(about, "remove_and_retrain").get("accuracy", {}) for about in group.values()]
-    options, number, values = options_of(group), len(group), {}
-    generator = np.random.default_rng(options["seed"])
-    runs = generator.multinomial(number, np.full(number, 1 / number), size=options["resamples"]) / number
-    for key in found[0]:
-        level, mode, place = key.split("/", 2)
-        if level == "layer" and all(key in each for each in found):
-            top1 = np.array([each[key] for each in found])
-            values[level, mode, *place.rsplit("/", 1)] = np.concatenate([[top1.mean()], runs @ top1])
-    return values
+    tables = {name: about["folder"] / f"{claims.RETRAINING}.tsv" for name, about in group.items()}
+    if not all(file.is_file() for file in tables.values()):
+        return []
+    found = {name: fastcam.read_records(file) for name, file in tables.items()}
+    conditions = [{tuple(each[key] for key in CONDITION) for each in records} for records in found.values()]
+    shared = set.intersection(*conditions)
+    return [
+        record | {"repetition": (name, record["repetition"])}
+        for name, records in found.items()
+        for record in records
+        if tuple(record[key] for key in CONDITION) in shared
+    ]
+
+
+def _masked(group, records):
+    options = {name: options_of(group)[name] for name in ("seed", "resamples")}
+    return fastcam.resampled([record for record in records if record["mode"] != "none"], **options)
+
+
+def layer_values(group: dict) -> dict:
+    """Top-1 of the layers' conditions as `fastcam.resampled` gives it, over images and runs.
+
+    Without resamples where a run keeps none of its `retrained` records, but accuracies alone; {} where no condition is
+    in all runs.
+    """
+    if records := retrained(group):
+        return {key: values for key, values in _masked(group, records).items() if key[0] == "layer"}
+    found = [numbers_of(about, claims.RETRAINING).get("accuracy", {}) for about in group.values()]
+    keys = [key for key in found[0] if key.startswith("layer/") and all(key in each for each in found)]
+    places = {key: tuple(key.split("/", 2)) for key in keys}
+    return {
+        (level, mode, *place.rsplit("/", 1)): np.array([np.mean([each[key] for each in found])])
+        for key, (level, mode, place) in places.items()
+    }
+
+
+def _on_common_images(frames: dict) -> dict:
+    """Frames with a column image; different ones are numbered anew, which is as good as any other pairs of runs."""
+    if len({tuple(sorted(frame["image"].unique())) for frame in frames.values()}) == 1:
+        return frames
+    return {name: frame.assign(image=frame["image"].rank(method="dense")) for name, frame in frames.items()}
+
+
+def _of_trainings(group: dict) -> list[dict]:
+    """What all runs together say of FastCAM's and AMG's claims: rows paper, claim, here, verdict, p.
+
+    None of a paper whose numbers a run has not kept.
+    """
+    options, rows = options_of(group), []
+    if records := retrained(group):
+        chance = 1 / numbers_of(next(iter(group.values())), "prepare_data")["classes"]
+        parts = {"chance": chance, "confidence": options["confidence"]}
+        decided = fastcam_claims.decided(_masked(group, records), records, **parts)
+        rows += [{"paper": "FastCAM", "claim": claim} | row for claim, row in decided.items()]
+    tables = {name: about["folder"] / f"{claims.GATES}.tsv" for name, about in group.items()}
+    if all(file.is_file() for file in tables.values()):
+        frames = {name: pandas.read_csv(file, sep="\t") for name, file in tables.items()}
+        rows += amg.claims(*_on_common_images(frames).values(), **options)
+    return rows
 
 
 def claimed(group: dict) -> dict[tuple, dict]:
-    """(paper, claim) -> row with verdict and here: of scores over all runs of the group, of the rest from each run.
+    """(paper, claim) -> row with verdict and here: over all runs of the group, as far as they keep what decides it.
 
-    Where several runs decide each by themselves, the verdict says how often each was found. Images that are not the
-    same numbers in all runs are numbered anew: as good as any other pairs of images of two runs.
+    Where several runs decide each by themselves, the verdict says how often each was found.
     """
-    frames, rest = {name: kept.scores(about["folder"]) for name, about in group.items()}, {}
-    if len({tuple(sorted(frame["image"].unique())) for frame in frames.values()}) > 1:
-        frames = {name: frame.assign(image=frame["image"].rank(method="dense")) for name, frame in frames.items()}
-    told = {(row["paper"], row["claim"]): row for row in claims.of_runs(frames, **options_of(group))}
+    frames, rest = _on_common_images({name: kept.scores(about["folder"]) for name, about in group.items()}), {}
+    rows = claims.of_runs(frames, **options_of(group)) + (_of_trainings(group) if len(group) > 1 else [])
+    told = {(row["paper"], row["claim"]): row for row in rows}
     for name, about in group.items():
         passes = {method: row["passes"] for method, row in about["summary"]["methods"].items()}
         for row in claims.of_passes(passes) + claims.of_reports(about["folder"], about["summary"]["run"]):
             rest.setdefault((row["paper"], row["claim"]), {})[name] = row
-    for claim, rows in rest.items():
+    for claim, rows in ((claim, rows) for claim, rows in rest.items() if claim not in told):
         counts = Counter(row["verdict"] for row in rows.values())
         told[claim] = next(iter(rows.values())) if len(group) == 1 else {
             "verdict": ", ".join(f"{verdict} {number}" for verdict, number in counts.items()),
