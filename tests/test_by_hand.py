@@ -145,6 +145,7 @@ def test_a_saved_notebook_stays_the_source(project):
     manager.save({"type": "notebook", "format": "json", "content": shown}, NOTEBOOK)
     assert place.read_bytes() == before
     copy = nbformat.read(project / "build/by-hand/finetune_target.ipynb", 4)
+    assert "](../../reports/finetune_target.html)" in "".join(cell.source for cell in copy.cells)
     assert "epochs = 1" in copy.cells[2].source
     assert copy.cells[-1].outputs[0].text == "done\n"
     shown.cells[2].source = "epochs = ("

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections import Counter
+from functools import partial
 
 import numpy as np
 import pandas
@@ -15,7 +16,7 @@ from markupsafe import escape
 from reported import project
 from scipy import stats
 
-from xai_utils.papers import claims
+from xai_utils.papers import amg, claims, fastcam
 from xai_utils.pipeline import compare, kept, pooling, site
 
 METRICS = {"insertion": ("Insertion", "↑"), "deletion": ("Deletion", "↓")}
@@ -32,8 +33,10 @@ def scores(shift=0.0, noise=0.0, seed=0, methods=("akd", "rise", "grad_cam"), im
     return pandas.DataFrame(rows)
 
 
-def keep(root, name, *, frame=None, seed=0, data="birds 01", md5="d0", parts=None, **changes):
-    """A small kept run, as far as `kept` asks: `parts` are JSON files of stages, `changes` go into run.json."""
+def keep(root, name, *, frame=None, seed=0, data="birds 01", md5="d0", parts=None, tables=None, **changes):
+    """A small kept run, as far as `kept` asks: `parts` are JSON files of stages, `tables` (stage -> what writes it to a
+    path) are others, `changes` go into run.json.
+    """
     folder, frame = root / "runs" / name, scores() if frame is None else frame
     folder.mkdir(parents=True)
     means = frame.groupby("method", sort=False)[list(METRICS)].mean()
@@ -46,6 +49,9 @@ def keep(root, name, *, frame=None, seed=0, data="birds 01", md5="d0", parts=Non
     files = {f"{stage}.json": json.dumps(numbers).encode() for stage, numbers in (parts or {}).items()}
     files |= {"metrics.json": json.dumps(summary).encode()}
     files |= {"scores.csv.gz": gzip.compress(frame.assign(protocol="0").to_csv(index=False).encode(), mtime=0)}
+    for stage, write in (tables or {}).items():
+        write(folder / f"{stage}.tsv")
+        files[f"{stage}.tsv"] = (folder / f"{stage}.tsv").read_bytes()
     for file, content in files.items():
         (folder / file).write_bytes(content)
     intervals = {"confidence": 0.95, "resamples": 200}
@@ -71,6 +77,20 @@ def conditions(**statistics):
     rows = {"random": 0.5} | statistics
     accuracy = {f"layer/keep/{row}/{layer}": top1 for row, top1 in rows.items() for layer in ("a", "b")}
     return {"accuracy": accuracy | {f"layer/remove/{row}/{layer}": 0.5 for row in rows for layer in ("a", "b")}}
+
+
+def retrained(path, repetitions=1, **statistics):
+    """The records of the same conditions, on ten images, and of networks that were not masked."""
+    shares = {("keep", row): share for row, share in statistics.items()} | {("keep", "random"): 0.5}
+    shares |= {("remove", row): 0.5 for row in ("random", *statistics)} | {("none", "none"): 1.0}
+    records = [
+        {"level": "layer", "mode": mode, "row": row, "layer": layer, "percent": None, "repetition": repetition}
+        | {"hits": [int(image < round(10 * share)) for image in range(10)]}
+        for (mode, row), share in shares.items()
+        for layer in ("a", "b")
+        for repetition in range(repetitions)
+    ]
+    fastcam.write_records(path, records)
 
 
 def shown(table):
@@ -199,16 +219,20 @@ def test_the_interval_of_top_1_is_that_of_its_images(tmp_path):
 
 
 def test_fastcam_tables_pool_runs_and_conditions(tmp_path):
-    """By hand: scores from the mean top-1 with an interval over seeds; shares over all layers of all groups."""
+    """By hand: scores from the mean top-1 with an interval over seeds and images; shares over all layers and groups."""
     for seed, kar in enumerate((0.6, 0.8)):
-        keep(tmp_path, f"b{seed}", seed=seed, parts={"remove_and_retrain": conditions(smoe_scale=kar, mean=0.55)})
+        table = {"remove_and_retrain": partial(retrained, smoe_scale=kar, mean=0.6 - 0.1 * seed)}
+        keep(tmp_path, f"b{seed}", seed=seed, tables=table)
     keep(tmp_path, "alone", md5="d1", parts={"remove_and_retrain": conditions(smoe_scale=0.4)})
     keep(tmp_path, "other", md5="d2", parts={"remove_and_retrain": conditions(smoe_scale=0.4, mean=0.5)})
     found = tables(tmp_path, "b0", "b1", "alone", "other")
     both, alone, other = "b0 (2 seeds)", "alone (one run)", "other (one run)"
     table = found["FastCAM, Table 1: difference score"]
-    # two layers, each KAR - 0.5: 0.4 of the mean 0.7, from 0.2 (0.6 drawn twice) to 0.6
-    assert table["smoe_scale", both] == ("0.40", "0.20 – 0.60")
+    # two layers, each KAR - 0.5: 0.4 of the mean 0.7; 0.6 drawn twice alone is 0.2, and images vary, too
+    text, interval = table["smoe_scale", both]
+    low, high = map(float, interval.split(" – "))
+    assert text == "0.40"
+    assert 0 <= low < 0.2 < 0.6 < high
     assert (table["smoe_scale", alone], table["mean", alone]) == (("-0.20", ""), ("–", ""))
     assert table["smoe_scale", "mean here"] == ("0.00", "")
     assert table["mean", "mean here"] == ("0.05", "2 of 3")
@@ -300,6 +324,36 @@ def test_claims_are_decided_over_the_runs_of_a_group(tmp_path):
     assert both[highest]["verdict"] == "holds 2, undecided 1"
     assert both[highest]["here"] == "b0: a; b; b1: a; b; b2: a; b"
     assert (alone[highest]["verdict"], alone[highest]["here"]) == ("undecided", "a; b")
+
+
+def test_trainings_of_three_runs_decide_what_one_leaves_open(tmp_path):
+    """ROAR and KAR, and gates: none decides alone, three together do; without their numbers, count."""
+    text = "SMOE Scale has the highest difference score"
+    told = {text: {"verdict": claims.TOO_FEW, "here": "a", "p": None}}
+    about = {"remove_and_retrain": {"claims": told, "run": {"data": "birds 01", "target": "net 02"}}}
+    about |= {"prepare_data": {"classes": 10, "run": {"data": "birds 01"}}}
+    metrics = [claim.metric for claim in claims.CLAIMS if claim.source == claims.GATES]
+
+    def gates(path, seed):
+        frame = scores(0.0, 0.01, seed, ("amg", "grad_cam"), range(seed, IMAGES + seed))
+        frame = frame.assign(layer="a", space="black", image=frame["image"] - seed)
+        better = frame["insertion"] + np.where(frame["method"] == "amg", 1.0, 0.0)
+        amg.write_claimed(path, frame.assign(**dict.fromkeys(metrics, better)), range(seed, IMAGES + seed))
+
+    for seed in range(4):
+        table = {"train_attention": partial(gates, seed=seed)}
+        if seed < 3:
+            table |= {"remove_and_retrain": partial(retrained, smoe_scale=0.9, mean=0.6 + 0.1 * (seed == 1))}
+        keep(tmp_path, f"b{seed}", seed=seed, parts=about, tables=table)
+    runs = pooling.chosen(tmp_path)
+    three = pooling.claimed({name: runs[name] for name in ("b0", "b1", "b2")})
+    assert three["FastCAM", text]["verdict"] == "holds"
+    assert three["FastCAM", text]["here"].startswith("smoe_scale − mean = +0.53 [")
+    assert three["AMG", "AMG has the highest increase"]["verdict"] == "holds"
+    assert three["AMG", "AMG has the lowest average drop"]["verdict"] == "fails"
+    two = pooling.claimed({name: runs[name] for name in ("b0", "b1")})
+    assert two["FastCAM", text]["verdict"] == two["AMG", "AMG has the highest increase"]["verdict"] == claims.TOO_FEW
+    assert pooling.claimed(runs)["FastCAM", text]["verdict"] == f"{claims.TOO_FEW} 4"
 
 
 def test_the_list_of_kept_runs_has_their_verdicts(tmp_path):

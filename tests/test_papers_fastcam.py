@@ -202,6 +202,32 @@ def test_masks_that_leak_the_class_decide_nothing():
     assert guessing["here"].str.startswith("accuracies are within chance (0.10): 0.10 without masks, 80 of 80").any()
 
 
+def test_records_are_read_as_they_were_written(tmp_path):
+    """All that decides a claim: conditions of both levels, networks without masks, repetitions, hits."""
+    _, given = decided(separated, repetitions=2)
+    given += [
+        {"level": "image", "mode": "none", "row": "NA", "layer": None, "percent": None, "repetition": 1, "hits": [0, 1]}
+    ]
+    fastcam.write_records(tmp_path / "records.tsv", given)
+    assert fastcam.read_records(tmp_path / "records.tsv") == given
+
+
+def test_flat_curves_are_told():
+    """fastcam keeps what is enough at 10 %, a row that rises and random masks do not; half removed leaves chance."""
+
+    def rate(level, mode, row, place):
+        if mode == "keep":
+            return 0.9 if row == "fastcam" else 0.4 + place / 200 if level == "image" else 0.5
+        return 0.1 if row == "fastcam" else 0.5
+
+    rows = [record for record in records(rate) if record["row"] in ("random", "fastcam", "gradient")]
+    assert fastcam_claims.saturated(rows, chance=0.1) == (
+        "KAR rises from 10 % to 90 % kept for 2 of 3 rows (random, gradient): what the others mark is enough at 10 %. "
+        "ROAR is within chance at 50 % removed for 1 of 3 rows."
+    )
+    assert fastcam_claims.saturated([record for record in rows if record["level"] == "layer"], chance=0.1) == ""
+
+
 def test_repetitions_that_part_decide_nothing():
     """FastCAM above all in two repetitions, far below in the third: Student's test over the three leaves it open."""
     masked = [

@@ -131,7 +131,7 @@ def keep_source(model: dict, path: str, contents_manager, **_) -> None:
     model["content"] = source
     copy = project / PLACE / f"{place.stem.lstrip('0123456789_')}.ipynb"
     copy.parent.mkdir(parents=True, exist_ok=True)
-    write_text(copy, shown + "\n")
+    write_text(copy, shown.replace("](../", "](../../") + "\n")  # links of its texts: the copy lies one folder deeper
 
 
 def _same_names(source: str, before: str) -> bool:
