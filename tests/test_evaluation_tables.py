@@ -83,15 +83,17 @@ def test_best_follows_the_direction_of_the_metric(scored):
 
 
 def test_html_and_markdown_show_the_same_cells(scored):
-    """The best mean is bold in both, the interval stands beside it."""
+    """The best mean is bold in both, the interval stands beside it; the row of a method that a run lacks has a dash."""
     _, _, summary = scored
     score = summary["methods"]["grad_cam"]["deletion"]
     low, high = f"{score['low']:.3f}", f"{score['high']:.3f}"
     assert f"><b>0.135</b><br><small>{low} – {high}</small></td>" in tables.html(summary)
-    lines = tables.markdown(summary).splitlines()
-    assert lines[0] == "| method | Insertion ↑ | Deletion ↓ | Pointing game ↑ | Mean intensity | passes | failures |"
-    assert f"**0.135** [{low}, {high}]" in lines[2]
-    assert lines[-1] == summary["protocol"]
+    other = summary | {"methods": {"random": summary["methods"]["random"]}}
+    head, _, first, _ = tables.side_by_side(
+        {"a": summary, "b": other}, ["deletion"], ["grad_cam", "random"]
+    ).splitlines()
+    assert head == "| method | Deletion ↓, a | Deletion ↓, b |"
+    assert first == f"| `grad_cam` | **0.135** [{low}, {high}] | – |"
 
 
 def test_standings_say_who_is_best_and_who_is_level_with_it(scored):

@@ -2,6 +2,7 @@
 
 import base64
 import io
+from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import nbformat
 import pytest
 from PIL import Image
 
-from xai_utils.pipeline import report
+from xai_utils.pipeline import report, stage
 
 HOSTILE = '<img src=x onerror=alert(1)>" onload="alert(2)'
 
@@ -56,6 +57,31 @@ def test_only_whole_paths_lose_the_place_of_the_checkout(root, text, without):
     output = nbformat.v4.new_output("display_data", {"text/html": text})
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("", outputs=[output])])
     assert report.normalise(notebook, root=Path(root)).cells[0].outputs[0].data["text/html"] == without
+
+
+def test_what_came_out_stands_first(tmp_path):
+    """What a notebook shows last with `findings` is under the title of its page, once, and empty sentences nowhere."""
+    shown = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("IPython.display.display", lambda text, metadata: shown.append((text.data, metadata)))
+        stage.findings("`akd` is best.", "", f"Chance is 0.25: {HOSTILE}.")
+    [(text, metadata)] = shown
+    assert text.split("\n") == [
+        report.FINDINGS,
+        "",
+        "- `akd` is best.",
+        f"- Chance is 0.25: {escape(HOSTILE, quote=False)}.",
+    ]
+    output = nbformat.v4.new_output("display_data", {"text/markdown": text}, metadata=metadata)
+    cells = [nbformat.v4.new_markdown_cell("# A stage\n\nWhat it does."), nbformat.v4.new_markdown_cell("## Training")]
+    cells.append(nbformat.v4.new_code_cell("findings()", outputs=[output]))
+    notebook = nbformat.v4.new_notebook(cells=cells)
+    report.render(report.normalise(notebook, root=Path("/nonexistent")), tmp_path / "stage.html", [])
+    page = (tmp_path / "stage.html").read_text()
+    assert page.count("What came out") == 1
+    assert page.index("What it does.") < page.index("<code>akd</code> is best.") < page.index("Training")
+    assert "<img" not in page
+    assert notebook.cells[2].outputs == [output]
 
 
 def test_a_picture_that_the_stage_has_saved_is_kept_once(tmp_path):

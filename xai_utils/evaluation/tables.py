@@ -142,14 +142,6 @@ def measured(summary: dict, size, settings: dict) -> str:
     return f"<dl>{''.join(terms)}</dl>"
 
 
-def markdown(summary: dict) -> str:
-    """The summary as a Markdown table with the protocol under it; the best of a column is bold."""
-    columns = {head: _column(summary, name) for name, head in _heads(summary).items()}
-    for name, text in {"passes": "{:.2f}", "failures": "{}"}.items():
-        columns[name] = {method: text.format(row[name]) for method, row in summary["methods"].items()}
-    return f"{_rows(columns, summary['methods'])}\n\n{summary['protocol']}"
-
-
 def side_by_side(summaries: dict[str, dict], metrics, methods) -> str:
     """Several runs, name -> summary, as one Markdown table: a column for each of `metrics` and each run that has it.
 

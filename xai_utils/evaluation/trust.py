@@ -148,8 +148,9 @@ def _passes(number) -> str:
 
 
 def told(trust: Trust) -> dict:
-    """The advice as plain JSON: methods level with the best, the cheapest of them, the sentences."""
-    return {"level": trust.level, "cheapest": trust.cheapest, "sentences": sentences(trust)}
+    """The advice as plain JSON: methods level with the best, the cheapest of them, the sentences, a row per method."""
+    table = trust.table[["overall", "low", "high", "passes", "standing"]].round(5).to_dict("index")
+    return {"level": trust.level, "cheapest": trust.cheapest, "sentences": sentences(trust), "table": table}
 
 
 def prose(said: list[str]) -> str:

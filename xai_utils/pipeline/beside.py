@@ -1,40 +1,19 @@
-"""Kept runs, and the last one, as README.md shows them: the main scores, and claims on which they differ."""
+"""Kept runs, and the last one, as README.md shows them: the best methods, and claims on which they differ."""
 
 import json
-import textwrap
 from pathlib import Path
 
-from xai_utils.pipeline import kept
+from xai_utils.evaluation import tables
+from xai_utils.pipeline import kept, pooling
+from xai_utils.pipeline.pooling import METHODS, METRICS
 from xai_utils.pipeline.project import REPORTS
-
-METRICS = ("insertion", "grid_pointing", "part_truth")  # a column for each run that has it
-METHODS = (  # no variants of one method: a table to be read at a glance
-    "akd",
-    "dgle_cf",
-    "amg",
-    "fastcam",
-    "smoe",
-    "rise",
-    "lime",
-    "meaningful_perturbation",
-    "grad_cam",
-    "grad_cam_plus_plus",
-    "gradient",
-    "integrated_gradients",
-    "smooth_grad",
-    "random",
-    "sobel_edges",
-)
 
 
 def markdown(root: Path) -> str:
-    """The kept runs and that of reports/ as a Markdown table, a legend and claims; "" where none is kept.
+    """On which images which method is best, as a Markdown table, and claims that part them; "" where no run is kept.
 
     Runs that differ in nothing but the seed are one; of several on the same data one is shown, a kept one rather.
     """
-    from xai_utils.evaluation import tables
-    from xai_utils.pipeline import pooling
-
     others = kept.kept(root)
     if not others:
         return ""
@@ -43,18 +22,25 @@ def markdown(root: Path) -> str:
     groups = {next(iter(group)): group for group in pooling.grouped(pooling.chosen(root)).values()}
     alone = {f"{name}, last run" if name in others else name: {"": last}}
     groups = _one_of_each(groups | alone)
-    scored = {name: pooling.scored(group) for name, group in groups.items()}
-    table = tables.side_by_side(scored, METRICS, METHODS)
-    told = "; ".join(_told(name, group) for name, group in groups.items())
-    head = f"The same methods on other images: means with intervals, the best of these rows bold. {told}."
     verdicts = {
         name: {(row["paper"], row["claim"]): row["verdict"] for row in group[""]["claims"]}
         if "" in group
         else {claim: row["verdict"] for claim, row in pooling.claimed(group).items()}
         for name, group in groups.items()
     }
-    head = textwrap.fill(head, 120, break_long_words=False, break_on_hyphens=False)
-    return f"{head}\n\n{table}\n\n{_claims(verdicts)}"
+    rows = [("images", "best insertion", "best grid pointing", "best part truth"), ["---"] * 4]
+    rows += [(_told(name, group), *_best(pooling.scored(group))) for name, group in groups.items()]
+    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return f"{table}\n\n{_claims(verdicts)}"
+
+
+def _best(summary):
+    """Of each of METRICS the best of METHODS with its mean and interval; a dash where it was not scored."""
+    shown = summary | {"methods": {name: row for name, row in summary["methods"].items() if name in METHODS}}
+    for metric in METRICS:
+        name = tables.best(shown, metric) if metric in summary["metrics"] else None
+        text = "`{name}` {mean:.3f} [{low:.3f}, {high:.3f}]"
+        yield text.format(name=name, **shown["methods"][name][metric]) if name else "–"
 
 
 def _one_of_each(groups):
@@ -90,5 +76,5 @@ def _claims(of_groups):
             told = "; ".join(f"{verdict} on {', '.join(names)}" for verdict, names in found.items())
             lines.append(f"- {paper}, *{claim}*: {told}.")
     if not lines:
-        return "No claim of the papers holds on the images of one column and fails on those of another."
-    return "\n".join(["Claims of the papers that hold on the images of one column and fail on another's:\n", *lines])
+        return "No claim of the papers holds on the images of one line and fails on those of another."
+    return "\n".join(["Claims of the papers that hold on the images of one line and fail on another's:\n", *lines])

@@ -294,9 +294,9 @@ def _front_page(about: str) -> list[str]:
     )
     picture = stage.REPORTS / "figures" / "methods.jpg"
     plots.save(grid, picture)
-    told = [tables.html(summary), summary["protocol"]]
-    options = {"advice": trust.prose(advice["sentences"]), "about": f"{about[0].upper()}{about[1:]}."}
-    report.write_index(stage.REPORTS, stage.notebooks(), picture, *told, **options)
+    told = {"table": tables.html(summary), "protocol": summary["protocol"], "about": f"{about[0].upper()}{about[1:]}."}
+    told |= {"advice": trust.prose(advice["sentences"]), "guide": summary["guide"]}
+    report.write_index(stage.REPORTS, stage.notebooks(), picture, **told)
     return advice["sentences"]
 
 

@@ -11,11 +11,30 @@ from pathlib import Path
 import numpy as np
 import pandas
 
+from xai_utils.evaluation import tables
 from xai_utils.evaluation.scores import same_images
 from xai_utils.metrics.statistics import summary
 from xai_utils.papers import amg, claims, fastcam, fastcam_claims
 from xai_utils.pipeline import kept
 
+METRICS = ("insertion", "grid_pointing", "part_truth")  # a column for each run that has it
+METHODS = (  # no variants of one method: a table to be read at a glance
+    "akd",
+    "dgle_cf",
+    "amg",
+    "fastcam",
+    "smoe",
+    "rise",
+    "lime",
+    "meaningful_perturbation",
+    "grad_cam",
+    "grad_cam_plus_plus",
+    "gradient",
+    "integrated_gradients",
+    "smooth_grad",
+    "random",
+    "sobel_edges",
+)
 CONDITION = ("level", "mode", "row", "layer", "percent")  # of a record of remove_and_retrain
 LISTED = """# Kept runs
 
@@ -23,6 +42,12 @@ Numbers of whole runs (`make keep`); `make readme` writes this page. `make compa
 was reached, and the papers' tables with a column for each data set.
 
 {runs}
+
+## The same methods on all of them
+
+Means with intervals, over seeds and images where there are several; the best of these rows is bold.
+
+{scores}
 
 ## What the papers claim
 
@@ -235,7 +260,9 @@ def markdown(root: Path) -> str:
         (f"{paper}: {claim}", *(verdicts[name].get((paper, claim), {}).get("verdict", "–") for name in groups))
         for paper, claim in claims_of(verdicts)
     ]
-    return LISTED.format(runs=_lines(("run", "of what", "seed"), told), claims=_lines(("claim", *groups), rows))
+    scores = tables.side_by_side({name: scored(group) for name, group in groups.items()}, METRICS, METHODS)
+    listed = _lines(("run", "of what", "seed"), told)
+    return LISTED.format(runs=listed, scores=scores, claims=_lines(("claim", *groups), rows))
 
 
 def claims_of(verdicts: dict) -> list[tuple]:

@@ -4,6 +4,7 @@ The only script is our own, which sorts tables; the policy of each page allows i
 """
 
 import base64
+import copy
 import hashlib
 import html
 import re
@@ -12,9 +13,11 @@ from pathlib import Path
 import nbformat
 
 from xai_utils.files import write_text
+from xai_utils.papers import CITED
 
 TEMPLATES = Path(__file__).parent / "report_template"
 PARTS = ("results", "runs")  # of README.md, that `make readme` writes
+FINDINGS = "## What came out"
 
 
 def normalise(notebook, *, root: Path):
@@ -124,8 +127,19 @@ def render(notebook, page: Path, pages: list[tuple[str, str]]):
     )
     links = [{"file": f, "title": t, "current": f == page.name} for f, t in pages]
     resources = {"page_title": title(notebook), "pages": links} | _dress()
-    body, _ = exporter.from_notebook_node(notebook, resources)
+    body, _ = exporter.from_notebook_node(findings_first(notebook), resources)
     write_text(page, _linked(body, page.with_suffix("")))
+
+
+def findings_first(notebook):
+    """A copy of an executed notebook in which `stage.findings` stand under the title."""
+    notebook, found = copy.deepcopy(notebook), []
+    for cell in notebook.cells:
+        for output in [each for each in cell.get("outputs", ()) if each.get("metadata", {}).get("findings")]:
+            cell.outputs.remove(output)
+            found.append(output["data"]["text/markdown"])
+    notebook.cells[1:1] = [nbformat.v4.new_markdown_cell(text, id="findings") for text in found[-1:]]
+    return notebook
 
 
 def _linked(body: str, folder: Path) -> str:
@@ -139,12 +153,11 @@ def _linked(body: str, folder: Path) -> str:
     return re.sub(r'src="data:image/(?:png|jpeg);base64,([A-Za-z0-9+/=\s]+)"', link, body)
 
 
-def write_index(
-    folder: Path, notebooks: dict[str, Path], picture: Path, table: str, protocol: str, *, advice: str, about: str = ""
-):
-    """The front page: the result picture (below `folder`), the result table (HTML), a card for each report.
+def write_index(folder: Path, notebooks: dict[str, Path], picture: Path, *, table, protocol, about, advice, guide):
+    """The front page: what came out, the result picture (below `folder`), all scores, a card for each report.
 
-    `advice` (HTML): which method to trust; `about`: of what run this is (the last one of the pipeline).
+    `table` (HTML): the scores, by the `protocol` (a sentence); `about`: of what run this is; `advice` (HTML): which
+    method to trust; `guide` (`guide.rows`): which to use when.
     """
     from jinja2 import Environment
 
@@ -159,7 +172,9 @@ def write_index(
         table=table,
         protocol=protocol,
         advice=advice,
-        about=about or "Results of the last run of the pipeline.",
+        guide=guide,
+        about=about,
+        papers=CITED,
         **_dress(),
     )
     write_text(folder / "index.html", page)

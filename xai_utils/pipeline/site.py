@@ -129,7 +129,9 @@ def _results(reports: Path) -> dict:
         if not path.is_file():
             raise SiteError(f"{path} is missing; the pipeline makes it: make repro")
     summary = json.loads((reports / "metrics.json").read_text(encoding="utf-8"))
-    return {"picture": PICTURE, "scores": shown(summary)}
+    advice = (summary.get("trust") or {}).get("sentences", [])
+    told = {"advice": " ".join(advice).replace("`", ""), "guide": summary.get("guide", [])}
+    return {"picture": PICTURE, "scores": shown(summary)} | told
 
 
 def shown(summary: dict) -> dict:

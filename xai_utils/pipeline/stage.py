@@ -6,6 +6,7 @@ reports/STAGE.html. A stage that fails keeps its executed notebook in .runs/ and
 
 import argparse
 import ctypes
+import html
 import json
 import os
 import re
@@ -48,6 +49,17 @@ def end():
         from xai_utils.pipeline import by_hand
 
         by_hand.end()
+
+
+def findings(*sentences: str):
+    """Show what came out, as a list: the last thing of a notebook, the first one of its page.
+
+    `sentences` are Markdown without HTML, made from this run's numbers; empty ones are left out.
+    """
+    from IPython.display import Markdown, display
+
+    text = "\n".join(f"- {html.escape(sentence, quote=False)}" for sentence in sentences if sentence)
+    display(Markdown(f"{report.FINDINGS}\n\n{text}"), metadata={"findings": True})
 
 
 def progress(text: str):
@@ -243,11 +255,11 @@ def write_derived():
 
 
 def headline(summary: dict) -> str:
-    """The table of README.md: the HEADLINE metrics of reports/metrics.json, as Markdown."""
-    from xai_utils.evaluation import tables
+    """What README.md shows of reports/metrics.json: which method to trust, and which to use when, as Markdown."""
+    from xai_utils.evaluation import guide
 
-    shown = {name: about for name, about in summary["metrics"].items() if name in HEADLINE}
-    return tables.markdown(summary | {"metrics": shown})
+    advice = summary.get("trust") or {"sentences": []}
+    return "\n\n".join(filter(None, (" ".join(advice["sentences"]), guide.markdown(summary.get("guide", [])))))
 
 
 def main():
