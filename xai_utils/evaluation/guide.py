@@ -5,12 +5,11 @@
 
 import pandas
 
-from xai_utils.evaluation.tables import digits
+from xai_utils.evaluation.tables import TRUTHS, digits
 from xai_utils.evaluation.trust import BELOW, BEST, BLIND, LEVEL, WEAK
 from xai_utils.explainers import EXPLAINERS
 
 PAPERS = ("akd", "dgle_cf", "fastcam", "amg")
-TRUTHS = ("part_truth", "grid_pointing")  # what is known of the image: where the deciding parts, or its cell, are
 METRICS, METHODS = ("insertion", "deletion", *TRUTHS), (*PAPERS, "rise", "grad_cam", "random")  # of the headlines
 ROWS = 10
 FEW, SOME = 1.5, 3  # passes: of one pass and a little more, of a gradient

@@ -10,6 +10,7 @@ from xai_utils.evaluation.scores import compare_methods
 from xai_utils.metrics import METRICS
 
 SIGNIFICANT = 0.05
+TRUTHS = ("part_truth", "grid_pointing")  # what is known of an image: the parts that decide, or its cell in a mosaic
 
 
 def digits(metric: str) -> int:
@@ -23,7 +24,7 @@ def summarise(result: dict, table: pandas.DataFrame, passes: dict, *, asked, see
     `result` from `scores.evaluate`, `table` from `scores.score_table`, `passes` from the maps' record,
     `asked` the metrics that were to be scored: those without a score on any image are named in the protocol.
     """
-    scored = [name for name in asked if name in table]
+    scored = sorted((name for name in asked if name in table), key=lambda name: name not in TRUTHS)
     left_out = [name for name in asked if name not in table]
     curves = {
         name: f"Removed pixels: {about['baseline']}; {about['points']} points, end points included."
@@ -114,19 +115,19 @@ def html(summary: dict, standing: dict | None = None) -> str:
     standing = standing or {name: {best(summary, name): "best"} for name in summary["metrics"]}
     layouts = {"best": "<b>{}</b>", "level": "{} ≈"}
     lines = ['<table class="sortable"><thead><tr><th data-first="ascending">method</th>']
-    for head in (*_heads(summary).values(), "passes", "failures"):
+    for head in ("passes", *_heads(summary).values(), "failures"):
         first = "descending" if "↑" in head else "ascending"
         lines.append(f'<th data-first="{first}">{escape(head)}</th>')
     lines.append("</tr></thead><tbody>")
     for method, row in summary["methods"].items():
         lines.append(f'<tr><th data-value="{escape(method)}">{escape(method)}</th>')
+        lines.append(f'<td data-value="{row["passes"]}">{row["passes"]:.3g}</td>')
         for name in summary["metrics"]:
             texts = _texts(row, name)
             mean = layouts.get(standing.get(name, {}).get(method, ""), "{}").format(texts["mean"])
             interval = f"<br><small>{texts['low']} – {texts['high']}</small>"
             lines.append(f'<td data-value="{row[name]["mean"]}">{mean}{interval}</td>')
-        lines += [f'<td data-value="{row[name]}">{row[name]:g}</td>' for name in ("passes", "failures")]
-        lines.append("</tr>")
+        lines.append(f'<td data-value="{row["failures"]}">{row["failures"]}</td></tr>')
     return "".join([*lines, "</tbody></table>"])
 
 
