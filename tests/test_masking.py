@@ -213,6 +213,13 @@ def test_superpixels_scale_with_the_image():
     assert min(counts) > 5
 
 
+def test_superpixels_of_a_large_image_are_those_at_224_pixels():
+    """Twice as large they are twice as large, cut in the same time: a kernel that grew with them took 16 times that."""
+    image = functional.interpolate(painted(), size=(196, 256), mode="bilinear")[0]
+    large = image.repeat_interleave(2, 1).repeat_interleave(2, 2)
+    assert torch.equal(superpixels(large), superpixels(image).repeat_interleave(2, 0).repeat_interleave(2, 1))
+
+
 def test_lime_of_a_constant_score_is_zero():
     """A classifier that ignores the image leaves nothing to attribute; nothing divides by zero."""
 

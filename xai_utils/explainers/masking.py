@@ -10,9 +10,10 @@ import math
 import torch
 from captum.attr import LimeBase
 from skimage.segmentation import quickshift
+from torch.nn import functional
 
+from xai_utils.images import REFERENCE_SIZE, in_full_precision, interpolation_matrix, scaled_length
 from xai_utils.images import baseline as named_baseline
-from xai_utils.images import in_full_precision, interpolation_matrix, scaled_length
 from xai_utils.networks import answering, class_indices, class_scores, evaluating, logits_of
 
 BLOCK = 256  # RISE masks that are drawn, held and summed together, whatever the chunk
@@ -145,14 +146,19 @@ def _proximity(image, masked, seen, **_):
 def superpixels(image, *, seed=0):
     """Quickshift superpixels (H, W) int64, 0 … S - 1, on the CPU, of an image (3, H, W) in [0, 1].
 
-    LIME's own at 224 pixels: kernel_size 4, max_dist 200, ratio 0.2. At other sizes all three scale with the side
+    LIME's own at 224 pixels: kernel_size 4, max_dist 200, ratio 0.2. At smaller sizes all three scale with the side
     (kernel_size down to 1, its least), which scales distances of pixels and of colours alike: an image keeps about
-    the number of its superpixels.
+    the number of its superpixels. A larger image has those of its means at 224 pixels, enlarged: with a kernel that
+    grows with the side, quickshift's time is quadratic in the pixels.
     """
-    pixels = image.permute(1, 2, 0).double().cpu().numpy()
-    options = {name: scaled_length(value, image.shape[-2:]) for name, value in QUICKSHIFT.items()}
+    size = image.shape[-2:]
+    share = min(1, REFERENCE_SIZE / math.sqrt(size[0] * size[1]))
+    cut = [max(1, round(share * side)) for side in size]
+    pixels = functional.interpolate(image[None].double().cpu(), cut, mode="area")[0].permute(1, 2, 0).numpy()
+    options = {name: scaled_length(value, cut) for name, value in QUICKSHIFT.items()}
     options["kernel_size"] = max(1.0, options["kernel_size"])
-    return torch.from_numpy(quickshift(pixels, rng=seed, **options)).long()
+    regions = torch.from_numpy(quickshift(pixels, rng=seed, **options))
+    return functional.interpolate(regions[None, None].double(), size, mode="nearest")[0, 0].long()
 
 
 def lime(model, images, target=None, *, samples=1000, score="softmax", seed=0, chunk=16):
