@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ import torch
 from PIL import Image
 from timing import new_file
 
-from xai_utils import datasets, networks
+from xai_utils import datasets, networks, runs
 from xai_utils.evaluation import scores
 from xai_utils.metrics import METRICS
 
@@ -47,29 +48,46 @@ def project(folder: Path, count: int):
     (folder / "maps").mkdir()
     explained = {"split": "validation", "indices": list(range(count)), "targets": [n % 2 for n in range(count)]}
     explained |= {"methods": {name: {} for name in METHODS}, "passes": dict.fromkeys(METHODS, 1.0)}
+    explained["run"] = runs.identity([], data=folder / "data", target=folder / "target") | {"maps": "random"}
     (folder / "maps" / "explained.json").write_text(json.dumps(explained), encoding="utf-8")
     for name in METHODS:
         np.save(folder / "maps" / f"{name}.npy", random.random((count, SIZE, SIZE), dtype=np.float32))
 
 
-def peak(folder: Path) -> int:
-    """The most kB of private memory during the evaluation of a folder, in this process."""
+def private_kilobytes(process="self"):
+    """The private memory of a process and of those that it has started, in kB."""
+    folder, private = Path("/proc", str(process)), 0
+    with suppress(OSError, IndexError):  # it has ended meanwhile
+        private = int((folder / "status").read_text(encoding="utf-8").split("RssAnon:")[1].split()[0])
+        started = [file.read_text(encoding="utf-8") for file in (folder / "task").glob("*/children")]
+        private += sum(map(private_kilobytes, " ".join(started).split()))
+    return private
+
+
+def most_private(function):
+    """The most kB of private memory while `function()` runs, in this process and those that it starts."""
     done, most = threading.Event(), 0
 
     def watch():
         nonlocal most
         while not done.wait(0.005):
-            status = Path("/proc/self/status").read_text(encoding="utf-8")
-            most = max(most, int(status.split("RssAnon:")[1].split()[0]))
+            most = max(most, private_kilobytes())
 
     watcher = threading.Thread(target=watch)
     watcher.start()
+    try:
+        function()
+    finally:
+        done.set()
+        watcher.join()
+    return most
+
+
+def peak(folder: Path) -> int:
+    """The most kB of private memory during the evaluation of a folder, in this process."""
     metrics = [name for name, metric in METRICS.items() if metric.needs != "part_masks"]
     settings = {name: str(folder / name) for name in ("data", "target", "maps", "scores", "drawn")}
-    scores.evaluate(settings | {"metrics": metrics, "curves": CURVES, "chunk": 128})
-    done.set()
-    watcher.join()
-    return most
+    return most_private(lambda: scores.evaluate(settings | {"metrics": metrics, "curves": CURVES, "chunk": 128}))
 
 
 if __name__ == "__main__":
