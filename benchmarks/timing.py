@@ -88,6 +88,16 @@ def count(text):
     return int(text)
 
 
+def processor():
+    """What the JSON says of where it was measured, and with what."""
+    return {
+        "machine": platform.machine(),
+        "vectors": torch.backends.cpu.get_cpu_capability(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
 def run(description, model, images, rows, *, network="resnet50", further=None):
     """Measure as the command line asks, print the table, and write it with `further` facts where --json says."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -123,10 +133,7 @@ def run(description, model, images, rows, *, network="resnet50", further=None):
             "size": SIZE,
             "threads": THREADS,
             "rounds": arguments.rounds,
-            "machine": platform.machine(),
-            "vectors": vectors,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
+            **processor(),
             "forward_seconds": {"median": round(statistics.median(passes), 4), "min": round(min(passes), 4)},
             "rows": results,
         } | (further or {})
