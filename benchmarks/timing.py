@@ -10,7 +10,9 @@ the median over the rounds of time divided by the pass just before: what was fel
 
 import argparse
 import json
+import math
 import platform
+import re
 import statistics
 import sys
 import time
@@ -19,6 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from scipy import stats
 
 from xai_utils.networks import build, inference_copy
 
@@ -90,12 +93,28 @@ def count(text):
 
 def processor():
     """What the JSON says of where it was measured, and with what."""
+    known = Path("/proc/cpuinfo").read_text(encoding="utf-8") if sys.platform == "linux" else ""
+    named = re.search(r"^model name\s*: *(.+)$", known, re.MULTILINE)
     return {
+        "processor": named[1].strip() if named else platform.processor(),
         "machine": platform.machine(),
         "vectors": torch.backends.cpu.get_cpu_capability(),
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
+
+
+def median(ratios):
+    """The median of the rounds' ratios and its 95 % interval, which assumes nothing of how they are distributed."""
+    interval = stats.quantile_test(ratios, p=0.5).confidence_interval(0.95)
+    parts = {"median": statistics.median(ratios), "low": interval.low, "high": interval.high}
+    ends = {"low": min(ratios), "high": max(ratios)}  # of fewer than six rounds there is no such interval
+    return {name: round(ends[name] if math.isnan(value) else value, 4) for name, value in parts.items()}
+
+
+def setup(network, rounds):
+    """What the JSON says of the measurement."""
+    return {"network": network, "batch": BATCH, "size": SIZE, "threads": THREADS, "rounds": rounds} | processor()
 
 
 def run(description, model, images, rows, *, network="resnet50", further=None):
@@ -128,12 +147,7 @@ def run(description, model, images, rows, *, network="resnet50", further=None):
         print(f"{name}: {value}")
     if arguments.json:
         facts = {
-            "network": network,
-            "batch": BATCH,
-            "size": SIZE,
-            "threads": THREADS,
-            "rounds": arguments.rounds,
-            **processor(),
+            **setup(network, arguments.rounds),
             "forward_seconds": {"median": round(statistics.median(passes), 4), "min": round(min(passes), 4)},
             "rows": results,
         } | (further or {})
