@@ -14,6 +14,7 @@ from xai_utils.networks.architectures import ARCHITECTURES
 from xai_utils.networks.attention import ATTENTION, BAM, CBAM
 from xai_utils.networks.attention_gate import AttentionGate, gate_for, load_gate, save_gate
 from xai_utils.networks.defaults import NotApplicable, cam_layer, describe, last_convolution, scale_layers
+from xai_utils.networks.engine import engine
 from xai_utils.networks.inference import inference_copy
 from xai_utils.networks.layers import (
     deep_copy,
@@ -66,6 +67,7 @@ __all__ = [
     "deep_copy",
     "describe",
     "encoded",
+    "engine",
     "evaluating",
     "find_layer",
     "gate_for",

@@ -3,14 +3,16 @@
 Hooks live only inside the `with`; the user's model is left as it was found, also after an exception.
 """
 
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
+from torch.overrides import _get_current_function_mode_stack as function_modes
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from xai_utils.networks.answers import class_indices, logits_of
+from xai_utils.networks.engine import passes_of
 from xai_utils.networks.layers import evaluating, find_layer, observed
 from xai_utils.networks.layouts import tensor_of, with_tensor
 from xai_utils.networks.probe import layout_of
@@ -44,7 +46,11 @@ def captured(model, layers, *, reduce=None):
             version = output._version
         activations[name], versions[name] = output, version
 
-    with observed(model, keep, modules={name: find_layer(model, name) for name in layers}):
+    if (passes := passes_of(model)) and not function_modes():  # a mode wants to see PyTorch's operations
+        reading = passes.reading(keep, layers)
+    else:
+        reading = observed(model, keep, modules={name: find_layer(model, name) for name in layers})
+    with reading:
         yield activations
     for name, version in versions.items():
         if version is not None and activations[name]._version != version:
@@ -157,15 +163,18 @@ def head_gradient(model, images, layer, target=None):
     logits.
     """
     layout, module, leaf = layout_of(model, images, layer), find_layer(model, layer), None
+    passes, known, head_alone = passes_of(model), None, nullcontext()
 
     def begin_graph(_, __, output):
         nonlocal leaf
-        leaf = tensor_of(output).detach().requires_grad_()
+        leaf = (tensor_of(output) if known is None else known).detach().requires_grad_()
         torch.set_grad_enabled(True)  # until the no_grad below ends
         return with_tensor(output, leaf.clone())  # a following in-place ReLU writes into the copy
 
     with evaluating(model), torch.inference_mode(False), torch.no_grad():
-        with observed(model, begin_graph, modules={layer: module}), _SparseRows():
+        if passes and (found := passes.activation(images, layer)):
+            known, head_alone = found
+        with head_alone, observed(model, begin_graph, modules={layer: module}), _SparseRows():
             logits = logits_of(model, images)
         target, gradient = class_indices(logits, target).clone(), None  # the caller may be in inference mode
         if logits.requires_grad:
