@@ -11,7 +11,8 @@ from xai_utils.evaluation.maps import MOSAICS, Mosaics
 from xai_utils.files import files_fingerprint, new_arrays, new_folder, write_json
 from xai_utils.metrics import cost
 from xai_utils.metrics.grid_pointing import draw_cells, mosaic
-from xai_utils.networks import inference_copy, logits_of, targets
+from xai_utils.networks import engine, logits_of, targets
+from xai_utils.networks.engine import told
 from xai_utils.progress import Progress
 from xai_utils.training import distributed
 from xai_utils.training.target import labels_among
@@ -37,7 +38,7 @@ def make_maps(settings: dict, *, compute: distributed.Compute, log=None):
     compute = compute.resolved()
     explainers.check_rows(settings["methods"])
     with new_folder(settings["maps"]) as folder:
-        work = (settings | {"maps": str(folder)}, compute.device, log)
+        work = (settings | {"maps": str(folder), "engine": compute.engine}, compute.device, log)
         distributed.run(_explain, *work, processes=compute.processes, threads=compute.threads, device=compute.device)
 
 
@@ -64,7 +65,7 @@ def _explain(settings, device, log):
     indices = split.subset(min(settings["images"] or len(split), len(split)), settings["seed"])
     first, keep = split.tensor(indices[:1]).to(device), explainers.named_layers(methods)
     target = targets.load(settings["target"], device)
-    model = inference_copy(target, first, keep=keep)
+    model = engine(target, first, choice=settings["engine"], keep=keep)
 
     def answer(rows):
         """The predicted class of some images, and its probability (n, 2)."""
@@ -115,6 +116,7 @@ def _explain(settings, device, log):
             "targets": predicted.tolist(),
             "methods": methods,
             "passes": passes,
+            "engine": told(model),
             MOSAICS: mosaics.record,
             "run": run | {"maps": files_fingerprint(folder)[:20]},
         }

@@ -6,6 +6,7 @@ A folder of maps holds one `<method>.npy` float32 (n, S, S) per method and `expl
     targets   (n) the explained classes: those that the target predicts
     methods   row -> its options (`explainers.method_of`), in the order of the tables
     passes    method -> plain passes that its operations are worth, counted (see metrics.cost)
+    engine    what made the passes without gradients, in words (networks/engine.py)
     mosaics   of which images mosaics were made, whose maps are in mosaics/<method>.npy (m, H, W): `Mosaics`
     run       of which run they are (runs.py), with a hash of the maps themselves
 """
@@ -70,6 +71,7 @@ class Maps:
     passes: dict[str, float]
     arrays: dict[str, np.ndarray]  # method -> (n, S, S)
     run: dict | None = None
+    engine: str = ""
     mosaics: Mosaics = Mosaics("no mosaics: these maps were made without")
 
 

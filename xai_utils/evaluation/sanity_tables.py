@@ -8,7 +8,7 @@ import torch
 from xai_utils.evaluation import sanity
 from xai_utils.explainers import method_of, named_layers
 from xai_utils.metrics.statistics import summary
-from xai_utils.networks import inference_copy, targets
+from xai_utils.networks import engine, targets
 from xai_utils.progress import Progress
 
 CASCADE, HEAVY = 20, 100  # passes: above the first all layers forget at once, above the second on HEAVY_IMAGES images
@@ -32,7 +32,7 @@ def of_rows(target, made, split, *, images, compute, noise=sanity.NOISE, seed=0,
         torch.as_tensor(made.targets[:images]).to(compute.device),
     )
     keep = named_layers(made.methods)
-    model = inference_copy(targets.load(target, compute.device), pixels[:1], keep=keep)
+    model = engine(targets.load(target, compute.device), pixels[:1], choice=compute.engine, keep=keep)
     progress = Progress(len(made.methods))
     for number, (row, given) in enumerate(made.methods.items(), 1):
         method, options = method_of(row, given)

@@ -25,7 +25,8 @@ from xai_utils.metrics.localisation import break_zero_ties
 from xai_utils.metrics.part_truth import THRESHOLD, area_share, deciding_parts
 from xai_utils.metrics.perturbation import CURVES, explained_classes, perturbation_curves
 from xai_utils.metrics.statistics import holm, paired_tests, summary
-from xai_utils.networks import answering, evaluating, inference_copy, targets
+from xai_utils.networks import answering, engine, evaluating, targets
+from xai_utils.networks.engine import told
 from xai_utils.progress import Progress
 from xai_utils.training import distributed
 from xai_utils.training.target import labels_among
@@ -42,6 +43,7 @@ DEFAULTS = {
     "scores": None,  # folder for the scores of each image
     "drawn": None,  # folder for the curves of each image
     "device": "cpu",
+    "engine": "auto",  # of the passes, which need no gradient: auto | onnxruntime | copy (networks.engine)
 }
 INDEX = "protocol.json"
 
@@ -157,6 +159,7 @@ def score_maps(settings, log=None):
         scores      method -> metric -> (n,)           failed   method -> (n,) bool, its map was not finite
         curves      method -> curve -> (points,)       fractions  curve -> (points,), the x axis; means over the images
         indices, targets, labels (n,)                  protocol   what stands beside the numbers
+        engine      what made the passes, in words
         part_area   (n,) share of the image on parts that decide, None where no metric needs them
         run         of which run the scores are (runs.py): ValueError where the maps are of another
     Targets and labels are the target network's class indices, whatever the order of the data's classes; a label that
@@ -175,7 +178,7 @@ def score_maps(settings, log=None):
     scored = [name for name in settings["metrics"] if not lacking.get(METRICS[name].needs)]
     metrics, in_mosaics = [name for name in scored if not of_mosaics(name)], [*filter(of_mosaics, scored)]
     target = targets.load(settings["target"], settings["device"])
-    model = inference_copy(target, split.tensor(indices[:1]).to(settings["device"]))
+    model = engine(target, split.tensor(indices[:1]).to(settings["device"]), choice=settings["engine"])
     which, asked = needed_curves(metrics), settings["curves"]
     protocols = {name: CURVES[name](split.images.shape[-2:], **asked.get(name, {})) for name in which}
     parts = None
@@ -186,7 +189,13 @@ def score_maps(settings, log=None):
             len(indices),
             batch_size=settings["batch"],
         )
-    result = {"scores": {}, "failed": {}, "curves": {}, "run": run | {"maps": explained.run["maps"]}}
+    result = {
+        "engine": told(model),
+        "scores": {},
+        "failed": {},
+        "curves": {},
+        "run": run | {"maps": explained.run["maps"]},
+    }
     result["fractions"] = {name: protocol.fractions for name, protocol in protocols.items()}
     result["protocol"] = {
         "score": _told_score(metrics, settings),
@@ -290,7 +299,7 @@ def _written(settings, explained, metrics, result):
 def evaluate(settings, *, compute=None, log=None):
     """`score_maps` on the device and in the processes of `compute`; for several, `log` must be importable."""
     compute = (compute or distributed.Compute()).resolved()
-    work = (settings | {"device": compute.device}, log)
+    work = (settings | {"device": compute.device, "engine": compute.engine}, log)
     _complete(work[0])
     return distributed.run(
         score_maps, *work, processes=compute.processes, threads=compute.threads, device=compute.device

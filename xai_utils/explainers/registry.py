@@ -24,7 +24,7 @@ from xai_utils.explainers.activation_statistics import STATISTICS
 from xai_utils.explainers.records import FLAG, LAYER, LAYERS, NUMBER, SCORE, WORD, Explainer, Option
 from xai_utils.files import file_name
 from xai_utils.images import BASELINES, require_pixels
-from xai_utils.networks import answering, checked_target
+from xai_utils.networks import answering, checked_target, engine_of
 from xai_utils.networks.attention_gate import GATE_INPUTS
 from xai_utils.networks.layers import bare
 
@@ -251,26 +251,31 @@ def _checked_maps(method, maps):
     return maps
 
 
-def explain(model, images, target=None, *, method="grad_cam", **options):
+def explain(model, images, target=None, *, method="grad_cam", engine=None, **options):
     """The maps (N, H, W) of one method of `EXPLAINERS`, with that method's options and a `score` (`networks.SCORES`).
+
+    `engine`: None explains the model as it is; auto, onnxruntime or copy by a copy that is faster (`networks.engine`).
 
     ValueError for an unknown method or option, images that are not pixels in [0, 1], a target that is not a class,
     and maps that are not finite.
     """
-    return explain_many(model, images, target, {method: options})[method]
+    return explain_many(model, images, target, {method: options}, engine=engine)[method]
 
 
-def explain_many(model, images, target=None, methods=("grad_cam",), *, score="softmax"):
+def explain_many(model, images, target=None, methods=("grad_cam",), *, score="softmax", engine=None):
     """The maps of several rows: a dict row -> maps (N, H, W), as `explain` gives them one by one.
 
     `methods`: a dict row -> options (see `method_of`), or names; `score` is for those whose options name none. Methods
     that can be made together, with the same options, share one pass: the plain class activation maps of one layer.
+    `engine` as in `explain`.
     """
     methods = dict(methods) if isinstance(methods, dict) else {name: {} for name in methods}
     asked = {row: method_of(row, {"score": score} | options) for row, options in methods.items()}
     for method, options in asked.values():
         check_options(method, options)
     _checked_images(images)
+    if engine is not None:
+        model = engine_of(model, images, engine, named_layers(methods))
     model = bare(model)  # whose classes and layers can be asked for
     if target is not None:  # a model without named classes is checked by the methods, against its logits
         target = checked_target(target, images, len(getattr(model, "classes", ())))

@@ -14,7 +14,7 @@ from xai_utils.networks.architectures import ARCHITECTURES
 from xai_utils.networks.attention import ATTENTION, BAM, CBAM
 from xai_utils.networks.attention_gate import AttentionGate, gate_for, load_gate, save_gate
 from xai_utils.networks.defaults import NotApplicable, cam_layer, describe, last_convolution, scale_layers
-from xai_utils.networks.engine import engine
+from xai_utils.networks.engine import engine, engine_of
 from xai_utils.networks.inference import inference_copy
 from xai_utils.networks.layers import (
     deep_copy,
@@ -68,6 +68,7 @@ __all__ = [
     "describe",
     "encoded",
     "engine",
+    "engine_of",
     "evaluating",
     "find_layer",
     "gate_for",

@@ -12,6 +12,7 @@ from collections import Counter
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -29,6 +30,7 @@ CHOICES = ("auto", "onnxruntime", "copy")
 FOLDER = Path(".checkpoints/engine")
 TOLERANCE = 1e-5  # of the largest value: sums in another order stay below
 NEEDED = ("onnxruntime", "onnx")  # onnx writes what torch exports
+_made = WeakKeyDictionary()  # model -> {what its engine was made of: its engine}
 
 
 def engine(model, images, layers=(), reduce=None, *, choice="auto", keep=()):
@@ -48,14 +50,7 @@ def engine(model, images, layers=(), reduce=None, *, choice="auto", keep=()):
     Where onnxruntime is not installed, "auto" does without, and "onnxruntime" is an ImportError. `told` says what was
     used. `keep` as in `inference_copy`.
     """
-    if choice not in CHOICES:
-        raise ValueError(f"engine {choice!r} is unknown; choose one of {', '.join(CHOICES)}")
-    lacking = [name for name in NEEDED if find_spec(name) is None]
-    if choice == "onnxruntime" and lacking:
-        raise ImportError(
-            f'engine is "onnxruntime", and {" and ".join(lacking)} cannot be imported; install the extra `pipeline` '
-            '(pip install ".[pipeline]"), or choose "auto" or "copy"'
-        )
+    lacking = lacking_for(choice)
     made = inference_copy(model, images[:1], keep=keep)
     passes = made.forward = Passes(made, layers, reduce, images[:1].detach())
     if choice == "copy":
@@ -69,14 +64,36 @@ def engine(model, images, layers=(), reduce=None, *, choice="auto", keep=()):
     return made
 
 
+def lacking_for(choice) -> list[str]:
+    """The packages that onnxruntime's passes need and that are not installed; as errors those of `engine`."""
+    if choice not in CHOICES:
+        raise ValueError(f"engine {choice!r} is unknown; choose one of {', '.join(CHOICES)}")
+    lacking = [name for name in NEEDED if find_spec(name) is None]
+    if choice == "onnxruntime" and lacking:
+        raise ImportError(
+            f'engine is "onnxruntime", and {" and ".join(lacking)} cannot be imported; install the extra `pipeline` '
+            '(pip install ".[pipeline]"), or choose "auto" or "copy"'
+        )
+    return lacking
+
+
+def engine_of(model, images, choice, keep=()):
+    """The `engine` of a model, made once for as long as its weights are the same; an engine is its own."""
+    if passes_of(model) is not None:
+        return model
+    key, made = (digest(model), choice, tuple(keep)), _made.setdefault(bare(model), {})
+    if key not in made:
+        made.clear()
+        made[key] = engine(model, images, choice=choice, keep=keep)
+    return made[key]
+
+
 def told(model) -> str:
     """What makes the passes of an `engine`, and why, in words."""
     passes = passes_of(model)
     if passes is None or passes.why:
         return "PyTorch, on the inference copy" + (f": {passes.why}" if passes else "")
-    import onnxruntime
-
-    return f"onnxruntime {onnxruntime.__version__}, where no gradient is needed"
+    return "onnxruntime, where no gradient is needed"
 
 
 def passes_of(model) -> "Passes | None":

@@ -40,6 +40,7 @@ class Compute(Section):
     precision: Literal["auto", "float32", "bfloat16"]
     threads: Workers
     processes: Workers
+    engine: Literal["auto", "onnxruntime", "copy"]
 
     @model_validator(mode="after")
     def _not_crowded(self):

@@ -8,7 +8,7 @@ from xai_utils import datasets
 from xai_utils.explainers.registry import explain, explainer, method_of
 from xai_utils.files import files_fingerprint, new_arrays, partial_folder
 from xai_utils.metrics.cost import counted_passes
-from xai_utils.networks import inference_copy, targets
+from xai_utils.networks import engine, targets
 from xai_utils.retraining.inputs import batches, images_of
 from xai_utils.retraining.masks import levels
 
@@ -16,7 +16,7 @@ from xai_utils.retraining.masks import levels
 def explained_levels(chosen, path, compute):
     """Levels of all images of both splits, as files under a name that stands for their content; passes of a map."""
     model = targets.load(chosen["explained"], compute.device)
-    model = inference_copy(model, images_of(chosen, "train")[0]([0]).to(compute.device))
+    model = engine(model, images_of(chosen, "train")[0]([0]).to(compute.device), choice=compute.engine)
     method, options = method_of(None, chosen["row"])
     images = {split: images_of(chosen, split) for split in datasets.SPLITS}
     with partial_folder(path.with_suffix("")) as folder:

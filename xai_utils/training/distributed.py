@@ -23,6 +23,7 @@ import torch
 from torch import distributed, multiprocessing
 
 from xai_utils.files import scratch_folder
+from xai_utils.networks.engine import lacking_for
 
 HOST = torch.device("cpu")
 DEVICES = ("auto", "cpu", "cuda")
@@ -34,18 +35,24 @@ class Compute:
     """Where a training runs; CUDA_VISIBLE_DEVICES says which GPU "cuda" is.
 
     "auto" is a GPU where there is one, and bfloat16 (autocast, weights stay float32) where that GPU computes it
-    natively; otherwise the CPU and float32. `threads` is per process.
+    natively; otherwise the CPU and float32. `threads` is per process. `engine`: what makes the passes that need no
+    gradient when a network is explained and evaluated (`networks.engine`).
     """
 
     device: str = "auto"
     precision: str = "auto"
     threads: int = 1
     processes: int = 1
+    engine: str = "auto"
 
     def resolved(self) -> "Compute":
-        """The same with "auto" replaced by what this machine has; ValueError for what it has not."""
+        """The same with "auto" replaced by what this machine has; the engine's stays, for each network decides.
+
+        ValueError for what it has not, ImportError for an engine that is not installed.
+        """
         if self.device not in DEVICES or self.precision not in PRECISIONS:
             raise ValueError(f"device is one of {DEVICES} and precision one of {PRECISIONS}; got {self}")
+        lacking_for(self.engine)
         if min(self.threads, self.processes) < 1:
             raise ValueError(f"threads and processes are at least 1; got {self}")
         gpu = torch.cuda.is_available()

@@ -112,7 +112,7 @@ def fit(
         "settings": settings,
         "data": data_hash,
         "code": sources.fingerprint_of(make_task, fit),
-        "compute": asdict(compute),
+        "compute": {name: value for name, value in asdict(compute).items() if name != "engine"},  # not a training's
     }
     key = fingerprint(made_from)
     folder = Path(checkpoints) / key

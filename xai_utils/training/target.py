@@ -10,7 +10,7 @@ from torchvision.models import ResNet50_Weights
 
 from xai_utils import datasets
 from xai_utils.files import files_fingerprint, inside
-from xai_utils.networks import ARCHITECTURES, inference_copy, stored, targets
+from xai_utils.networks import ARCHITECTURES, engine, stored, targets
 from xai_utils.networks.architectures import COMES_WITH, HF, TIMM, require_known
 from xai_utils.networks.hf_networks import configuration
 from xai_utils.networks.timm_networks import imagenet
@@ -201,7 +201,7 @@ def held_out_logits(target, split, *, compute: distributed.Compute) -> torch.Ten
     torch.set_num_threads(compute.threads)
     if not len(split):
         return torch.zeros(0, len(target.classes))
-    model = inference_copy(target, split.tensor([0]).to(target.mean.device)).to(compute.device)
+    model = engine(target, split.tensor([0]).to(target.mean.device), choice=compute.engine).to(compute.device)
     with torch.inference_mode():
         return _logits(model, split)
 
