@@ -144,6 +144,7 @@ def gpu(monkeypatch):
         monkeypatch.setattr(torch.cuda, name, lambda *_, value=value, **__: value)
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: None)  # optimizers ask for its stream
     monkeypatch.setattr(torch, "Generator", _Generator)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
     monkeypatch.setattr(distributed, "pool", _Here)
     with _Operations() as operations, _Requests():
         yield operations

@@ -42,6 +42,32 @@ def test_two_processes_do_what_one_does(tmp_path):
     assert found["threads"] == 1
 
 
+def test_all_processes_together_see_what_one_sees_and_read_it_once(tmp_path):
+    """1, 2 and 4 processes, 0 and 4 batches ahead: the same crops to the bit, each read by the one that needs it."""
+    found = {}
+    for world, prefetch in ((1, 0), (1, 4), (2, 4), (4, 0)):
+        folder = tmp_path / f"{world} {prefetch}"
+        folder.mkdir()
+        compute, settings = loop.Compute("cpu", processes=world, prefetch=prefetch), {"seed": 4, "folder": str(folder)}
+        loop.fit(toy_tasks.make_recorded, settings, checkpoints=folder, data_hash="", compute=compute)
+        ranks = [torch.load(folder / f"{rank}.pt") for rank in range(world)]
+        read = [sum(map(len, each["read"])) for each in ranks]
+        assert sum(read) == 2 * toy_tasks.EXAMPLES
+        assert max(read) <= 2 * (toy_tasks.EXAMPLES + 3 * 4) / world  # of four batches none divides evenly
+        found[world, prefetch] = []
+        for parts in zip(*(each["seen"] for each in ranks), strict=True):
+            images, labels = (torch.zeros(sum(map(len, own)), *own[0].shape[1:]) for own in zip(*parts, strict=True))
+            for rank, (some, names) in enumerate(parts):
+                images[rank::world], labels[rank::world] = some, names.float()
+            found[world, prefetch].append((images, labels))
+    alone = found[1, 0]
+    assert len({images.sum().item() for images, _ in alone}) == len(alone) == 8
+    for others in found.values():
+        for (images, labels), (same, names) in zip(alone, others, strict=True):
+            assert torch.equal(images, same)
+            assert torch.equal(labels, names)
+
+
 def test_an_exception_in_one_process_ends_all(tmp_path):
     """The exception of rank 1 itself is raised, with its traceback, while rank 0 waits for it in vain."""
     with pytest.raises(toy_tasks.KilledHere, match="rank one is unwell") as caught:
@@ -105,6 +131,8 @@ def test_what_cannot_be_shared_is_said(tmp_path):
         toy_tasks.fit(tmp_path, {}, compute=loop.Compute("tpu"))
     with pytest.raises(ValueError, match="at least 1"):
         loop.Compute(threads=0).resolved()
+    with pytest.raises(ValueError, match=r"prefetch is 0 .* or more.*prefetch=-1"):
+        loop.Compute(prefetch=-1).resolved()
     with pytest.raises(ValueError, match="has 2 rows; its shard of 3 items has 3"):
         distributed.gather_in_order(torch.zeros(2), 3)
     assert list(tmp_path.iterdir()) == []

@@ -42,7 +42,7 @@ def unbroken(tmp_path_factory):
 def moments() -> list[tuple[str, dict]]:
     """When to die: at seeded steps, and at seeded places inside the writing of a checkpoint (4 fsyncs, 3 replaces)."""
     chance = random.Random(11)
-    found = [(name, "batch", chance.randrange(1, STEPS + 1), "before") for name in ("sgd", "adam", "sgd", "adam")]
+    found = [(name, "augment", chance.randrange(1, STEPS + 1), "before") for name in ("sgd", "adam", "sgd", "adam")]
     found += [(chance.choice(["sgd", "adam"]), "fsync", chance.randrange(5, 25), when) for when in ("before", "after")]
     found += [("adam", "replace", 4, "after"), ("sgd", "replace", 6, "before"), ("sgd", "replace", 6, "after")]
     found += [("adam", "save_file", 3, "after"), ("sgd", "unlink", 2, "after"), ("sgd", "replace", 3, "before")]
@@ -53,7 +53,7 @@ def test_a_killed_training_ends_with_the_bits_of_an_unbroken_one(tmp_path, unbro
     """SIGKILL at any step or in the midst of writing, even twice, changes no weight, no history and no file."""
     kinds = {"sgd": SGD, "adam": ADAM}
     jobs = [(str(tmp_path / str(number)), kinds[name], moment) for number, (name, moment) in enumerate(moments())]
-    jobs += [(jobs[0][0], SGD, {"at": "batch", "call": 2, "when": "before"})]  # the first one dies again
+    jobs += [(jobs[0][0], SGD, {"at": "augment", "call": 2, "when": "before"})]  # the first one dies again
     process = toy_tasks.start(toy_tasks.__file__, json.dumps({"do": "die", "jobs": jobs}), stdout=subprocess.PIPE)
     output, _ = process.communicate(timeout=100)
     assert output.split() == ["-9"] * len(jobs)  # each was killed; none ended otherwise
@@ -185,7 +185,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path, monkeypatch):
 
 
 def test_the_key_changes_with_everything_that_the_weights_depend_on(tmp_path):
-    """Settings, seed, data, code, threads and precision each make another training; where the code lies does not."""
+    """Settings, seed, data, code, threads and precision make another training; prefetch and the folder do not."""
 
     def written(place, imports=""):
         """The task, defined in a module of its own in a folder."""
@@ -207,6 +207,7 @@ def test_the_key_changes_with_everything_that_the_weights_depend_on(tmp_path):
     changed = [key(), key({"seed": 2}), key({"rate": 0.1}), key(data="e"), key(threads=2), key(precision="bfloat16")]
     changed += [key(task=written("edited", "WIDTH = 1")), key(task=written("more", "from xai_utils import plots"))]
     assert len(set(changed)) == len(changed)
+    assert key(prefetch=0) == key()
     assert key(task=written("elsewhere")) == key() == key({"epochs": 1})
 
 
@@ -229,9 +230,15 @@ def make_sums(settings: dict) -> loop.Task:
     values = torch.arange(10.0)[:, None] * torch.tensor([3.0, 4.0])  # (10, 2)
     teacher = nn.Sequential(nn.Dropout(0.5), nn.Linear(2, 1))
 
-    def batch(indices, generator):
-        SEEN.append((indices.tolist(), torch.rand(1, generator=generator).item(), torch.rand(1).item()))
-        return (values[indices],)
+    def read(indices):
+        return values[indices], indices
+
+    def draw(count, generator):
+        return torch.rand(count, 1, generator=generator)
+
+    def augment(rows, numbers):
+        SEEN.append((rows[1].tolist(), numbers[0].item()))
+        return rows[:1]
 
     def loss(model, rows, generator):
         assert model.training
@@ -246,7 +253,7 @@ def make_sums(settings: dict) -> loop.Task:
         return {"norm": model.weight.norm()}
 
     return loop.Task(
-        model=Sums(), examples=10, batch=batch, loss=loss, epochs=2,
+        model=Sums(), examples=10, read=read, draw=draw, augment=augment, loss=loss, epochs=2,
         batch_size=settings.get("batch_size", 4),
         optimizer=lambda model: torch.optim.SGD(model.parameters(), lr=settings["rate"]),
         validate=validate, frozen=[teacher],
@@ -263,17 +270,28 @@ def test_steps_and_means_by_hand(tmp_path):
     before = torch.random.get_rng_state()
     still = sums(tmp_path, rate=0.0)
     assert torch.equal(torch.random.get_rng_state(), before)  # the caller's random numbers are left alone
-    assert [len(batch) for batch, _, _ in SEEN] == [4, 3, 3] * 2
-    orders = [[index for batch, _, _ in SEEN[start : start + 3] for index in batch] for start in (0, 3)]
+    assert [len(batch) for batch, _ in SEEN] == [4, 3, 3] * 2
+    orders = [[index for batch, _ in SEEN[start : start + 3] for index in batch] for start in (0, 3)]
     assert sorted(orders[0]) == sorted(orders[1]) == list(range(10))
     assert orders[0] != orders[1]
-    assert len({value for _, *drawn in SEEN for value in drawn}) == 12  # fresh random numbers in every step
+    assert len({number for _, number in SEEN}) == 6  # fresh random numbers in every step
     assert [row["value"] for row in still.history] == pytest.approx([13.5, 13.5])  # 3 x the mean of 0 ... 9
     assert [row["train_loss"] for row in still.history] == [0.0, 0.0]
     free = sums(tmp_path, rate=1.0)
-    means = [sum(batch) / len(batch) for batch, _, _ in SEEN]
+    means = [sum(batch) / len(batch) for batch, _ in SEEN]
     assert free.weights["weight"].tolist() == pytest.approx([-3.0 * sum(means), -4.0 * sum(means)])
     assert free.history[-1]["norm"] == pytest.approx(5.0 * sum(means))
+
+
+def test_one_look_tells_of_all_steps_since_the_last(tmp_path, monkeypatch, unbroken):
+    """How often losses are fetched from the device changes no mean of the history, and no resumed training's."""
+    for steps in (1, 3):
+        monkeypatch.setattr(loop, "LOOK_STEPS", steps)
+        with pytest.raises(toy_tasks.KilledHere):
+            toy_tasks.fit(tmp_path / str(steps), {**SGD, "raise_in_call": 8})
+        fitted = toy_tasks.fit(tmp_path / str(steps), {**SGD, "raise_in_call": 99})
+        assert same(fitted, unbroken["sgd"])
+        assert same(toy_tasks.fit(tmp_path / str(steps), {**SGD, "raise_in_call": 8}), unbroken["sgd"])
 
 
 def test_weights_that_overflow_are_not_saved(tmp_path):

@@ -3,11 +3,16 @@
 import pytest
 import torch
 
-from xai_utils.training.recipes import adamw, augmented, learning_rate_factor, sgd
+from xai_utils.training.recipes import adamw, cropped, crops, learning_rate_factor, sgd
+
+
+def augmented(images, generator, **options):
+    """Random crops of a batch."""
+    return cropped(images, crops(len(images), generator, **options))
 
 
 def test_augmented_images_stay_in_range():
-    """Interpolation and reflection invent no value: shapes stay, a range stays a range, a constant stays itself."""
+    """Interpolation invents no value: shapes stay, a range stays a range, a constant stays itself."""
     images = torch.rand(64, 3, 8, 8)
     cropped = augmented(images, torch.Generator().manual_seed(0), smallest_crop=0.3)
     assert cropped.shape == images.shape

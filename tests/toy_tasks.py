@@ -10,12 +10,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import safetensors.torch
 import torch
 from torch import nn
 
 from xai_utils.training import distributed, loop
+from xai_utils.training.recipes import crops_of
 
 HERE = Path(__file__).resolve().parent
 EXAMPLES, CLASSES = 25, 3  # odd on purpose: neither batches nor processes divide it
@@ -47,9 +49,14 @@ def make_classifier(settings: dict) -> loop.Task:
     rate = settings.get("rate", 0.05)
     steps = {"done": 0}
 
-    def batch(indices, generator):
-        noise = 0.1 * torch.randn(len(indices), 1, 6, 6, generator=generator)
-        return pixels[indices] + noise, labels[indices]
+    def read(indices):
+        return pixels[indices], labels[indices]
+
+    def draw(count, generator):
+        return 0.1 * torch.randn(count, 1, 6, 6, generator=generator)
+
+    def augment(rows, noise):
+        return rows[0] + noise, rows[1]
 
     def loss(network, rows, generator):
         steps["done"] += 1
@@ -72,12 +79,43 @@ def make_classifier(settings: dict) -> loop.Task:
     return loop.Task(
         model=model,
         examples=EXAMPLES,
-        batch=batch,
+        read=read,
+        draw=draw,
+        augment=augment,
         loss=loss,
         optimizer=optimizer,
         epochs=settings.get("epochs", 3),
         batch_size=settings.get("batch_size", 7),
         schedule=loop.step_decay([1.5, 2], 0.5),
+        validate=validate,
+    )
+
+
+def make_recorded(settings: dict) -> loop.Task:
+    """Nothing is learned: each process leaves the indices that it read and the crops that it saw in a file."""
+    pixels = torch.randint(0, 256, (EXAMPLES, 3, 17, 19), generator=torch.Generator().manual_seed(5)).to(torch.uint8)
+    seen, asked = [], []
+
+    def pixels_of(indices):
+        asked.append(indices.tolist())
+        return pixels[indices]
+
+    def loss(network, rows, generator):
+        seen.append(rows)
+        return network.weight.sum(), {}
+
+    def validate(network):
+        torch.save({"read": asked, "seen": seen}, Path(settings["folder"], f"{distributed.rank()}.pt"))
+        return {}
+
+    return loop.Task(
+        model=nn.Linear(1, 1),
+        examples=EXAMPLES,
+        **crops_of(SimpleNamespace(pixels=pixels_of), torch.arange(EXAMPLES), {"smallest_crop": 0.1}),
+        loss=loss,
+        optimizer=lambda network: torch.optim.SGD(network.parameters(), lr=0.0),
+        epochs=2,
+        batch_size=7,
         validate=validate,
     )
 
@@ -133,7 +171,7 @@ def report_and_sleep(folder: Path) -> None:
 
 def fit_and_die(folder: Path, settings: dict, moment: dict) -> None:
     """Train, and kill this process without warning at the n-th call of a function, before or after it."""
-    owner = {"batch": None, "fsync": os, "replace": os, "unlink": Path, "save_file": safetensors.torch}[moment["at"]]
+    owner = {"augment": None, "fsync": os, "replace": os, "unlink": Path, "save_file": safetensors.torch}[moment["at"]]
     calls = {"done": 0}
 
     def deadly(function):
@@ -150,15 +188,15 @@ def fit_and_die(folder: Path, settings: dict, moment: dict) -> None:
         return wrapped
 
     if owner is None:
-        loop.Task.__init__ = _with_deadly_batch(loop.Task.__init__, deadly)
+        loop.Task.__init__ = _with_deadly_augmentation(loop.Task.__init__, deadly)
     else:
         setattr(owner, moment["at"], deadly(getattr(owner, moment["at"])))
     fit(folder, settings)
 
 
-def _with_deadly_batch(make, deadly):
+def _with_deadly_augmentation(make, deadly):
     def wrapped(task, **parts):
-        make(task, **{**parts, "batch": deadly(parts["batch"])})
+        make(task, **{**parts, "augment": deadly(parts["augment"])})
 
     return wrapped
 

@@ -37,6 +37,11 @@ def in_full_precision(function):
     return precise
 
 
+def unit_float(images):
+    """Images as stored, uint8, as float32 in [0, 1]; others as they are."""
+    return images.float() / 255 if images.dtype == torch.uint8 else images
+
+
 def _pair(size):
     height, width = (size, size) if isinstance(size, int) else (int(side) for side in size)
     if height < 1 or width < 1:

@@ -17,6 +17,7 @@ import torch
 from xai_utils.datasets.birds import render
 from xai_utils.datasets.catalogue import Catalogue, load_catalogue
 from xai_utils.datasets.errors import DataError
+from xai_utils.images import unit_float
 
 CATALOGUE = "species.yaml"
 SPLITS = ("train", "validation")
@@ -44,9 +45,13 @@ class Split:
     def __len__(self):
         return len(self.labels)
 
-    def tensor(self, indices):
-        """The images at `indices`: float32 (n,3,S,S) in [0,1]."""
-        return torch.from_numpy(self.images[np.asarray(indices, dtype=np.int64)]).float() / 255
+    def pixels(self, indices):
+        """The images at `indices` as they are stored: uint8 (n,3,S,S)."""
+        return torch.from_numpy(self.images[np.asarray(indices, dtype=np.int64)])
+
+    def tensor(self, indices, device=None):
+        """The images at `indices`: float32 (n,3,S,S) in [0,1], made on the `device`, by default the CPU."""
+        return unit_float(self.pixels(indices).to(device))
 
     def subset(self, count, seed):
         """`count` different indices, sorted, int64: as many of each class as there are (± 1), chosen by `seed`."""

@@ -41,6 +41,7 @@ class Compute(Section):
     threads: Workers
     processes: Workers
     engine: Literal["auto", "onnxruntime", "copy"]
+    prefetch: Annotated[int, Field(ge=0, le=64)]
 
     @model_validator(mode="after")
     def _not_crowded(self):

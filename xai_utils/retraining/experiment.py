@@ -27,7 +27,7 @@ and a killed training goes on from its checkpoint.
 
 import json
 from concurrent.futures import as_completed
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -128,7 +128,7 @@ def _made(jobs, *, pool, compute, log):
     """
     paths, futures = [], {}
     for name, kind, chosen in jobs:
-        paths.append(path := FOLDER / kind / f"{key_of(kind, chosen, asdict(compute))}.json")
+        paths.append(path := FOLDER / kind / f"{key_of(kind, chosen, compute.decisive())}.json")
         if not path.exists() and path not in [other for _, other in futures.values()]:
             futures[pool.submit(work, path, kind, chosen, compute)] = name, path
     try:

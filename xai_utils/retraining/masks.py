@@ -3,7 +3,6 @@
 Masks come from maps alone, never from a label, so that they cannot tell a network what to answer.
 """
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -120,6 +119,6 @@ def masked_images(images, levels, place, *, keep, fill):
 
     `levels` (N, H, W) as above, `place` the percentage's place in theirs; `fill` (3,) is the colour of what is gone.
     """
-    top = torch.as_tensor(np.asarray(levels)) <= place
-    colour = torch.as_tensor(fill).to(images).reshape(1, 3, 1, 1)
+    top = torch.as_tensor(levels) <= place
+    colour = torch.as_tensor(fill).to(images, non_blocking=True).reshape(1, 3, 1, 1)
     return perturb(images, top if keep else ~top, colour.expand_as(images))

@@ -1,6 +1,7 @@
 """The trainings of ROAR and KAR, one network each, and its test on the held-out images."""
 
 import shutil
+from functools import partial
 
 import torch
 
@@ -8,7 +9,7 @@ from xai_utils.networks import deep_copy, targets
 from xai_utils.retraining.inputs import FOLDER, batches, images_of, masked
 from xai_utils.retraining.masks import layer_masked_model
 from xai_utils.training import loop
-from xai_utils.training.recipes import augmented, classification_loss, learning_rate_factor, sgd
+from xai_utils.training.recipes import classification_loss, cropped, crops, learning_rate_factor, sgd
 from xai_utils.training.target import indices_by_name
 
 CHECKPOINT_SECONDS = 60.0  # most trainings at small scale are over sooner and never write one
@@ -35,15 +36,20 @@ def layer_task(chosen):
 
 
 def _task(model, chosen):
-    fetch, labels = masked(chosen, "train"), _labels(model, chosen, "train")
+    (stored, mask), labels = masked(chosen, "train"), _labels(model, chosen, "train")
 
-    def batch(indices, generator):
-        return augmented(fetch(indices), generator, smallest_crop=chosen["smallest_crop"]), labels[indices]
+    def read(indices):
+        return labels[indices], *stored(indices)
+
+    def augment(rows, places):
+        return cropped(mask(*rows[1:]), places), rows[0]
 
     return loop.Task(
         model=model,
         examples=len(labels),
-        batch=batch,
+        read=read,
+        draw=partial(crops, smallest_crop=chosen["smallest_crop"]),
+        augment=augment,
         loss=classification_loss,
         optimizer=sgd(chosen),
         schedule=learning_rate_factor(chosen),
@@ -60,11 +66,12 @@ def _labels(model, chosen, split):
 
 def _hits(model, chosen, device):
     """0 or 1 for each held-out image, masked as the training ones were."""
-    fetch, labels = masked(chosen, "validation"), _labels(model, chosen, "validation")
+    (stored, mask), labels = masked(chosen, "validation"), _labels(model, chosen, "validation")
     model = deep_copy(model).eval().to(device)
     torch.manual_seed(chosen["subset_seed"])  # random positions; a worker's global generator is its own
     with torch.inference_mode():
-        predicted = torch.cat([model(fetch(rows).to(device)).argmax(1).cpu() for rows in batches(len(labels))])
+        images = (mask(*(part.to(device) for part in stored(rows))) for rows in batches(len(labels)))
+        predicted = torch.cat([model(each).argmax(1) for each in images]).cpu()
     return (predicted == labels).int().tolist()
 
 

@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import distributed, multiprocessing
@@ -28,6 +28,8 @@ from xai_utils.networks.engine import lacking_for
 HOST = torch.device("cpu")
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("auto", "float32", "bfloat16")
+# for `deterministic`; here, since CUDA reads it at the first matrix product of the process, which may come before
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 @dataclass(frozen=True)
@@ -35,8 +37,9 @@ class Compute:
     """Where a training runs; CUDA_VISIBLE_DEVICES says which GPU "cuda" is.
 
     "auto" is a GPU where there is one, and bfloat16 (autocast, weights stay float32) where that GPU computes it
-    natively; otherwise the CPU and float32. `threads` is per process. `engine`: what makes the passes that need no
-    gradient when a network is explained and evaluated (`networks.engine`).
+    natively; otherwise the CPU and float32. `threads` is per process, `prefetch` how many batches it reads ahead.
+    `engine`: what makes the passes that need no gradient when a network is explained and evaluated
+    (`networks.engine`).
     """
 
     device: str = "auto"
@@ -44,6 +47,7 @@ class Compute:
     threads: int = 1
     processes: int = 1
     engine: str = "auto"
+    prefetch: int = 2
 
     def resolved(self) -> "Compute":
         """The same with "auto" replaced by what this machine has; the engine's stays, for each network decides.
@@ -55,6 +59,8 @@ class Compute:
         lacking_for(self.engine)
         if min(self.threads, self.processes) < 1:
             raise ValueError(f"threads and processes are at least 1; got {self}")
+        if self.prefetch < 0:
+            raise ValueError(f"prefetch is 0 (batches are read in the step) or more, such as 2; got {self}")
         gpu = torch.cuda.is_available()
         if self.device == "cuda" and not gpu:
             raise ValueError('device is "cuda", but torch finds no GPU; use "auto" or "cpu"')
@@ -62,6 +68,10 @@ class Compute:
         native = device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         precision = self.precision if self.precision != "auto" else "bfloat16" if native else "float32"
         return replace(self, device=device, precision=precision)
+
+    def decisive(self) -> dict:
+        """What results may depend on, in their last digits or more: all but how early batches are read."""
+        return {name: value for name, value in asdict(self).items() if name != "prefetch"}
 
     def device_name(self) -> str:
         """What a record of a measurement or a training says of the device."""
@@ -129,7 +139,6 @@ def map_in_order(function: Callable[[list[int]], torch.Tensor], count: int, *, b
 @contextmanager
 def deterministic():
     """Operations that give the same bits each time, where there are such (torch warns where not)."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the first GPU matrix product is made
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     filled = torch.utils.deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True, warn_only=True)

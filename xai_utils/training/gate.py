@@ -50,11 +50,7 @@ def gate_task(settings: dict) -> loop.Task:
     SGD is Nesterov's, as in all trainings here.
     """
     pupil = _Pupil(settings)
-
-    def batch(indices, generator):
-        return (pupil.teacher.crops(indices, generator),)
-
-    options = {"batch": batch, "loss": pupil.loss, "validate": pupil.scores, "optimizer": sgd(settings)}
+    options = {"loss": pupil.loss, "validate": pupil.scores, "optimizer": sgd(settings)}
     return pupil.teacher.task(pupil.gate, **options)
 
 

@@ -17,9 +17,9 @@ import math
 import platform
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -32,8 +32,10 @@ from xai_utils.training import checkpoints as storage
 from xai_utils.training import distributed
 from xai_utils.training.checkpoints import CheckpointError
 from xai_utils.training.distributed import Compute
+from xai_utils.training.reading import ahead
 
 PROGRESS = ("epoch", "step", "steps_done", "sums", "history")  # what a checkpoint says of where the training stands
+LOOK_STEPS = 50  # between looks at losses, which wait for the device: a stall in each step would cost a GPU a tenth
 
 
 class DivergenceError(RuntimeError):
@@ -44,13 +46,17 @@ class DivergenceError(RuntimeError):
 class Task:
     """What is learned. A module-level function of the settings makes it, anew in every process.
 
-    The model comes in the modes (train, eval) in which it is to be trained. `batch` and `loss` draw random numbers
-    from their generator, or from torch's global one, and from nowhere else.
+    The model comes in the modes (train, eval) in which it is to be trained. `draw` draws from its generator alone,
+    `loss` from its generator or from torch's global one; `read` and `augment` draw nothing. Row i of the batch depends
+    on its own example and numbers only, so it is the same whichever process makes it, and however early it is read.
     """
 
     model: nn.Module
     examples: int  # the training examples are 0 ... examples - 1
-    batch: Callable[[Tensor, torch.Generator], tuple[Tensor, ...]]  # indices (B,) -> CPU tensors (B, ...), augmented
+    read: Callable[[Tensor], tuple[Tensor, ...]]  # indices (n,) -> CPU tensors (n, ...), as small as stored; in threads
+    draw: Callable[[int, torch.Generator], Tensor] = lambda count, _: torch.zeros(count, 0)  # B -> each place's (B, k)
+    # (what was read, its places' numbers, both on the device) -> the batch: tensors (n, ...)
+    augment: Callable[[tuple[Tensor, ...], Tensor], tuple[Tensor, ...]] = lambda rows, _: rows
     # (model, batch and generator on the device) -> the mean loss over the batch, further such means to log by name
     loss: Callable[[nn.Module, tuple[Tensor, ...], torch.Generator], tuple[Tensor, Mapping[str, Tensor]]]
     optimizer: Callable[[nn.Module], torch.optim.Optimizer]  # over the parameters that are to be trained
@@ -59,6 +65,10 @@ class Task:
     schedule: Callable[[float], float] = lambda epoch: 1.0  # epochs passed -> factor on the optimizer's rates
     validate: Callable[[nn.Module], Mapping[str, float]] | None = None  # after each epoch; eval mode, no gradients
     frozen: Sequence[nn.Module] = ()  # what the loss reads (a teacher): put on the device, in eval mode, never saved
+
+    def batch(self, indices: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """What the loss gets for a whole batch `indices` (B,), here and on the CPU."""
+        return self.augment(self.read(indices), self.draw(len(indices), generator))
 
 
 @dataclass(frozen=True)
@@ -112,7 +122,7 @@ def fit(
         "settings": settings,
         "data": data_hash,
         "code": sources.fingerprint_of(make_task, fit),
-        "compute": {name: value for name, value in asdict(compute).items() if name != "engine"},  # not a training's
+        "compute": {name: value for name, value in compute.decisive().items() if name != "engine"},  # not a training's
     }
     key = fingerprint(made_from)
     folder = Path(checkpoints) / key
@@ -166,20 +176,45 @@ class _Training:
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.epoch = self.step = self.steps_done = 0  # steps done of this epoch, and of all
         self.sums, self.history = {}, []  # the loss and the logged means summed over this epoch's examples so far; rows
+        self.taken, self.names = [], []  # (examples, its values on the device) of each step not looked at; their names
         self.saved = time.monotonic()
         self.resume()
         self.loss = _Loss(self.model, task.loss).to(self.device)
         if self.world > 1:  # looking for unused parameters also fixes the order of sums, so that a resume keeps bits
             self.loss = nn.parallel.DistributedDataParallel(self.loss, find_unused_parameters=True)
 
-    def run_epoch(self, checkpoint_steps: int | None, checkpoint_seconds: float) -> None:
+    def batches(self) -> Iterator[tuple[int, tuple[Tensor, ...]]]:
+        """Of every step from here on: how many examples its batch has, and this process's part, read ahead."""
+        read, gpu = self.read, self.device.type == "cuda"
+        begin = functools.partial(torch.cuda.set_device, torch.cuda.current_device()) if gpu else None
+        return ahead(read, self.moments(), count=self.compute.prefetch, begin=begin)
+
+    def moments(self) -> Iterator[tuple[int, int, Tensor]]:
+        """(epoch, step, indices of the batch of all processes) of every step from here on."""
+        first = self.step
+        for epoch in range(self.epoch, self.task.epochs):
+            order = torch.randperm(self.task.examples, generator=_generator("cpu", self.seed, epoch))
+            for step, indices in enumerate(order.tensor_split(self.steps)[first:], first):
+                yield epoch, step, indices
+            first = 0
+
+    def read(self, moment: tuple[int, int, Tensor]) -> tuple[int, tuple[Tensor, ...]]:
+        """One of `batches`; the numbers of its places come last. Pinned where a GPU is to fetch it."""
+        epoch, step, indices = moment
+        mine = slice(distributed.rank(), None, self.world)
+        numbers = self.task.draw(len(indices), _generator("cpu", self.seed, epoch, step, "batch"))
+        rows = (*self.task.read(indices[mine]), numbers[mine].contiguous())
+        return len(indices), tuple(row.pin_memory() for row in rows) if self.device.type == "cuda" else rows
+
+    def run_epoch(self, batches: Iterator, checkpoint_steps: int | None, checkpoint_seconds: float) -> None:
         """Take the rest of the epoch's steps, validate, and write the checkpoint if one is due."""
         task = self.task
-        order = torch.randperm(task.examples, generator=_generator("cpu", self.seed, self.epoch))
-        for indices in order.tensor_split(self.steps)[self.step :]:
+        while self.step < self.steps:
             for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
                 group["lr"] = rate * task.schedule(self.epoch + self.step / self.steps)
-            self.take_step(indices)
+            self.take_step(*next(batches))
+            if len(self.taken) == LOOK_STEPS or self.step == self.steps:
+                self.look()
             if checkpoint_steps and self.steps_done % checkpoint_steps == 0 and self.step < self.steps:
                 self.save()
         row = {"epoch": self.epoch + 1, "learning_rate": self.optimizer.param_groups[0]["lr"]}
@@ -190,44 +225,55 @@ class _Training:
                 torch.distributed.broadcast(buffer, 0)
             with evaluating(self.model), torch.no_grad():
                 row |= {name: float(value) for name, value in task.validate(self.model).items()}
-        self.epoch, self.step, self.sums, self.history = self.epoch + 1, 0, {}, [*self.history, row]
+        self.epoch, self.step, self.sums, self.names = self.epoch + 1, 0, {}, []
+        self.history = [*self.history, row]
         if self.epoch == task.epochs or time.monotonic() - self.saved >= checkpoint_seconds:
             self.save()
 
-    def take_step(self, indices: Tensor) -> None:
-        """One step down the gradient of the mean loss over the batch `indices` of all processes."""
+    def take_step(self, count: int, rows: tuple[Tensor, ...]) -> None:
+        """One step down the gradient of the mean loss over the `count` examples of all processes, without waiting."""
         moment, rank = (self.seed, self.epoch, self.step), distributed.rank()
-        _seed_global(self.device, *moment, "batch, global")
-        whole = self.task.batch(indices, _generator("cpu", *moment, "batch"))
-        batch = tuple(part[rank :: self.world].to(self.device) for part in whole)
-        share = len(distributed.shard(len(indices))) / len(indices)
+        *read, numbers = (row.to(self.device, non_blocking=True) for row in rows)
+        batch, share = self.task.augment(tuple(read), numbers), len(numbers) / count
         _seed_global(self.device, *moment, "loss, global", rank)  # dropout: other draws in every process
         self.optimizer.zero_grad()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.compute.precision == "bfloat16"):
             loss, means = self.loss(batch, _generator(self.device, *moment, "loss", rank))
-        values = torch.stack([value.detach().double().reshape(()) for value in (loss, *means.values())]) * share
-        if self.world > 1:
-            torch.distributed.all_reduce(values)
-        values = dict(zip(["train_loss", *means], values.tolist(), strict=True))
-        if self.sums and self.sums.keys() - {"gradient_norm"} != values.keys():
-            raise ValueError(f"the loss logs {list(values)} in one step and {list(self.sums)} in another of an epoch")
-        if not math.isfinite(values["train_loss"]):
-            raise self.diverged(f"the loss is {values['train_loss']}")
         (loss * (share * self.world)).backward()  # DDP takes the mean over the processes
         trained = [weight for group in self.optimizer.param_groups for weight in group["params"]]
         norm = nn.utils.get_total_norm([weight.grad for weight in trained if weight.grad is not None])
-        if not norm.isfinite():
-            raise self.diverged(f"the gradient's norm is {norm.item()} at a loss of {values['train_loss']:.6g}")
         self.optimizer.step()
-        values["gradient_norm"] = norm.item()
-        self.sums = {name: self.sums.get(name, 0.0) + value * len(indices) for name, value in values.items()}
+        values = {"train_loss": loss.detach(), **means, "gradient_norm": norm}
+        if self.names not in ([], [*values]):
+            raise ValueError(f"the loss logs {[*values]} in one step and {self.names} in another of an epoch")
+        self.names = [*values]
+        self.taken.append((count, torch.stack([value.double().reshape(()) for value in values.values()]) * share))
         self.step, self.steps_done = self.step + 1, self.steps_done + 1
+
+    def look(self) -> None:
+        """Add the steps since the last look to the epoch's sums; DivergenceError names the first that is no number."""
+        if not self.taken:
+            return
+        counts, values = zip(*self.taken, strict=True)
+        values = torch.stack(values)  # (steps, names): of this process's part
+        if self.world > 1:
+            torch.distributed.all_reduce(values)
+        for step, (count, row) in enumerate(zip(counts, values.tolist(), strict=True), self.step - len(counts) + 1):
+            row = dict(zip(self.names, row, strict=True))
+            if not math.isfinite(row["train_loss"]):
+                raise self.diverged(f"the loss is {row['train_loss']}", step)
+            if not math.isfinite(norm := row["gradient_norm"]):
+                raise self.diverged(f"the gradient's norm is {norm} at a loss of {row['train_loss']:.6g}", step)
+            self.sums = {name: self.sums.get(name, 0.0) + value * count for name, value in row.items()}
+        self.taken = []
 
     def save(self) -> None:
         """Write the checkpoint, in the main process. The one of a finished training holds the model alone."""
-        for name, value in self.model.named_parameters():
-            if not value.isfinite().all():
-                raise self.diverged(f"{name} holds numbers that are not finite")
+        self.look()
+        names, weights = zip(*self.model.named_parameters(), strict=True)
+        finite = torch.stack([weight.isfinite().all() for weight in weights]).tolist()
+        if not all(finite):
+            raise self.diverged(f"{names[finite.index(False)]} holds numbers that are not finite", self.step + 1)
         if not distributed.is_main():
             return
         finished = self.epoch == self.task.epochs
@@ -254,13 +300,14 @@ class _Training:
             ) from error
         for name in PROGRESS:
             setattr(self, name, record["progress"][name])
+        self.names = [*self.sums]
 
-    def diverged(self, what: str) -> DivergenceError:
+    def diverged(self, what: str, step: int) -> DivergenceError:
         last = storage.read_record(self.folder)
         kept = f"the one after step {last['progress']['steps_done']} is kept" if last else "none was written yet"
         return DivergenceError(
-            f"{what} at epoch {self.epoch + 1}, step {self.step + 1} of {self.steps} (step {self.steps_done + 1} in "
-            f"all). Lower the learning rate. Last good checkpoint in {self.folder}: {kept}."
+            f"{what} at epoch {self.epoch + 1}, step {step} of {self.steps} (step {self.steps_done - self.step + step} "
+            f"in all). Lower the learning rate. Last good checkpoint in {self.folder}: {kept}."
         )
 
 
@@ -282,13 +329,14 @@ def _train(make_task, settings, compute, folder, made_from, checkpoint_steps, ch
     gpus = [torch.cuda.current_device()] if compute.device == "cuda" else []
     with torch.random.fork_rng(gpus), distributed.deterministic():
         training = _Training(make_task, settings, compute, folder, made_from)
-        while training.epoch < training.task.epochs:
-            training.run_epoch(checkpoint_steps, checkpoint_seconds)
-            if log is not None and distributed.is_main():
-                row = training.history[-1]
-                facts = ", ".join(f"{name} {value:.4g}" for name, value in row.items() if name != "epoch")
-                log(f"epoch {row['epoch']} of {training.task.epochs}: {facts}")
-                sys.stdout.flush()  # a spawned process's output is buffered
+        with closing(training.batches()) as batches:
+            while training.epoch < training.task.epochs:
+                training.run_epoch(batches, checkpoint_steps, checkpoint_seconds)
+                if log is not None and distributed.is_main():
+                    row = training.history[-1]
+                    facts = ", ".join(f"{name} {value:.4g}" for name, value in row.items() if name != "epoch")
+                    log(f"epoch {row['epoch']} of {training.task.epochs}: {facts}")
+                    sys.stdout.flush()  # a spawned process's output is buffered
 
 
 def _mix(*parts) -> int:

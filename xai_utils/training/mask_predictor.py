@@ -230,12 +230,7 @@ class _Pupil:
 
     def task(self, model, loss, validate):
         """The task whose optimizer is over those parameters of `model` that are not frozen."""
-
-        def batch(indices, generator):
-            return (self.teacher.crops(indices, generator),)
-
-        options = {"batch": batch, "loss": loss, "validate": validate, "optimizer": adam(self.settings)}
-        return self.teacher.task(model, **options)
+        return self.teacher.task(model, loss=loss, validate=validate, optimizer=adam(self.settings))
 
     def ask(self, pixels):
         """The target's features for the predictor, and the classes (N,) that it predicts; without graph."""

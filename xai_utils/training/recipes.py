@@ -1,12 +1,14 @@
 """What the trainings share: crops, optimizers, schedules, and the frozen target as a teacher."""
 
 import math
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch.nn import functional
 
 from xai_utils import datasets
+from xai_utils.images import unit_float
 from xai_utils.networks import inference_copy, targets
 from xai_utils.training import distributed, loop
 
@@ -14,30 +16,49 @@ CHECKPOINTS = Path(".checkpoints")
 VALIDATION_BATCH = 256
 
 
-def augmented(images, generator, *, smallest_crop: float):
-    """Random resized crops (area `smallest_crop` to 1, aspect 3/4 to 4/3) and horizontal flips of a batch.
+def crops(count, generator, *, smallest_crop: float):
+    """Where random resized crops (area `smallest_crop` to 1, aspect 3/4 to 4/3, half of them flipped) lie: (count, 4).
 
-    One grid for the whole batch; crops stay inside the image.
+    Width, height, and x and y of the centre, on axes from -1 to 1, as shares of half the image; flipped ones have a
+    negative width. They stay inside the image. On the CPU, whole batches at a time: the same bits in every process.
     """
-    draw = torch.rand(5, len(images), generator=generator)
+    draw = torch.rand(5, count, generator=generator)
     area = smallest_crop + (1 - smallest_crop) * draw[0]
     aspect = torch.exp((2 * draw[1] - 1) * math.log(4 / 3))
-    width = torch.sqrt(area * aspect).clamp(max=1)  # as a share of the image's
+    width = torch.sqrt(area * aspect).clamp(max=1)
     height = torch.sqrt(area / aspect).clamp(max=1)
-    flip = torch.where(draw[2] < 0.5, -1, 1)
-    x = _read_at(images.shape[3], width * flip, draw[3])
-    y = _read_at(images.shape[2], height, draw[4])
-    grid = torch.stack(torch.broadcast_tensors(x[:, None], y[:, :, None]), -1)  # (N, H, W, 2)
-    return functional.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
+    x, y = ((2 * place - 1) * (1 - side) for place, side in zip(draw[3:], (width, height), strict=True))
+    return torch.stack([torch.where(draw[2] < 0.5, -width, width), height, x, y], 1)
 
 
-def _read_at(pixels, share, place):
-    """Where along an axis from -1 to 1 the `pixels` of each crop are read: (N, pixels).
+def cropped(images, places):
+    """The crops `places` (N, 4) of images (N, C, H, W), enlarged to their size; uint8 or in [0, 1], float32 in [0, 1].
 
-    `share` (N,) of the axis, negative to read backwards; `place` (N,) from 0, at its start, to 1, at its end.
+    Bilinear, on the device of both. Each image's are the same bits whatever the others are (on the CPU).
     """
-    centres = (2 * torch.arange(pixels) + 1) / pixels - 1
-    return share[:, None] * centres + ((2 * place - 1) * (1 - share.abs()))[:, None]
+    images = unit_float(images)
+    height, width = images.shape[2:]
+    x = places[:, 0, None] * _centres(width, places) + places[:, 2, None]  # (N, W)
+    y = places[:, 1, None] * _centres(height, places) + places[:, 3, None]
+    grid = torch.stack(torch.broadcast_tensors(x[:, None], y[:, :, None]), -1)  # (N, H, W, 2)
+    return functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
+
+
+def crops_of(split, labels, settings):
+    """read, draw and augment of `loop.Task`: random crops of a split's images and, if given, their `labels` (N,)."""
+
+    def read(indices):
+        return split.pixels(indices), *(() if labels is None else (labels[indices],))
+
+    def augment(rows, places):
+        return cropped(rows[0], places), *rows[1:]
+
+    return {"read": read, "draw": partial(crops, smallest_crop=settings["smallest_crop"]), "augment": augment}
+
+
+def _centres(pixels, like):
+    """Where the centres of so many pixels lie on an axis from -1 to 1."""
+    return (2 * torch.arange(pixels, device=like.device, dtype=like.dtype) + 1) / pixels - 1
 
 
 def classification_loss(model, batch, generator):
@@ -113,10 +134,6 @@ class Teacher:
             raise ValueError(f"{settings['data']} has no training image; set the epochs of this stage to 0")
         self.target = inference_copy(targets.load(settings["target"]), self.data.train.tensor([0]), keep=keep)
 
-    def crops(self, indices, generator):
-        """Random crops (n, 3, S, S) of training images."""
-        return augmented(self.data.train.tensor(indices), generator, smallest_crop=self.settings["smallest_crop"])
-
     def ask(self, images):
         """The target's logits (N, K), without graph."""
         with torch.no_grad():
@@ -126,17 +143,17 @@ class Teacher:
         """The rows of `function(images) -> (n, k)` for the held-out images, on the CPU; shared by the processes."""
         split, device = self.data.validation, self.target.mean.device
         return distributed.map_in_order(
-            lambda indices: function(split.tensor(indices).to(device)).float().cpu(),
+            lambda indices: function(split.tensor(indices, device)).float().cpu(),
             len(split),
             batch_size=VALIDATION_BATCH,
         )
 
-    def task(self, model, *, batch, loss, validate, optimizer) -> loop.Task:
-        """The task of a pupil; `batch`, `loss`, `validate`, `optimizer` as in `loop.Task`."""
+    def task(self, model, *, loss, validate, optimizer, labels=None) -> loop.Task:
+        """The task of a pupil on crops of the images and, if given, their `labels` (N,); the rest as in `loop.Task`."""
         return loop.Task(
             model=model,
             examples=len(self.data.train),
-            batch=batch,
+            **crops_of(self.data.train, labels, self.settings),
             loss=loss,
             validate=validate if len(self.data.validation) else None,
             optimizer=optimizer,

@@ -227,13 +227,9 @@ class _Pupil:
 
     def task(self, loss, validate, trained):
         """The task whose optimizer is over the parameters of the module `trained`."""
-
-        def batch(indices, generator):
-            return self.teacher.crops(indices, generator), self.train_labels[indices]
-
         optimizer = sgd(self.settings)
-        options = {"batch": batch, "loss": loss, "validate": validate, "optimizer": lambda _: optimizer(trained)}
-        return self.teacher.task(self.surrogate, **options)
+        options = {"loss": loss, "validate": validate, "optimizer": lambda _: optimizer(trained)}
+        return self.teacher.task(self.surrogate, labels=self.train_labels, **options)
 
     def explained(self, images, maps):
         """The target's logits for the images times their maps."""

@@ -19,8 +19,8 @@ from xai_utils.training.recipes import (
     CHECKPOINTS,
     VALIDATION_BATCH,
     adamw,
-    augmented,
     classification_loss,
+    crops_of,
     learning_rate_factor,
     sgd,
 )
@@ -191,7 +191,7 @@ def _logits(model, split):
     """The model's logits for every image of `split`, on the CPU; the processes share the work."""
     device = next(model.parameters()).device
     return distributed.map_in_order(
-        lambda indices: model(split.tensor(indices).to(device)).float().cpu(), len(split), batch_size=VALIDATION_BATCH
+        lambda indices: model(split.tensor(indices, device)).float().cpu(), len(split), batch_size=VALIDATION_BATCH
     )
 
 
@@ -229,10 +229,6 @@ def target_task(settings: dict) -> loop.Task:
     train_labels = place[torch.as_tensor(data.train.labels)]
     validation_labels = place[torch.as_tensor(data.validation.labels)]
 
-    def batch(indices, generator):
-        images = data.train.tensor(indices)
-        return augmented(images, generator, smallest_crop=settings["smallest_crop"]), train_labels[indices]
-
     def validate(model):
         logits = _logits(model, data.validation)
         hits = (logits.argmax(1) == validation_labels).double()
@@ -244,7 +240,7 @@ def target_task(settings: dict) -> loop.Task:
     return loop.Task(
         model=target,
         examples=len(train_labels),
-        batch=batch,
+        **crops_of(data.train, train_labels, settings),
         loss=classification_loss,
         validate=validate if len(data.validation) else None,
         optimizer=OPTIMIZERS[settings.get("optimizer", "sgd")](settings),
