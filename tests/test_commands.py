@@ -5,10 +5,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import ROOT
 
 from xai_utils.pipeline import compare, kept, site, stage
 from xai_utils.training import __main__ as training
+from xai_utils.training import loop
 
 
 @pytest.mark.parametrize(
@@ -87,3 +89,18 @@ def test_a_benchmark_that_could_not_write_does_not_begin(arguments, line, monkey
     with pytest.raises(SystemExit):
         timing.run("", None, None, {})
     assert line in capsys.readouterr().err
+
+
+def test_the_data_path_is_measured_in_the_parts_of_a_training(tmp_path, monkeypatch):
+    """The CPU part ends in bytes and places of crops, the crops in what the network takes; a process counts its reads."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import data_path
+
+    data, images = data_path.prepared(tmp_path, 12, 32)
+    read, handled = data_path.parts(data, images)["CPU part"]
+    pixels, labels, places = read()
+    assert (pixels.dtype, pixels.shape, labels.shape, places.shape) == (torch.uint8, (10, 3, 32, 32), (10,), (10, 4))
+    assert handled == images == 10
+    settings = data_path.SETTINGS | {"data": data, "target": "tiny_resnet", "batch_size": 4, "counts": str(tmp_path)}
+    loop.fit(data_path.counting_task, settings, checkpoints=tmp_path, data_hash="", compute=loop.Compute("cpu"))
+    assert (tmp_path / "0").read_text() == "10"
