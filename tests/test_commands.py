@@ -92,7 +92,7 @@ def test_a_benchmark_that_could_not_write_does_not_begin(arguments, line, monkey
 
 
 def test_the_data_path_is_measured_in_the_parts_of_a_training(tmp_path, monkeypatch):
-    """The CPU part ends in bytes and places of crops, the crops in what the network takes; a process counts its reads."""
+    """The CPU part ends in bytes and places of crops, and a process counts the images that it reads."""
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     import data_path
 

@@ -18,12 +18,15 @@ def test_two_processes_do_what_one_does(tmp_path):
     exact = {"batch_size": 9}
     counts = [0, 1, 2, 5, 8]
     noisy = {"norm": "batch", "dropout": 0.2, "loss_noise": 0.1, "optimizer": "adam"}
-    several = [exact, {**noisy, "raise_in_call": 99}, {**noisy, "raise_in_call": 6}]
+    several = [exact, {**exact, "micro_batch": 2}, {**noisy, "raise_in_call": 99}, {**noisy, "raise_in_call": 6}]
     found = distributed.run(toy_tasks.group_job, tmp_path, several, counts, processes=2)
-    (weights, history, _), (batch_norm, batch_norm_history, _), (resumed, resumed_history, steps) = found["fits"]
+    (weights, history, _), (in_parts, _, _), (batch_norm, batch_norm_history, _), (resumed, resumed_history, steps) = (
+        found["fits"]
+    )
     alone = toy_tasks.fit(tmp_path, exact, compute=loop.Compute("cpu"))
     for name, value in alone.weights.items():
         torch.testing.assert_close(weights[name], value, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(in_parts[name], value, rtol=1e-5, atol=1e-6)
     for row, expected in zip(history, alone.history, strict=True):
         assert row == pytest.approx(expected, rel=1e-5, abs=1e-5)
     assert steps == 8  # raised in its sixth step and again in the sixth after the fourth
@@ -133,6 +136,8 @@ def test_what_cannot_be_shared_is_said(tmp_path):
         loop.Compute(threads=0).resolved()
     with pytest.raises(ValueError, match=r"prefetch is 0 .* or more.*prefetch=-1"):
         loop.Compute(prefetch=-1).resolved()
+    with pytest.raises(ValueError, match=r"micro_batch is 1 or more, or None .*micro_batch=0"):
+        loop.Compute(micro_batch=0).resolved()
     with pytest.raises(ValueError, match="has 2 rows; its shard of 3 items has 3"):
         distributed.gather_in_order(torch.zeros(2), 3)
     assert list(tmp_path.iterdir()) == []

@@ -8,6 +8,7 @@ import resource
 import subprocess
 from pathlib import Path
 
+import pretended
 import pytest
 import safetensors.torch
 import torch
@@ -16,6 +17,7 @@ from torch import nn
 
 from xai_utils import files
 from xai_utils.training import checkpoints, loop
+from xai_utils.training.recipes import sgd
 
 SGD = {"dropout": 0.2, "loss_noise": 0.1}  # momentum, a schedule, dropout, augmentation, noise in the loss
 ADAM = {**SGD, "optimizer": "adam", "rate": 0.01}
@@ -292,6 +294,58 @@ def test_one_look_tells_of_all_steps_since_the_last(tmp_path, monkeypatch, unbro
         fitted = toy_tasks.fit(tmp_path / str(steps), {**SGD, "raise_in_call": 99})
         assert same(fitted, unbroken["sgd"])
         assert same(toy_tasks.fit(tmp_path / str(steps), {**SGD, "raise_in_call": 8}), unbroken["sgd"])
+
+
+@pytest.mark.parametrize("options", [{"micro_batch": 3}, {"compile": True}], ids=["micro_batch", "compile"])
+def test_parts_and_compiled_losses_follow_the_same_gradient(tmp_path, monkeypatch, options):
+    """Without batch norm weights and means are those of whole batches and of plain code, up to rounding."""
+    compiled, make = [], torch.compile
+    # traced and differentiated as always; only the last step, which takes a compiler a minute, is left out
+    monkeypatch.setattr(torch, "compile", lambda it, **_: compiled.append(it) or make(it, backend="aot_eager"))
+    plain, other = (toy_tasks.fit(tmp_path, {}, compute=loop.Compute("cpu", **each)) for each in ({}, options))
+    assert other.key != plain.key
+    assert len(compiled) == ("compile" in options)
+    for name, value in plain.weights.items():
+        torch.testing.assert_close(other.weights[name], value, rtol=1e-4, atol=1e-6)
+    for row, expected in zip(other.history, plain.history, strict=True):
+        assert row == pytest.approx(expected, rel=1e-4, abs=1e-5)
+
+
+def test_batch_norm_sees_the_parts_of_a_batch(tmp_path):
+    """Batches of 7, 6, 6 and 6 in parts of 3: 3 + 2 + 2 + 2 statistics an epoch."""
+    fitted = toy_tasks.fit(tmp_path, {"norm": "batch"}, compute=loop.Compute("cpu", micro_batch=3))
+    assert fitted.weights["1.num_batches_tracked"].item() == 3 * (3 + 2 + 2 + 2)
+
+
+def make_convolution(settings: dict) -> loop.Task:
+    model, teacher = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3)
+    LAYOUTS.clear()
+
+    def loss(model, rows, generator):
+        made = model(rows[0])
+        LAYOUTS.extend(each.is_contiguous(memory_format=torch.channels_last) for each in (model.weight, made))
+        return (made - teacher(rows[0])).square().mean(), {}
+
+    return loop.Task(
+        model=model, examples=2, read=lambda indices: (torch.ones(len(indices), 3, 5, 5),), loss=loss, epochs=1,
+        batch_size=2, optimizer=sgd({"learning_rate": 0.1, "momentum": 0.9, "weight_decay": 0.0}), frozen=[teacher],
+    )  # fmt: skip
+
+
+LAYOUTS = []
+
+
+def test_networks_learn_in_channels_last(tmp_path, monkeypatch):
+    """Weights and what they make; on a GPU the optimizer is fused, and ends with the weights of a plain one."""
+    made, optimizers = [], torch.optim.SGD.step
+    monkeypatch.setattr(torch.optim.SGD, "step", lambda own: made.append(own.defaults["fused"]) or optimizers(own))
+    plain = loop.fit(make_convolution, {"seed": 0}, checkpoints=tmp_path, data_hash="", compute=loop.Compute("cpu"))
+    assert LAYOUTS == [True, True]
+    with pretended.gpu(monkeypatch):
+        fused = loop.fit(make_convolution, {"seed": 0}, checkpoints=tmp_path, data_hash="")
+    assert made == [False, True]
+    for name, value in plain.weights.items():
+        torch.testing.assert_close(fused.weights[name], value)
 
 
 def test_weights_that_overflow_are_not_saved(tmp_path):

@@ -138,7 +138,9 @@ def fit_several(folder: Path, several: list[dict]) -> list:
     found = []
     while len(found) < len(several):
         with contextlib.suppress(KilledHere):
-            found.append(fit(folder, several[len(found)], compute=loop.Compute("cpu", processes=2)))
+            settings = several[len(found)]
+            compute = loop.Compute("cpu", processes=2, micro_batch=settings.get("micro_batch"))
+            found.append(fit(folder, settings, compute=compute))
     return [(fitted.weights, fitted.history, fitted.resumed_from) for fitted in found]
 
 

@@ -42,6 +42,8 @@ class Compute(Section):
     processes: Workers
     engine: Literal["auto", "onnxruntime", "copy"]
     prefetch: Annotated[int, Field(ge=0, le=64)]
+    micro_batch: Whole | None
+    compile: bool
 
     @model_validator(mode="after")
     def _not_crowded(self):

@@ -22,14 +22,14 @@ def image_task(chosen):
     """
     fetch, _, classes = images_of(chosen, "train")
     if "explained" in chosen:
-        return _task(targets.load(chosen["explained"]).train().to(memory_format=torch.channels_last), chosen)
+        return _task(targets.load(chosen["explained"]).train(), chosen)
     model = targets.build(classes=classes, **{"image_size": fetch([0]).shape[-1]} | chosen["network"])
-    return _task(model.to(memory_format=torch.channels_last), chosen)
+    return _task(model, chosen)
 
 
 def layer_task(chosen):
     """What lies behind a masked layer of the explained network, fine-tuned."""
-    explained = targets.load(chosen["explained"]).to(memory_format=torch.channels_last)
+    explained = targets.load(chosen["explained"])
     options = {name: chosen[name] for name in ("statistic", "share", "least", "scale")}
     model = layer_masked_model(explained, chosen["layer"], **options).train()
     return _task(model.freeze_trunk(images_of(chosen, "train")[0]([0])), chosen)
@@ -67,7 +67,7 @@ def _labels(model, chosen, split):
 def _hits(model, chosen, device):
     """0 or 1 for each held-out image, masked as the training ones were."""
     (stored, mask), labels = masked(chosen, "validation"), _labels(model, chosen, "validation")
-    model = deep_copy(model).eval().to(device)
+    model = deep_copy(model).eval().to(device, memory_format=torch.channels_last)
     torch.manual_seed(chosen["subset_seed"])  # random positions; a worker's global generator is its own
     with torch.inference_mode():
         images = (mask(*(part.to(device) for part in stored(rows))) for rows in batches(len(labels)))

@@ -40,6 +40,8 @@ class Compute:
     natively; otherwise the CPU and float32. `threads` is per process, `prefetch` how many batches it reads ahead.
     `engine`: what makes the passes that need no gradient when a network is explained and evaluated
     (`networks.engine`).
+    Of its share of a batch `micro_batch` examples pass the network at a time (None: all). `compile`: losses, with the
+    networks in them, go through torch.compile.
     """
 
     device: str = "auto"
@@ -48,6 +50,8 @@ class Compute:
     processes: int = 1
     engine: str = "auto"
     prefetch: int = 2
+    micro_batch: int | None = None
+    compile: bool = False
 
     def resolved(self) -> "Compute":
         """The same with "auto" replaced by what this machine has; the engine's stays, for each network decides.
@@ -61,6 +65,8 @@ class Compute:
             raise ValueError(f"threads and processes are at least 1; got {self}")
         if self.prefetch < 0:
             raise ValueError(f"prefetch is 0 (batches are read in the step) or more, such as 2; got {self}")
+        if self.micro_batch is not None and self.micro_batch < 1:
+            raise ValueError(f"micro_batch is 1 or more, or None (whole batches at a time); got {self}")
         gpu = torch.cuda.is_available()
         if self.device == "cuda" and not gpu:
             raise ValueError('device is "cuda", but torch finds no GPU; use "auto" or "cpu"')

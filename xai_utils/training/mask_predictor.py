@@ -224,7 +224,7 @@ class _Pupil:
 
     def __init__(self, settings, controller="customized"):
         self.settings = settings
-        self.predictor = starting_predictor(settings, controller=controller).to(memory_format=torch.channels_last)
+        self.predictor = starting_predictor(settings, controller=controller)
         self.teacher = Teacher(settings)
         self.classes = len(self.teacher.target.classes)
 

@@ -75,31 +75,28 @@ def share_equal(logits, labels):
 
 def sgd(settings: dict):
     """Nesterov's gradient descent over the parameters that require a gradient, as `loop.Task` wants it made."""
-    return lambda model: torch.optim.SGD(
-        [weights for weights in model.parameters() if weights.requires_grad],
-        lr=settings["learning_rate"],
-        momentum=settings["momentum"],
-        weight_decay=settings["weight_decay"],
-        nesterov=settings["momentum"] > 0,
-    )
+    return _made(torch.optim.SGD, settings, momentum=settings["momentum"], nesterov=settings["momentum"] > 0)
 
 
 def adam(settings: dict):
     """Adam over the parameters that require a gradient, as `loop.Task` wants it made."""
-    return lambda model: torch.optim.Adam(
-        [weights for weights in model.parameters() if weights.requires_grad],
-        lr=settings["learning_rate"],
-        weight_decay=settings["weight_decay"],
-    )
+    return _made(torch.optim.Adam, settings)
 
 
 def adamw(settings: dict):
     """Adam with decoupled weight decay over the parameters that require a gradient, as transformers are trained."""
-    return lambda model: torch.optim.AdamW(
-        [weights for weights in model.parameters() if weights.requires_grad],
-        lr=settings["learning_rate"],
-        weight_decay=settings["weight_decay"],
-    )
+    return _made(torch.optim.AdamW, settings)
+
+
+def _made(kind, settings, **options):
+    options |= {"lr": settings["learning_rate"], "weight_decay": settings["weight_decay"]}
+
+    def make(model):
+        weights = [each for each in model.parameters() if each.requires_grad]
+        # not on CPUs, where torch 2.15 mixes up a channels-last weight and a gradient in another layout
+        return kind(weights, fused=any(each.is_cuda for each in weights), **options)
+
+    return make
 
 
 def learning_rate_factor(settings: dict):

@@ -217,7 +217,6 @@ class _Pupil:
         place = indices_by_name(data.classes, surrogate.classes)
         self.train_labels = place[torch.as_tensor(data.train.labels)]
         self.validation_labels = place[torch.as_tensor(data.validation.labels)]
-        surrogate.to(memory_format=torch.channels_last)
         image = data.train.tensor([0])
         with evaluating(surrogate), torch.no_grad():
             surrogate.classify(image)  # too small an image is refused here, not in the midst of the training

@@ -224,7 +224,6 @@ def target_task(settings: dict) -> loop.Task:
     """
     data = datasets.load(settings["data"])
     target = _starting(settings, data)
-    target.to(memory_format=torch.channels_last)  # convolutions run 1.5 times as fast, on CPUs too
     place = indices_by_name(data.classes, target.classes)
     train_labels = place[torch.as_tensor(data.train.labels)]
     validation_labels = place[torch.as_tensor(data.validation.labels)]
