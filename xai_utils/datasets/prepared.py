@@ -61,9 +61,9 @@ class Split:
         order, labels = generator.permutation(len(self)), np.maximum(self.labels, 0)  # without labels: one class
         classes = generator.permutation(max(len(self.classes), 1))
         turn = np.zeros(len(self), dtype=np.int64)  # an image's place in the queue of its class
-        for label in classes:
-            own = order[labels[order] == label]
-            turn[own] = np.arange(len(own))
+        queued = order[labels[order].argsort(kind="stable")]  # class after class
+        _, starts, lengths = np.unique(labels[queued], return_index=True, return_counts=True)
+        turn[queued] = np.arange(len(self)) - np.repeat(starts, lengths)
         ranked = np.lexsort((classes.argsort()[labels], turn))  # first of every class, then second, ...
         return np.sort(ranked[:count])
 
