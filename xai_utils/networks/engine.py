@@ -34,7 +34,7 @@ _made = WeakKeyDictionary()  # model -> {what its engine was made of: its engine
 
 
 def engine(model, images, layers=(), reduce=None, *, choice="auto", keep=()):
-    """An `inference_copy` of `model` whose passes without gradients onnxruntime makes, on the CPU, in 0.5 to 0.8 of its time.
+    """An `inference_copy` whose passes without gradients onnxruntime makes on the CPU, in 0.5 to 0.8 of the time.
 
     It takes the model's place in methods and metrics: maps are the same up to rounding. What needs a gradient of the
     whole network, hooks inside it, or another device runs in PyTorch; class activation maps take the activation from
