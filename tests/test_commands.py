@@ -4,11 +4,12 @@ import json
 import sys
 from pathlib import Path
 
+import nbformat
 import pytest
 import torch
 from conftest import ROOT
 
-from xai_utils.pipeline import compare, kept, site, stage
+from xai_utils.pipeline import compare, kept, parameters, site, stage
 from xai_utils.training import __main__ as training
 from xai_utils.training import loop
 
@@ -68,6 +69,41 @@ def test_a_bad_argument_is_answered(main, arguments, line, monkeypatch, capsys):
     with pytest.raises(SystemExit) as end:
         main()
     assert line in capsys.readouterr().err + str(end.value.code)
+
+
+def notebook(name):
+    """The notebook of a stage."""
+    return nbformat.read(stage.notebooks(ROOT / "notebooks")[name], as_version=4)
+
+
+@pytest.mark.parametrize("name", training.STAGES)
+def test_a_stage_is_trained_as_its_notebook_does(name, monkeypatch):
+    """The command hands over the settings, options and function that the notebook's cells do, so its key is theirs."""
+    monkeypatch.chdir(ROOT)
+    module, function = training.STAGES[name].split(":")
+    called = []
+    monkeypatch.setattr(f"{module}.{function}", lambda *given, **options: called.append((given, options)))
+    training.main([name])
+    (((settings,), options),) = called
+    given = parameters.resolve(parameters.read(), name)
+    cells = [cell.source for cell in notebook(name).cells if cell.cell_type == "code"]
+    exec(next(cell for cell in cells if cell.startswith("settings = ")).split("\n}\n")[0].rstrip("}") + "}", given)
+    assert settings == given["settings"]
+    assert any(f"{function}(settings, " in cell for cell in cells)
+    assert options == {
+        "compute": loop.Compute(**given["compute"]).resolved(),
+        "checkpoint_steps": given["checkpoint_steps"],
+        "log": print,
+    }
+
+
+def test_what_a_stage_lacks_is_said(tmp_path, monkeypatch):
+    """Without params.yaml, and without prepared data, the answer is one line."""
+    monkeypatch.chdir(tmp_path)
+    for line in ("params.yaml cannot be read", "build/data is not a prepared data set"):
+        with pytest.raises(SystemExit, match=line):
+            training.main(["finetune_target"])
+        (tmp_path / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ Several processes share each batch (DistributedDataParallel). They see the same 
 process, and follow the gradient of the mean over the whole batch. Two things differ: batch norm on the CPU takes its
 statistics from each process's part of the batch (on GPUs from the whole batch), and dropout and the loss's own noise
 are other draws. The same holds for the parts of `compute.micro_batch`, whose batch norms see a part on GPUs, too.
-`torchrun ... -m xai_utils.training REQUEST.json` trains on several machines that share a folder.
+`torchrun ... -m xai_utils.training STAGE` trains on several machines that share a folder.
 """
 
 import functools
