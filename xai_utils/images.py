@@ -93,12 +93,18 @@ def _odd(length):
     return 2 * max(1, round((length - 1) / 2)) + 1
 
 
-def _smoothing_matrix(weights, length, padding):
-    """The matrix (length, length) that convolves one axis with `weights` (k,), k odd.
+@lru_cache(maxsize=64)  # made and sent to a GPU in each step it would stop the network there
+def _smoothing_matrix(weights, length, padding, dtype, device):
+    """The matrix (length, length) that convolves one axis with `weights`, numbers, as many as is odd.
 
     A matrix instead of a convolution, because reflection then folds as often as a kernel wider than the image
     needs, and because matrix products keep full precision where GPU convolutions round to TF32.
     """
+    with torch.inference_mode(False):  # a cached tensor must serve every caller
+        return _convolving(torch.tensor(weights, dtype=torch.float64), length, padding).to(device, dtype)
+
+
+def _convolving(weights, length, padding):
     radius = len(weights) // 2
     positions = torch.arange(length)[:, None] + torch.arange(-radius, radius + 1)  # (length, k)
     values = weights.expand_as(positions).clone()
@@ -117,7 +123,8 @@ def _smoothing_matrix(weights, length, padding):
 @in_full_precision
 def _smooth(images, weights, padding):
     """Convolve both spatial axes of (..., H, W) with the same one-dimensional `weights`; differentiable."""
-    rows, columns = (_smoothing_matrix(weights, length, padding).to(images) for length in images.shape[-2:])
+    kind = padding, images.dtype, images.device
+    rows, columns = (_smoothing_matrix(tuple(weights.tolist()), length, *kind) for length in images.shape[-2:])
     return rows @ images @ columns.T
 
 
