@@ -17,7 +17,6 @@ import torch
 from torch import nn
 
 from xai_utils.training import distributed, loop
-from xai_utils.training.recipes import crops_of
 
 HERE = Path(__file__).resolve().parent
 EXAMPLES, CLASSES = 25, 3  # odd on purpose: neither batches nor processes divide it
@@ -93,6 +92,8 @@ def make_classifier(settings: dict) -> loop.Task:
 
 def make_recorded(settings: dict) -> loop.Task:
     """Nothing is learned: each process leaves the indices that it read and the crops that it saw in a file."""
+    from xai_utils.training.recipes import crops_of  # seconds of imports that the other tasks do without
+
     pixels = torch.randint(0, 256, (EXAMPLES, 3, 17, 19), generator=torch.Generator().manual_seed(5)).to(torch.uint8)
     seen, asked = [], []
 
