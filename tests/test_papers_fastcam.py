@@ -226,6 +226,8 @@ def test_flat_curves_are_told():
         "ROAR is within chance at 50 % removed for 1 of 3 rows."
     )
     assert fastcam_claims.saturated([record for record in rows if record["level"] == "layer"], chance=0.1) == ""
+    guess = {"level": "image", "mode": "none", "row": "none", "layer": None, "percent": None, "repetition": 0}
+    assert fastcam_claims.saturated([*rows, guess | {"hits": [1, 0, 0, 0, 0, 0, 0, 0, 0, 0]}], chance=0.1) == ""
 
 
 def test_repetitions_that_part_decide_nothing():

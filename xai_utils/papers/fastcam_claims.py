@@ -95,16 +95,19 @@ def in_words(beside: pandas.DataFrame) -> str:
 
 
 def saturated(records, *, chance) -> str:
-    """Where the curves of the image level cannot tell maps apart, in words; "" without such a level.
+    """Where the curves of the image level cannot tell maps apart, in words; "" where there is none that learned.
 
     KAR is flat where the smallest share kept is already enough, ROAR is at its end where half the pixels removed leave
     nothing that tells the class. Tests as in `beside_unmasked`, Holm's correction over the rows.
     """
     hits = {}
     for record in records:
-        if record["level"] == "image" and record["mode"] != "none":
+        if record["level"] == "image":
             hits.setdefault((record["mode"], record["row"], record["percent"]), []).append(record["hits"])
     means = {key: np.mean(each, 0) for key, each in hits.items()}  # (images,)
+    plain = means.pop(("none", "none", None), None)
+    if plain is not None and _within_chance(plain, chance):
+        return ""
     rows, percents = (list(dict.fromkeys(key[place] for key in means)) for place in (1, 2))
     if len(percents) < 2:
         return ""
