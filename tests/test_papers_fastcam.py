@@ -230,6 +230,20 @@ def test_flat_curves_are_told():
     assert fastcam_claims.saturated([*rows, guess | {"hits": [1, 0, 0, 0, 0, 0, 0, 0, 0, 0]}], chance=0.1) == ""
 
 
+def test_a_network_without_masks_that_was_unlucky_once_is_no_leak():
+    """Below the masked one on 20 of 40 images, in one repetition of three: significant over images, not over both."""
+    shares = [("none", 0.4), ("none", 0.9), ("none", 0.9), *[("keep", 0.9)] * 3]
+    rows = [
+        {"level": "image", "mode": mode, "row": "random", "layer": None, "percent": 10 if mode == "keep" else None}
+        | {"repetition": number % 3, "hits": [int(image < round(IMAGES * share)) for image in range(IMAGES)]}
+        for number, (mode, share) in enumerate(shares)
+    ]
+    found = fastcam_claims.beside_unmasked(rows, chance=0.1).loc["image"]
+    assert (found["above"], found["significantly above"]) == (1, 0)
+    alone = fastcam_claims.beside_unmasked([rows[0], rows[3]], chance=0.1).loc["image"]
+    assert alone["significantly above"] == 1
+
+
 def test_repetitions_that_part_decide_nothing():
     """FastCAM above all in two repetitions, far below in the third: Student's test over the three leaves it open."""
     masked = [

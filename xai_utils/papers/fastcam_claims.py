@@ -5,6 +5,7 @@ pair does, and fails where one is the other way round after Holm's correction. E
 trained: there is no verdict before three repetitions, and none where the masks tell the class themselves (`obstacles`).
 """
 
+import warnings
 from html import escape
 
 import numpy as np
@@ -28,7 +29,8 @@ def beside_unmasked(records, *, chance) -> pandas.DataFrame:
     significantly above (paired by image, p < 0.05 after Holm's correction for the cells) and within chance.
 
     A cell is one row at one layer or percentage, kept or removed, random masks too; repetitions are averaged by image.
-    Of layers each is held against the network that was fine-tuned behind the same one.
+    Of layers each is held against the network that was fine-tuned behind the same one. With several repetitions p is
+    the larger of that over the images and of Student's over the repetitions: one network may be luckier than another.
     """
     found = {}
     for level in ("layer", "image"):
@@ -37,22 +39,29 @@ def beside_unmasked(records, *, chance) -> pandas.DataFrame:
             if record["level"] == level:
                 key = record["mode"], record["row"], record["layer"], record["percent"]
                 cells.setdefault(key, []).append(record["hits"])
-        means = {key: np.mean(hits, 0) for key, hits in cells.items()}  # (images,)
-        plain = {key[2]: means.pop(key) for key in list(means) if key[0] == "none"}  # layer (None: image) -> (images,)
-        if not plain or not means:
+        cells = {key: np.asarray(hits, dtype=float) for key, hits in cells.items()}  # (repetitions, images)
+        plain = {key[2]: cells.pop(key) for key in list(cells) if key[0] == "none"}  # layer (None: image) -> its hits
+        if not plain or not cells:
             continue
-        gaps = np.stack([hits - plain[layer] for (_, _, layer, _), hits in means.items()])
+        means = {key: hits.mean(0) for key, hits in cells.items()}  # (images,)
+        gaps = np.stack([hits - plain[layer].mean(0) for (_, _, layer, _), hits in means.items()])
         tests = paired_tests(gaps, np.zeros(gaps.shape[1]), seed=0, resamples=2)  # no interval is read
-        p_values = holm([test["p"] for test in tests])
+        p_values = np.array([test["p"] for test in tests])
+        if all(len(hits) > 1 for hits in (*cells.values(), *plain.values())):
+            by_repetition = np.stack([hits.mean(1) - plain[key[2]].mean(1) for key, hits in cells.items()])
+            with np.errstate(all="ignore"), warnings.catch_warnings():
+                warnings.simplefilter("ignore", RuntimeWarning)  # of repetitions that agree exactly there is no test
+                p_values = np.fmax(p_values, stats.ttest_1samp(by_repetition, 0, axis=1).pvalue)
+        p_values = holm(p_values)
         above = np.array([test["difference"] > 0 for test in tests])
         found[level] = {
-            "unmasked": np.mean([*plain.values()]),
+            "unmasked": np.mean([hits.mean() for hits in plain.values()]),
             "chance": chance,
             "cells": len(means),
             "above": above.sum(),
             "significantly above": (above & (p_values < SIGNIFICANT)).sum(),
             "within chance": sum(_within_chance(hits, chance) for hits in means.values()),
-            "no better than chance": any(_within_chance(hits, chance) for hits in plain.values()),
+            "no better than chance": any(_within_chance(hits.mean(0), chance) for hits in plain.values()),
         }
     return pandas.DataFrame.from_dict(found, orient="index")
 
