@@ -62,13 +62,17 @@ def test_every_stage_leaves_its_page_and_its_results(finished):
     for page in (finished / "reports").glob("*.html"):
         text = re.sub(r"base64,[A-Za-z0-9+/=\s]+", "", page.read_text())
         text = text.replace(f"<script>{report.sorting_script()}</script>", "")
-        assert not re.search(r"<script|(?:src|href)=\"(?:https?:)?//", text)
+        assert not re.search(r"<script|<link|src=\"(?:https?:)?//", text)
         assert str(finished) not in text
 
 
 def test_all_numbers_are_of_one_run(finished):
-    """Each JSON file of the reports names these data and this network, as scores and curves of each image do."""
-    files = [*(finished / "reports").glob("*.json"), *finished.glob("*/*/protocol.json")]
+    """Each JSON file of the reports names these data and this network, as scores and curves of each image do.
+
+    But for the headlines, which DVC shows in columns: numbers of metrics.json.
+    """
+    files = [path for path in (finished / "reports").glob("*.json") if path.name != "headlines.json"]
+    files += finished.glob("*/*/protocol.json")
     assert len(files) == 9 + 2
     found = {str(path): json.loads(path.read_text())["run"] for path in files}
     assert len({run["data"] for run in found.values()}) == 1
