@@ -230,7 +230,7 @@ def _of_trainings(group: dict) -> list[dict]:
 def claimed(group: dict) -> dict[tuple, dict]:
     """(paper, claim) -> row with verdict and here: over all runs of the group, as far as they keep what decides it.
 
-    Where several runs decide each by themselves, the verdict says how often each was found.
+    Where several runs decide each by themselves, the verdict is theirs, or says how often each was found.
     """
     frames, rest = _on_common_images({name: kept.scores(about["folder"]) for name, about in group.items()}), {}
     rows = claims.of_runs(frames, **options_of(group)) + (_of_trainings(group) if len(group) > 1 else [])
@@ -242,7 +242,7 @@ def claimed(group: dict) -> dict[tuple, dict]:
     for claim, rows in ((claim, rows) for claim, rows in rest.items() if claim not in told):
         counts = Counter(row["verdict"] for row in rows.values())
         told[claim] = next(iter(rows.values())) if len(group) == 1 else {
-            "verdict": ", ".join(f"{verdict} {number}" for verdict, number in counts.items()),
+            "verdict": ", ".join(each if len(counts) == 1 else f"{each} {number}" for each, number in counts.items()),
             "here": "; ".join(f"{name}: {row['here']}" for name, row in rows.items()),
         }  # fmt: skip
     return told
