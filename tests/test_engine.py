@@ -187,6 +187,14 @@ def test_a_network_that_cannot_be_exported_runs_in_pytorch_after_one_line(fails,
     assert module.told(made).startswith("PyTorch, on the inference copy: ")
 
 
+def test_an_export_that_fails_shows_no_graph(capfd):
+    """small_vgg at 64 pixels: pooling 2 x 2 places to 7 x 7 has no operator; torch would print the graph."""
+    with pytest.warns(UserWarning, match="adaptive_avg_pool2d"):
+        engine(build("small_vgg", range(3), image_size=64).eval(), torch.rand(1, 3, 64, 64))
+    print("still heard")
+    assert capfd.readouterr().out == "still heard\n"
+
+
 def test_without_onnxruntime(target, images, monkeypatch):
     """auto does without, in silence; who asked for it gets an error; who asked for the copy never meets it."""
     monkeypatch.setattr(module, "find_spec", lambda name: None if name == "onnxruntime" else name)

@@ -6,6 +6,8 @@ comes. It is kept in FOLDER, under a name that stands for all that it was made o
 
 import copy
 import io
+import os
+import sys
 import threading
 import warnings
 from collections import Counter
@@ -300,7 +302,7 @@ class Passes:
     def _exported(self, probe, asked):
         outputs, file = ["logits", *(f"output_{place}" for place in range(len(asked)))], io.BytesIO()
         options = {"dynamic_axes": {name: {0: "images"} for name in ("images", *outputs)}, "dynamo": False}
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _silenced():
             warnings.simplefilter("ignore")  # of tracing, whose result is checked
             names = {"input_names": ["images"], "output_names": outputs}
             torch.onnx.export(_Graph(self, asked).eval(), (probe,), file, **names, **options)
@@ -347,6 +349,20 @@ class Passes:
                 if torch.equal(unpacked(self.forward(images)), expected):
                     return shapes, read
         return None
+
+
+@contextmanager
+def _silenced():
+    """Nothing reaches the process's own standard output: where an export fails, torch's C++ prints the graph there."""
+    sys.stdout.flush()
+    with open(os.devnull, "w") as nowhere:
+        kept = os.dup(1)
+        os.dup2(nowhere.fileno(), 1)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 1)
+            os.close(kept)
 
 
 class _Unequal(ValueError):
