@@ -355,7 +355,7 @@ class Passes:
 def _silenced():
     """Nothing reaches the process's own standard output: where an export fails, torch's C++ prints the graph there."""
     sys.stdout.flush()
-    with open(os.devnull, "w") as nowhere:
+    with open(os.devnull, "wb") as nowhere:
         kept = os.dup(1)
         os.dup2(nowhere.fileno(), 1)
         try:
