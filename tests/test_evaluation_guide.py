@@ -56,6 +56,13 @@ def test_ten_rows_are_enough():
     assert {"rise", "gradient", "other_7", "akd", "amg", "grad_cam"} < set(methods)
 
 
+def test_a_truth_that_no_method_was_scored_by_has_no_best():
+    """All rows stand there all the same."""
+    found = guide.rows(summary(STANDINGS, dict.fromkeys(STANDINGS, math.nan)))
+    assert [row["method"] for row in found] == list(STANDINGS)
+    assert not any("best part truth" in row["when to use"] for row in found)
+
+
 def test_without_trust_there_is_no_guide():
     """Nothing was decided: no row, no table."""
     given = summary(STANDINGS, {}) | {"trust": None}

@@ -32,7 +32,7 @@ def rows(summary: dict) -> list[dict[str, str]]:
     if not table:
         return []
     means = pandas.DataFrame({name: {row: summary["methods"][row][name]["mean"] for row in table} for name in truths})
-    best = means.idxmax().to_dict()
+    best = means.dropna(axis="columns", how="all").idxmax().to_dict()
     chosen = [*advice["level"][:1], advice["cheapest"], *best.values(), *PAPERS, "grad_cam", *table]
     chosen = list(dict.fromkeys(name for name in chosen if name in table))[:ROWS]
     found = []
@@ -43,7 +43,7 @@ def rows(summary: dict) -> list[dict[str, str]]:
             text = "{mean:.{d}f} [{low:.{d}f}, {high:.{d}f}]"
             label = summary["metrics"][name]["label"].lower()
             cells[label] = text.format(**summary["methods"][method][name], d=digits(name))
-        said = [SAID[about["standing"]], *(f"best {name.replace('_', ' ')}" for name in truths if best[name] == method)]
+        said = [SAID[about["standing"]], *(f"best {name.replace('_', ' ')}" for name in best if best[name] == method)]
         cells["passes"] = f"{about['passes']:.3g}"
         found.append(cells | {"when to use": "; ".join([*said, _cost(method, about)])})
     return found

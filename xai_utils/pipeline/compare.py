@@ -45,7 +45,8 @@ def paper_tables(groups: dict[str, dict], summaries: dict[str, dict], published:
     values = {name: pooling.layer_values(group) for name, group in groups.items()}
 
     def cells(frame, column, name):
-        several = len(groups[name]) > 1 and pooling.retrained(groups[name])  # of one training there is no interval
+        resampled = max(map(len, values[name].values())) > 1
+        several = len(groups[name]) > 1 and resampled  # of one training there is no interval
         parts = frame[column][["value", "low", "high"] if several else ["value"]]
         return parts.rename(columns={"value": "mean"}).to_dict("index")
 
