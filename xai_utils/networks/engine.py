@@ -10,7 +10,6 @@ import os
 import sys
 import threading
 import warnings
-from collections import Counter
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,6 +26,7 @@ from xai_utils.networks.digests import digest
 from xai_utils.networks.inference import inference_copy
 from xai_utils.networks.layers import bare, find_layer, observed
 from xai_utils.networks.layouts import tensor_of
+from xai_utils.networks.trunk import Trunk
 
 CHOICES = ("auto", "onnxruntime", "copy")
 FOLDER = Path(".checkpoints/engine")
@@ -115,25 +115,6 @@ class _Graph(nn.Module):
         return self.passes.in_pytorch(images, self.asked)
 
 
-class _Skippable:
-    """The `forward` of a layer before an explained one: while `skipped()` has a stand-in for its output, that.
-
-    A tensor, or a shape of zeros, which cost nothing, where what follows does not read the output.
-    """
-
-    def __init__(self, layer, skipped):
-        self.layer, self.forward, self.skipped = layer, layer.forward, skipped
-
-    def __deepcopy__(self, memo):
-        return copy.deepcopy(self.forward, memo)
-
-    def __call__(self, *given, **options):
-        output = self.skipped().get(self.layer)
-        if output is None:
-            return self.forward(*given, **options)
-        return given[0].new_zeros(()).expand(len(given[0]), *output) if isinstance(output, tuple) else output.clone()
-
-
 class Passes:
     """The `forward` of an engine's model.
 
@@ -145,7 +126,7 @@ class Passes:
         self.model, self.forward, self.images, self.reduce = model, model.forward, images, reduce
         self.own = tuple((name, reduce is not None) for name in layers)  # (layer, whether its output is reduced)
         self.why, self.lock, self.here = None, threading.RLock(), threading.local()
-        self.graphs, self.trunks, self.readers = {}, {}, []
+        self.graphs, self.readers, self.trunk = {}, [], Trunk(model, self.forward)
         self.tensors = [*model.parameters(), *model.buffers()]
         self.versions, self.hooks = self._versions(), self._hooks()
 
@@ -153,7 +134,7 @@ class Passes:
         return copy.deepcopy(self.forward, memo)
 
     def __call__(self, images):
-        if not self.own or self._skipped():
+        if not self.own or self.trunk.skipped:
             found = self._run(images, ())
             return self.forward(images) if found is None else found[0]
         logits, *found = self._run(images, self.own) or self.in_pytorch(images, self.own)
@@ -179,7 +160,7 @@ class Passes:
         mine = [(threading.get_ident(), name, see) for name in layers]
 
         def see_computed(*given):
-            if not self._skipped() and not getattr(self.here, "looking", False):
+            if not self.trunk.skipped and not getattr(self.here, "looking", False):
                 see(*given)
 
         with observed(self.model, see_computed, modules=self._layers(layers)):
@@ -194,27 +175,20 @@ class Passes:
 
         None where PyTorch has to make the whole pass.
         """
-        if not self._plain(images) or (trunk := self._trunk(layer, tuple(images.shape[1:]))) is None:
+        if not self._plain(images):
             return None
-        shapes, read = trunk
+        with self._looking():
+            before = self.trunk.before(layer, images)
+        if before is None:
+            return None
+        shapes, read = before
         found = self._run(images, tuple((name, False) for name in (layer, *read)))
         if found is None:
             return None
-        return found[1], self._skipping(shapes | dict(zip(self._layers(read).values(), found[2:], strict=True)))
+        return found[1], self.trunk.skipping(shapes | dict(zip(self._layers(read).values(), found[2:], strict=True)))
 
     def _layers(self, names):
         return {name: find_layer(self.model, name) for name in names}
-
-    def _skipped(self):
-        return getattr(self.here, "skipped", {})
-
-    @contextmanager
-    def _skipping(self, outputs):
-        self.here.skipped = outputs
-        try:
-            yield
-        finally:
-            self.here.skipped = {}
 
     @contextmanager
     def _looking(self):
@@ -237,7 +211,7 @@ class Passes:
         """Whether onnxruntime may make this pass."""
         return (
             self.why is None
-            and not self._skipped()
+            and not self.trunk.skipped
             and len(images) > 0
             and (images.device.type, images.dtype) == ("cpu", torch.float32)
             and not (images.requires_grad and torch.is_grad_enabled())
@@ -307,48 +281,6 @@ class Passes:
             names = {"input_names": ["images"], "output_names": outputs}
             torch.onnx.export(_Graph(self, asked).eval(), (probe,), file, **names, **options)
         return file.getvalue()
-
-    def _trunk(self, layer, shape):
-        """What need not run for what is behind `layer`: layer -> the shape of its output for an image, and the names of
-        those whose output is read all the same. None where something else there has weights, or nothing answers alone.
-        """
-        with self._looking():
-            if (layer, shape) not in self.trunks:
-                self.trunks[layer, shape] = self._look(layer, shape)
-            return self.trunks[layer, shape]
-
-    def _look(self, layer, shape):
-        images = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
-        calls, finished = Counter(), {}
-
-        def note(name, module, output):
-            calls[name] += 1
-            if layer not in finished:
-                finished[name] = module, output.clone() if isinstance(output, torch.Tensor) else output
-
-        with observed(self.model, note):
-            expected = unpacked(self.forward(images))
-        whole = [
-            name
-            for name, (_, output) in finished.items()
-            if calls[name] == 1 and isinstance(output, torch.Tensor) and len(output) == len(images)
-        ]
-        inside = tuple(f"{name}." for name in whole)
-        weighty = (name for name, (module, _) in finished.items() if [*module.parameters(recurse=False)])
-        if layer not in whole or not all(f"{name}.".startswith(inside) for name in weighty):
-            return None
-        shapes = {finished[name][0]: tuple(finished[name][1].shape[1:]) for name in whole}
-        for module in shapes:
-            if not isinstance(module.forward, _Skippable):
-                module.forward = _Skippable(module, self._skipped)
-        before = [name for name in whole if name != layer and not name.startswith(f"{layer}.")][-1:]
-        for read in ([], before):  # a shortcut around the layer, as a transformer's around its norm
-            known = {finished[name][0]: finished[name][1] for name in (layer, *read)}
-            # an error: a function writes into what is left out; other bits: what is left out is read
-            with suppress(RuntimeError), self._skipping(shapes | known):
-                if torch.equal(unpacked(self.forward(images)), expected):
-                    return shapes, read
-        return None
 
 
 @contextmanager

@@ -7,10 +7,12 @@ mask            the image times the map (stretched to [0, 1]) is to keep the tar
 
 Settings: data (folder of prepared data), target (folder of a saved target), seed, layer (None: `cam_layer`), objective,
 reduction (of the channel gate's channels), gate_input, intensity_weight (of the mean of the map, "mask" alone; 0.1),
-epochs (5), batch_size (128), learning_rate (0.01), schedule ("steps": a tenth after each of `milestones`, [4], in
-epochs; or "cosine"), momentum (0.9), weight_decay (1e-4), smallest_crop. In brackets: what we train with at the
-paper's size, for the paper says nothing.
+validate (whether held-out images are scored after each epoch; True), epochs (5), batch_size (128), learning_rate
+(0.01), schedule ("steps": a tenth after each of `milestones`, [4], in epochs; or "cosine"), momentum (0.9),
+weight_decay (1e-4), smallest_crop. In brackets: what we train with at the paper's size, for the paper says nothing.
 """
+
+from contextlib import nullcontext
 
 import torch
 from torch.nn import functional
@@ -21,6 +23,7 @@ from xai_utils.files import files_fingerprint
 from xai_utils.images import black, perturb, unit_range
 from xai_utils.networks import head_gradient, targets
 from xai_utils.networks.attention_gate import AttentionGate, gate_for, gated_logits
+from xai_utils.networks.trunk import Trunk
 from xai_utils.training import loop
 from xai_utils.training.recipes import CHECKPOINTS, Teacher, sgd
 
@@ -50,8 +53,8 @@ def gate_task(settings: dict) -> loop.Task:
     SGD is Nesterov's, as in all trainings here.
     """
     pupil = _Pupil(settings)
-    options = {"loss": pupil.loss, "validate": pupil.scores, "optimizer": sgd(settings)}
-    return pupil.teacher.task(pupil.gate, **options)
+    validate = pupil.scores if settings.get("validate", True) else None
+    return pupil.teacher.task(pupil.gate, loss=pupil.loss, validate=validate, optimizer=sgd(settings))
 
 
 def fit_gate(settings: dict, *, compute, checkpoint_steps=None, log=None):
@@ -85,16 +88,18 @@ class _Pupil:
                 f"intensity_weight is {self.intensity_weight}; give 0 (maps may be bright) or more, such as 0.1"
             )
         self.teacher = Teacher(settings, keep=[self.gate.layer])
+        self.trunk = Trunk(self.teacher.target)
 
     def answers(self, gate, pixels):
         """The target's logits (N, K) behind the gates, its own prediction (N,), and the maps (N, H, W) or None."""
-        target = self.teacher.target
-        activation, gradient, _, predicted = head_gradient(target, pixels, gate.layer)
-        activation, gradient = activation.float(), gradient.float()
-        channel, spatial = gate(gated_features(activation, gradient, gate.gate_input))
-        if gate.objective == "cross_entropy":
-            gated = spatial * (channel * activation)
-            return gated_logits(target, gate.layer, gated, pixels), predicted, None
+        target, masks = self.teacher.target, gate.objective == "mask"
+        with nullcontext() if masks else self.trunk.once(gate.layer, pixels):
+            activation, gradient, _, predicted = head_gradient(target, pixels, gate.layer)
+            activation, gradient = activation.float(), gradient.float()
+            channel, spatial = gate(gated_features(activation, gradient, gate.gate_input))
+            if not masks:
+                gated = spatial * (channel * activation)
+                return gated_logits(target, gate.layer, gated, pixels), predicted, None
         maps = unit_range(gated_maps(activation, gradient, channel, spatial, pixels.shape[-2:]))
         return target(perturb(pixels, maps, black(None, pixels))), predicted, maps
 
