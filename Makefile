@@ -11,7 +11,7 @@ $(foreach name,$(HOMES),$(eval export $(name) = $$(CURDIR)/.runs/home))
 endif
 unexport PYTHONDONTWRITEBYTECODE # without .pyc files every process parses torch anew: 10 s instead of 4
 
-.PHONY: demo repro test faults bench report lab inspect notebooks site publish keep compare lint lock readme networks-table setup data clean
+.PHONY: demo repro test faults bench report lab inspect notebooks site publish keep compare lint lock readme networks-table help setup data clean
 
 demo: setup ## look at photographs through a trained network, by every method that trains nothing: reports/demo.html
 	python -m xai_utils.widgets.demo
@@ -74,6 +74,9 @@ readme: setup ## put the result table of the last run, and the kept runs beside 
 
 networks-table: setup ## put which method explains which network into docs/networks.md; about 10 min
 	python tests/networks_table.py
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/make \1\n    \2/p' Makefile
 
 setup: .venv/complete
 

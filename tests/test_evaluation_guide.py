@@ -86,3 +86,14 @@ def test_headlines_are_few():
         "part_truth": {"rise": 0.1, "akd": 0.4, "grad_cam": 0.1},
     }
     assert len(guide.METRICS) * len(guide.METHODS) <= 40
+
+
+def test_what_is_nearest_to_the_truth_is_said_beside_chance():
+    """After what trust says; nothing of a truth that no method was scored by."""
+    told = summary(STANDINGS | {"random": (WEAK, 0.0, 0.0)}, {"akd": 0.4, "lime": math.nan, "random": 0.05})
+    told["trust"]["sentences"] = ["RISE is best."]
+    assert guide.findings(told) == [
+        "RISE is best.",
+        "Nearest to the truth, by part truth: `akd` 0.400 (`random` 0.050).",
+    ]
+    assert guide.findings(summary(STANDINGS, dict.fromkeys(STANDINGS, math.nan)) | {"trust": None}) == []

@@ -301,3 +301,11 @@ def test_a_readme_without_markers_is_left_alone(tmp_path):
     with pytest.raises(ValueError, match="lacks the markers '<!-- runs: `make readme`"):
         report.update_readme(readme, results="new", runs="")
     assert "new" not in readme.read_text()
+
+
+def test_the_readme_counts_the_claims_of_several_seeds():
+    """Those of the group with most runs; a single run decides none."""
+    verdicts = {"birds": dict(enumerate(["holds", "fails", "undecided", "undecided"])), "pets": {0: "fails"}}
+    told = beside._counted(verdicts, {"birds": ["seed 0", "seed 1"], "pets": ["pets"]})
+    assert told == "Over 2 seeds of birds 1 of the papers' claims hold, 1 fail and 2 are undecided.\n\n"
+    assert beside._counted(verdicts, {"birds": ["seed 0"]}) == ""

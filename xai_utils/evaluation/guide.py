@@ -49,6 +49,25 @@ def rows(summary: dict) -> list[dict[str, str]]:
     return found
 
 
+def findings(summary: dict) -> list[str]:
+    """Sentences: the most faithful method, how sure that is, what to mistrust, what is nearest to each truth."""
+    advice = summary.get("trust") or {"sentences": []}
+    return [*advice["sentences"], *filter(None, [_nearest(summary)])]
+
+
+def _nearest(summary):
+    """Of each truth that was scored, the method whose maps have most of their mass there, beside random ones."""
+    told = []
+    for name in TRUTHS:
+        means = {row: scores[name]["mean"] for row, scores in summary["methods"].items() if name in scores}
+        means = {row: mean for row, mean in means.items() if mean is not None and mean == mean}
+        if means:
+            best, about = max(means, key=means.get), summary["metrics"][name]
+            chance = f" (`random` {means['random']:.3f})" if "random" in means else ""
+            told.append(f"{about['label'].lower()}: `{best}` {means[best]:.3f}{chance}")
+    return f"Nearest to the truth, by {'; by '.join(told)}." if told else ""
+
+
 def _cost(method, about):
     trained = method in EXPLAINERS and EXPLAINERS[method].part is not None
     if about["passes"] < FEW:

@@ -1,9 +1,11 @@
 """Kept runs, and the last one, as README.md shows them: the best methods, and claims on which they differ."""
 
 import json
+from collections import Counter
 from pathlib import Path
 
 from xai_utils.evaluation import tables
+from xai_utils.metrics.statistics import FAILS, HOLDS, UNDECIDED
 from xai_utils.pipeline import kept, pooling
 from xai_utils.pipeline.pooling import METHODS, METRICS
 from xai_utils.pipeline.project import REPORTS
@@ -31,7 +33,20 @@ def markdown(root: Path) -> str:
     rows = [("images", "best insertion", "best grid pointing", "best part truth"), ["---"] * 4]
     rows += [(_told(name, group), *_best(pooling.scored(group))) for name, group in groups.items()]
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    return f"{table}\n\n{_claims(verdicts)}"
+    return f"{table}\n\n{_counted(verdicts, groups)}{_claims(verdicts)}"
+
+
+def _counted(verdicts, groups):
+    """How many of the papers' claims have which verdict, over the group of most runs; "" where none has several."""
+    name = max(groups, key=lambda name: len(groups[name]))
+    if len(groups[name]) == 1:
+        return ""
+    counts = Counter(verdicts[name].values())
+    held, failed, open_ = (counts[verdict] for verdict in (HOLDS, FAILS, UNDECIDED))
+    return (
+        f"Over {len(groups[name])} seeds of {name} {held} of the papers' claims hold, {failed} fail and {open_} are "
+        "undecided.\n\n"
+    )
 
 
 def _best(summary):

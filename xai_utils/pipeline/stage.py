@@ -255,11 +255,11 @@ def write_derived():
 
 
 def headline(summary: dict) -> str:
-    """What README.md shows of reports/metrics.json: which method to trust, and which to use when, as Markdown."""
+    """What README.md shows of reports/metrics.json: what came out, and which method to use when, as Markdown."""
     from xai_utils.evaluation import guide
 
-    advice = summary.get("trust") or {"sentences": []}
-    return "\n\n".join(filter(None, (" ".join(advice["sentences"]), guide.markdown(summary.get("guide", [])))))
+    found = "\n".join(f"- {sentence}" for sentence in guide.findings(summary))
+    return "\n\n".join(filter(None, (found, guide.markdown(summary.get("guide", [])))))
 
 
 def main():
