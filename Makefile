@@ -3,6 +3,7 @@ PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONPATH := $(CURDIR)
 export PYTHONUTF8 = 1# text and the names of files, in every locale
+export GOMP_SPINCOUNT ?= 20000# PyTorch's threads that wait leave their cores to onnxruntime's, as in the stages
 $(if $(findstring :,$(CURDIR)),$(error $(CURDIR) has a colon in it, which PATH and PYTHONPATH cannot hold: move the checkout))
 # a home folder that is missing or cannot be written: what libraries keep in one, they keep here
 HOMES = IPYTHONDIR JUPYTER_CONFIG_DIR JUPYTER_DATA_DIR JUPYTER_RUNTIME_DIR MPLCONFIGDIR XDG_CACHE_HOME

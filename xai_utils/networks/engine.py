@@ -310,6 +310,7 @@ def _agreeing(onnxruntime, content, probe, expected):
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 3
     options.use_deterministic_compute = True
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # PyTorch's threads want the cores next
     graph = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     for place, (found, wanted) in enumerate(zip(_outputs(graph, probe), expected, strict=True)):
         far = ((found - wanted).abs().max() / wanted.abs().max().clamp(min=1e-30)).item()

@@ -196,6 +196,8 @@ def execute(stage: str, source: Path, executed: Path, given: dict, **hooks) -> s
     os.environ["PYTHONUTF8"] = "1"  # as this process (`begin_in_utf_8`)
     for what in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"):  # bytes; glibc keeps what a step of a training
         os.environ.setdefault(what, str(2**30))  # has freed for the next, which need not ask for new pages
+    # PyTorch's threads (libgomp) look for work for 10 ms before they sleep, on the cores that onnxruntime's need
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     try:
         with files.scratch_folder("xai-kernel") as sockets:  # whose names may not be long
             papermill.execute_notebook(
