@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
+from xai_utils.datasets import Split
 from xai_utils.papers import akd
 
 PUBLISHED = ROOT / "data" / "published"
@@ -82,3 +83,12 @@ def test_notes_follow_from_the_printed_table():
     worse = table.loc[("Ours", "del")] > table.loc[("Ours_unopt", "del")]
     assert list(worse[worse].index) == ["CUB-200", "Aircraft-V", "Aircraft-F"]
     assert table.loc[("Ours", "del"), "ImageNet"] == table.loc[("Ours_unopt", "del"), "ImageNet"] == 0.1211
+
+
+def test_box_areas_are_read_a_few_at_a_time(monkeypatch):
+    """A quarter, nothing, and the half of an image of 8 pixels, in batches of two."""
+    monkeypatch.setattr(akd, "BATCH", 2)
+    boxes = [np.array([[0.0, 0, 4, 4]]), np.empty((0, 4)), np.array([[0.0, 0, 8, 4]])]
+    pixels = np.zeros((3, 3, 8, 8), dtype=np.uint8)
+    split = Split(pixels, np.zeros(3, dtype=np.int64), boxes, None, list("abc"), ("bird",), ())
+    assert akd.box_areas(split, np.array([0, 1, 2])).tolist() == [0.25, 0, 0.5]

@@ -1,5 +1,6 @@
 """AMG's tables: counted by hand, beside the printed numbers, and what is decided of the paper's claims."""
 
+import numpy as np
 import pandas
 import pytest
 import torch
@@ -7,6 +8,7 @@ from conftest import ROOT
 from test_layers import settled
 
 from xai_utils import networks
+from xai_utils.datasets import Split
 from xai_utils.explainers import explain
 from xai_utils.metrics import average_drop
 from xai_utils.metrics.confidence import PERCENTS, percentage_in
@@ -119,6 +121,22 @@ def test_scores_are_the_metrics_of_the_same_maps():
         "logit_20": percentage_in(model, images, target, expected, percent=20, score="logit", baseline="mean"),
     }.items():
         assert rows[name].tolist() == pytest.approx(values.tolist(), rel=1e-4, abs=1e-4)
+
+
+def test_images_scored_a_few_at_a_time_have_the_scores_of_all(monkeypatch):
+    """Five held-out images, two in memory at once: the same rows in the same order, noise of the same seeds."""
+    torch.manual_seed(0)
+    model = settled(networks.build("small_resnet", range(3)))
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 3, 48, 48), dtype=np.uint8)
+    split = Split(pixels, np.zeros(6, dtype=np.int64), [np.empty((0, 4))] * 6, None, list("abcdef"), ("bird",), ())
+    indices, target = np.array([0, 2, 3, 4, 5]), torch.tensor([0, 1, 2, 0, 1])
+    gates, options = {"layer4": None, "layer4.0.conv2": None}, {"smooth_samples": 2, "seed": 4}
+    monkeypatch.setattr(amg, "BATCH", 1)
+    whole = amg.maps_of_family(model, split.tensor(indices), target, gates, **options)
+    expected = amg.confidence_scores(model, split.tensor(indices), target, whole)
+    monkeypatch.setattr(amg, "HELD", 2)
+    found = amg.held_out_scores(model, split, indices, target, gates, **options)
+    pandas.testing.assert_frame_equal(found, expected, rtol=1e-4, atol=1e-3)
 
 
 def test_pairs_coincide_behind_global_pooling_and_nowhere_else():

@@ -1,12 +1,17 @@
 """AMG's variants beside Grad-CAM: what is scored, and when one is said to be better."""
 
+from functools import partial
+
 import numpy as np
 import pandas
 import torch
+from conftest import ROOT
 from test_layers import settled
 
+from xai_utils import datasets
 from xai_utils.explainers import explain
 from xai_utils.metrics import average_drop
+from xai_utils.metrics.part_truth import deciding_parts
 from xai_utils.networks import build, cam_layer, gate_for
 from xai_utils.papers import amg_variants
 
@@ -29,6 +34,29 @@ def test_each_training_is_scored_on_its_own_map():
         maps = explain(model, images, target, method="amg", gate=gate)
         own = found["mask, weighted"]["average_drop"].xs(place, level="training")
         np.testing.assert_allclose(own, average_drop(model, images, target, maps), rtol=1e-4)
+
+
+def test_images_scored_a_few_at_a_time_have_the_scores_of_all(monkeypatch, tmp_path):
+    """Drawn birds, two in memory at once: the frames of all at once, boxes and deciding parts included."""
+    datasets.prepare(ROOT / "data" / "birds", tmp_path, image_size=32, train_per_class=1, validation_per_class=1)
+    data = datasets.load(tmp_path)
+    torch.manual_seed(3)
+    model = settled(build("small_resnet", data.classes)).eval()
+    indices, target = np.arange(5), torch.arange(5) % 4
+    images, layer = data.validation.tensor(indices), cam_layer(model, data.validation.tensor([0]))
+    gates = {("none", "activations"): [gate_for(model, images, objective="none").eval()]}
+    masks = {"masks": data.validation.box_masks(indices)}
+    measure = partial(deciding_parts, threshold=0)  # an untrained network hardly minds
+    masks["part_masks"] = measure(model, data, "validation", indices, target).masks
+    monkeypatch.setattr(amg_variants, "BATCH", 1)  # the last digits of a map decide its ranks
+    expected = amg_variants.scores_of(model, images, target, gates, layer=layer, **masks)
+    monkeypatch.setattr(amg_variants, "deciding_parts", measure)
+    monkeypatch.setattr(amg_variants, "HELD", 2)
+    found = amg_variants.held_out_scores(model, data, indices, target, gates, layer=layer)
+    assert list(found) == list(expected)
+    assert "part_truth" in found["grad_cam"]
+    for name, frame in expected.items():
+        pandas.testing.assert_frame_equal(found[name], frame, rtol=1e-4, atol=1e-3)
 
 
 def scored(**drops):

@@ -9,7 +9,7 @@ from conftest import ROOT
 from xai_utils.datasets import Split
 from xai_utils.explainers import CONTROLS, explain
 from xai_utils.metrics.localisation import box_average_precision, break_zero_ties
-from xai_utils.networks import build
+from xai_utils.networks import build, encoded
 from xai_utils.networks.mask_predictor import controller_moments, customized_controller, predictor_of
 from xai_utils.papers import dgle
 
@@ -51,7 +51,7 @@ def test_a_normal_map_has_the_promised_distribution():
     noise = torch.randn(4, 120, 120, generator=torch.Generator().manual_seed(0))
     halves = torch.cat([torch.zeros(1, 60, 120), torch.ones(1, 60, 120)], 1)
     scores = {"noise": customized_controller(noise), "halves": customized_controller(halves)}
-    found = dgle.distribution(scores, eta=1.5, exponent=2.5)
+    found, _ = dgle.distribution([scores], eta=1.5, exponent=2.5)
     assert list(found.columns) == ["noise", "halves", "eq. 7"]
     promised = controller_moments()
     for name, tolerance in {
@@ -69,11 +69,36 @@ def test_a_normal_map_has_the_promised_distribution():
     assert distances["eq. 7"] == 0
 
 
-def test_the_histogram_is_a_density():
-    """All of it adds up to 1, at the middle of each bin."""
-    centres, counts = dgle.histogram(np.random.default_rng(0).random((3, 20, 20)), bins=10)
+def test_images_count_alike_however_they_are_batched():
+    """Means over five images in one batch and in three; the histogram's bins add up to 1, at their middles."""
+    random = np.random.default_rng(0)
+    maps = random.random((5, 20, 20))
+    whole, lines = dgle.distribution([{"cf": maps}], eta=1.5, exponent=2.5, bins=10)
+    parts, same = dgle.distribution([{"cf": each} for each in np.split(maps, [2, 4])], eta=1.5, exponent=2.5, bins=10)
+    pandas.testing.assert_frame_equal(whole, parts)
+    assert whole.loc["mean", "cf"] == pytest.approx(maps.mean())
+    centres, counts = lines["cf"]
+    np.testing.assert_array_equal(counts, same["cf"][1])
+    np.testing.assert_allclose(counts, np.histogram(maps, bins=10, range=(0, 1), density=True)[0])
     assert centres[0] == pytest.approx(0.05)
     assert counts.mean() == pytest.approx(1)
+
+
+def test_scores_of_held_out_images_are_those_of_the_maps(monkeypatch):
+    """What CF's distribution is measured on, two images at a time, are the maps that the predictor draws."""
+    monkeypatch.setattr(dgle, "SCORED", 2)
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 3, 48, 48), dtype=np.uint8)
+    split = Split(pixels, np.zeros(3, dtype=np.int64), [np.empty((0, 4))] * 3, None, list("abc"), ("bird",), ())
+    torch.manual_seed(0)
+    target = build("small_resnet", range(4)).eval()
+    predictor = predictor_of(target, split.tensor([0]), controller="customized").eval()
+    law = {"eta": predictor.eta, "exponent": predictor.exponent}
+    batches = list(dgle.held_out_scores(target, predictor, split, **law))
+    assert [len(each["instance"]) for each in batches] == [2, 1]
+    with torch.no_grad():
+        features, logits = encoded(target, split.tensor(range(3)), predictor.layers)
+        expected = predictor(features, logits.argmax(1))
+    torch.testing.assert_close(torch.cat([each["instance"] for each in batches]), expected)
 
 
 def test_equal_moments_unequal_shape():

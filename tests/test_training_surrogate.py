@@ -14,6 +14,7 @@ from xai_utils.training import loop
 from xai_utils.training.distributed import Compute
 from xai_utils.training.surrogate import (
     distillation_loss,
+    explained_classes,
     explained_images,
     explanation_loss,
     explanation_task,
@@ -90,6 +91,17 @@ def test_explained_images_are_products_of_normalised_images():
     torch.testing.assert_close(found, normalised(images) * maps[:, None])
     torch.testing.assert_close(explained_images(images, torch.ones(2, 4, 5), mean), images)
     assert torch.equal(explained_images(images, torch.zeros(2, 4, 5), mean), mean[:, None, None].expand(2, 3, 4, 5))
+
+
+def test_classes_of_explained_images_are_read_a_few_at_a_time(folders, monkeypatch):
+    """Three images in batches of two: the target's classes of the faded images, in their order."""
+    monkeypatch.setattr("xai_utils.training.surrogate.EXPLAINED", 2)
+    target, split = networks.load(folders / "target").eval(), datasets.load(folders / "data").validation
+    indices, maps = np.array([2, 0, 1]), np.random.default_rng(0).random((3, *split.images.shape[-2:]), np.float32)
+    with torch.no_grad():
+        images = explained_images(split.tensor(indices), torch.from_numpy(maps), target.mean)
+        expected = target(images).argmax(1)
+    assert explained_classes(target, split, indices, maps).tolist() == expected.tolist()
 
 
 def test_the_gradient_passes_through_the_frozen_target():

@@ -23,6 +23,7 @@ from xai_utils.files import file_name
 from xai_utils.metrics.grid_pointing import CELLS, cell_mask, explained_cell, mosaic
 
 MOSAICS = "mosaics"  # the folder of their maps, and their record
+BATCH = 64  # maps in memory at once
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,22 @@ def load(folder, run=None) -> Maps:
     mosaics = replace(mosaics, images=np.asarray(mosaics.images), arrays=of_mosaics)
     arrays = _opened(folder, record["methods"], len(record["indices"]))
     return Maps(arrays=arrays, mosaics=mosaics, **record)
+
+
+def described(maps) -> dict:
+    """Of the maps (n, H, W) of a method: minimum, maximum, how many are constant, and the share that is lit.
+
+    A pixel is lit where it lies in the upper half of its map's range. BATCH maps are in memory at a time.
+    """
+    parts, constant, lit = [], 0, 0
+    for start in range(0, len(maps), BATCH):
+        part = np.asarray(maps[start : start + BATCH])
+        low, high = part.min((1, 2), keepdims=True), part.max((1, 2), keepdims=True)
+        parts.append((low.min(), high.max()))
+        constant += int((low == high).sum())
+        lit += int((2 * part > high + low).sum())
+    low, high = zip(*parts, strict=True)
+    return {"minimum": np.min(low), "maximum": np.max(high), "constant maps": constant, "lit": lit / maps.size}
 
 
 def _opened(folder, methods, count):

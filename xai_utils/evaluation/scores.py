@@ -18,7 +18,7 @@ import torch
 
 from xai_utils import datasets, runs
 from xai_utils.evaluation import maps
-from xai_utils.files import file_name, new_folder, write_json, writing
+from xai_utils.files import file_name, new_arrays, new_folder, scratch_folder, write_json, writing
 from xai_utils.images import as_maps
 from xai_utils.metrics import METRICS, metric
 from xai_utils.metrics.localisation import break_zero_ties
@@ -181,14 +181,7 @@ def score_maps(settings, log=None):
     model = engine(target, split.tensor(indices[:1]).to(settings["device"]), choice=settings["engine"])
     which, asked = needed_curves(metrics), settings["curves"]
     protocols = {name: CURVES[name](split.images.shape[-2:], **asked.get(name, {})) for name in which}
-    parts = None
-    if any(METRICS[name].needs == "part_masks" for name in metrics):
-        options = {"threshold": settings["part_threshold"], "device": settings["device"], "chunk": settings["chunk"]}
-        parts = distributed.map_in_order(
-            lambda items: deciding_parts(model, data, explained.split, indices[items], classes[items], **options).masks,
-            len(indices),
-            batch_size=settings["batch"],
-        )
+    in_parts = any(METRICS[name].needs == "part_masks" for name in metrics)
     result = {
         "engine": told(model),
         "scores": {},
@@ -205,13 +198,16 @@ def score_maps(settings, log=None):
             name: {"baseline": protocol.baseline, "points": len(protocol.counts), "pixels_per_step": protocol.counts[1]}
             for name, protocol in protocols.items()
         },
-        "part_threshold": None if parts is None else settings["part_threshold"],
+        "part_threshold": settings["part_threshold"] if in_parts else None,
     }
     labels = labels_among(split, target.classes)[indices]
     result |= {"indices": indices, "targets": classes.numpy(), "labels": labels}
-    result["part_area"] = None if parts is None else area_share(parts).numpy()
     progress = Progress(len(explained.arrays))
-    with _written(settings, explained, scored, result) as write:
+    with ExitStack() as stack:
+        parts, result["part_area"] = None, None
+        if in_parts:
+            parts, result["part_area"] = stack.enter_context(_deciding(model, data, explained, settings))
+        write = stack.enter_context(_written(settings, explained, scored, result))
         for number, (method, array) in enumerate(explained.arrays.items(), 1):
 
             def rows(items, array=array):
@@ -224,7 +220,7 @@ def score_maps(settings, log=None):
                     batch,
                     metrics=metrics,
                     masks=split.box_masks(indices[items]),
-                    part_masks=None if parts is None else parts[items],
+                    part_masks=None if parts is None else parts(items),
                     **{name: settings[name] for name in ("curves", "options", "break_ties", "chunk")},
                 )
                 failed = ~batch.flatten(1).isfinite().all(1).cpu()
@@ -244,6 +240,30 @@ def score_maps(settings, log=None):
                 failed = int(result["failed"][method].sum())
                 log(f"{method}: {len(indices)} images scored, {failed} without a map; {progress(number)}")
     return result
+
+
+@contextmanager
+def _deciding(model, data, explained, settings):
+    """items of this process -> their masks of deciding parts (len(items), H, W), which lie in a file; and the share
+    (n,) of each explained image on them.
+    """
+    indices, classes = explained.indices, torch.as_tensor(explained.targets)
+    mine, world = distributed.shard(len(indices)), distributed.world_size()
+    options = {"threshold": settings["part_threshold"], "device": settings["device"], "chunk": settings["chunk"]}
+    with scratch_folder("xai-parts") as folder:
+        shape = len(mine), *getattr(data, explained.split).images.shape[-2:]
+        [masks] = new_arrays({folder / "masks.npy": (shape, bool)}).values()
+
+        def measure(items):
+            parts = deciding_parts(model, data, explained.split, indices[items], classes[items], **options)
+            masks[places(items)] = parts.masks.numpy()
+            return area_share(parts.masks)
+
+        def places(items):
+            return np.array(items) // world
+
+        area = distributed.map_in_order(measure, len(indices), batch_size=settings["batch"])
+        yield (lambda items: torch.from_numpy(masks[places(items)])), area.numpy()
 
 
 def _scores_of_mosaics(mosaics, method, metrics, settings, count):

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas
+import torch
 
 from xai_utils.metrics.statistics import summary
 
@@ -14,6 +15,7 @@ METHODS = {  # of Tables 3 and 4: ours -> printed
     "lime": "LIME",
     "grad_cam": "Grad-CAM",
 }
+BATCH = 32  # images in memory at once
 NOTES = (
     "Both λ have the same printed deletion on ImageNet, 0.1211 (AKD, Table 4).",
     "LIME's printed numbers for ImageNet are those of the RISE paper: probably copied, not measured.",
@@ -101,6 +103,12 @@ def perturbation(results: dict, published) -> pandas.DataFrame:
         if rows
         else pandas.DataFrame()
     )
+
+
+def box_areas(split, indices):
+    """How large a share of the images `indices` (N,) of a `Split` their boxes cover, (N,)."""
+    parts = [split.box_masks(indices[start : start + BATCH]) for start in range(0, len(indices), BATCH)]
+    return torch.cat([masks.float().mean((1, 2)) for masks in parts])
 
 
 def failure_cases(insertion, areas, classes, explained) -> dict[str, np.ndarray]:

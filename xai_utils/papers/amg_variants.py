@@ -14,13 +14,14 @@ from xai_utils.evaluation.scores import score_methods
 from xai_utils.explainers.attention_gate import amg
 from xai_utils.explainers.cam import grad_cam
 from xai_utils.metrics import METRICS
+from xai_utils.metrics.part_truth import deciding_parts
 from xai_utils.metrics.statistics import FAILS, HOLDS, decide, holm, paired_test
 from xai_utils.networks.attention_gate import GATE_INPUTS, OBJECTIVES
+from xai_utils.papers.amg import BATCH, HELD
 from xai_utils.training.gate import fit_gate
 
 SCORED = ("average_drop", "percent_increase", "percentage_in", "box_average_precision", "part_truth")
 CORRELATION = "rank correlation"
-BATCH = 32  # images explained at once
 MARKS = {HOLDS: " ▲", FAILS: " ▼"}
 
 
@@ -60,6 +61,25 @@ def scores_of(model, images, target, gates: dict, *, layer, part_masks=None, **g
     frame = frame.join(pandas.DataFrame([each[:2] for each in named], columns=["variant", "training"]), on="method")
     frame = frame.set_index(["variant", "training", "image"])[[*metrics, CORRELATION]].dropna(axis=1, how="all")
     return {name: part.droplevel("variant") for name, part in frame.groupby(level="variant", sort=False)}
+
+
+def held_out_scores(model, data, indices, target, gates: dict, *, layer) -> dict[str, pandas.DataFrame]:
+    """`scores_of` the held-out images `indices` (N,) of `Data` and their classes (N,), with boxes and deciding parts.
+
+    HELD images at a time, so that memory does not grow with N. The classes are on the model's device.
+    """
+    split, found = data.validation, {}
+    for begun in range(0, len(indices), HELD):
+        places, classes = indices[begun : begun + HELD], target[begun : begun + HELD]
+        masks = {"masks": split.box_masks(places)}
+        if data.catalogue is not None:
+            masks["part_masks"] = deciding_parts(model, data, "validation", places, classes, device=target.device).masks
+        images = split.tensor(places, target.device)
+        for name, frame in scores_of(model, images, classes, gates, layer=layer, **masks).items():
+            frame = frame.rename(index=lambda image, begun=begun: begun + image, level="image")
+            found.setdefault(name, []).append(frame)
+    joined = {name: pandas.concat(frames).sort_index() for name, frames in found.items()}
+    return {name: frame[[each for each in (*SCORED, CORRELATION) if each in frame]] for name, frame in joined.items()}
 
 
 def compared(scored: dict, *, seed, **intervals) -> pandas.DataFrame:

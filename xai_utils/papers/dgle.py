@@ -13,7 +13,14 @@ from xai_utils.explainers.mask_predictor import predicted_maps
 from xai_utils.metrics import METRICS
 from xai_utils.metrics.localisation import box_average_precision, break_zero_ties
 from xai_utils.metrics.statistics import summary
-from xai_utils.networks.mask_predictor import controller_density, controller_moments, customized_controller_inverse
+from xai_utils.networks import encoded
+from xai_utils.networks.mask_predictor import (
+    NORMALISATIONS,
+    controller_density,
+    controller_moments,
+    customized_controller,
+    customized_controller_inverse,
+)
 from xai_utils.papers.dgle_fine_tuning import tuned_scores
 
 METHODS = {  # of Tables 1 to 3: ours -> printed
@@ -29,6 +36,7 @@ METHODS = {  # of Tables 1 to 3: ours -> printed
 }
 COLUMNS = {"faithfulness": "table1_M_F", "box_average_precision": "table2_M_I", "pointing_game": "table3_M_PG"}
 BATCH = 64  # images whose maps are held at once
+SCORED = 256  # the same, of the scores that the controller gets, which are small
 EXPONENTS = (0.5, 1.0, 1.5, 2.5, 4.0)
 PANELS = {  # of Figure 2: title -> {line: (η, h)}; the paper does not give its h
     "(a) h = 1": {f"η = {eta:g}": (eta, 1.0) for eta in (0.5, 1.0, 1.5, 2.0, 2.5)},
@@ -88,27 +96,53 @@ def skewed(points=400) -> dict:
     }
 
 
-def distribution(scores, *, eta, exponent) -> pandas.DataFrame:
-    """What CF's scores (N, h, w) are like, as means over the images: a column of each name in `scores`, and of eq. 7.
+def held_out_scores(target, predictor, split, *, eta, exponent):
+    """CF's scores of all images of a `Split` for the class that `target` predicts, SCORED images at a time.
 
-    skewness, share above 1/2, and the Kolmogorov-Smirnov distance between an image's scores and the density. Instance
-    normalisation fixes mean and variance of z, not its shape: only a normal z has distance 0.
+    Each time: name of NORMALISATIONS -> scores (n, h, w), on the CPU. Target and predictor are on one device.
+    """
+    device = next(target.parameters()).device
+    with torch.no_grad():
+        for rows in torch.arange(len(split)).split(SCORED):
+            features, logits = encoded(target, split.tensor(rows, device), predictor.layers)
+            raw = predictor.uncontrolled(features, logits.argmax(1))[:, 0].cpu()
+            yield {
+                name: customized_controller(raw, eta=eta, exponent=exponent, normalise=normalise)
+                for name, normalise in NORMALISATIONS.items()
+            }
+
+
+def distribution(batches, *, eta, exponent, bins=40) -> tuple[pandas.DataFrame, dict]:
+    """What CF's scores are like, as means over the images: a column of each name in `batches`, and of eq. 7.
+
+    `batches`: name -> scores (n, h, w) of some images, time after time (`held_out_scores`). skewness, share above 1/2,
+    and the Kolmogorov-Smirnov distance between an image's scores and the density. Instance normalisation fixes mean and
+    variance of z, not its shape: only a normal z has distance 0. Then a histogram of all scores, name -> (centres of
+    the `bins` of [0, 1], density): a line to lay over eq. 7's.
     """
 
-    def column(maps):
+    def row(maps):  # one number for each image
         flat = torch.as_tensor(np.asarray(maps)).double().flatten(1).clamp(1e-12, 1 - 1e-12)
         z = customized_controller_inverse(flat, eta=eta, exponent=exponent).numpy()
         return {
-            "mean": flat.mean().item(),
-            "std": flat.std(1).mean().item(),
-            "skewness": float(np.mean(stats.skew(flat.numpy(), axis=1))),
-            "median": flat.median(1).values.mean().item(),
-            "above_half": (flat > 0.5).double().mean().item(),
-            "kolmogorov_smirnov": float(np.mean([stats.kstest(values, "norm").statistic for values in z])),
+            "mean": flat.mean(1).numpy(),
+            "std": flat.std(1).numpy(),
+            "skewness": stats.skew(flat.numpy(), axis=1),
+            "median": flat.median(1).values.numpy(),
+            "above_half": (flat > 0.5).double().mean(1).numpy(),
+            "kolmogorov_smirnov": np.array([stats.kstest(values, "norm").statistic for values in z]),
         }
 
+    rows, counts, edges = {}, {}, np.linspace(0, 1, bins + 1)
+    for scores in batches:
+        for name, maps in scores.items():
+            rows.setdefault(name, []).append(pandas.DataFrame(row(maps)))
+            counts[name] = counts.get(name, 0) + np.histogram(np.asarray(maps), bins=bins, range=(0, 1))[0]
     promised = controller_moments(eta=eta, exponent=exponent) | {"kolmogorov_smirnov": 0.0}
-    return pandas.DataFrame({name: column(maps) for name, maps in scores.items()} | {"eq. 7": promised})
+    columns = {name: pandas.concat(each).mean() for name, each in rows.items()} | {"eq. 7": pandas.Series(promised)}
+    centres = (edges[1:] + edges[:-1]) / 2
+    lines = {name: (centres, number * bins / number.sum()) for name, number in counts.items()}
+    return pandas.DataFrame(columns), lines
 
 
 def localisation(target, split, indices, predictors, *, seed, **intervals) -> pandas.DataFrame:
@@ -130,12 +164,6 @@ def localisation(target, split, indices, predictors, *, seed, **intervals) -> pa
             parts[name].append(box_average_precision(target, images, None, break_zero_ties(maps), masks=masks))
     found = {name: summary(torch.cat(scores), seed, **intervals) for name, scores in parts.items() if scores}
     return pandas.DataFrame.from_dict(found, orient="index")
-
-
-def histogram(maps, bins=40):
-    """Bin centres and density of all scores in [0, 1] of maps (N, h, w): a line to lay over eq. 7's."""
-    counts, edges = np.histogram(np.asarray(maps), bins=bins, range=(0, 1), density=True)
-    return (edges[1:] + edges[:-1]) / 2, counts
 
 
 def tuning_lines(ranked, probabilities) -> dict:

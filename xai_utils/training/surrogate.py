@@ -10,6 +10,7 @@ smallest_crop.
 
 from functools import cache
 
+import numpy as np
 import torch
 from torch.nn import functional
 
@@ -23,6 +24,7 @@ from xai_utils.training.recipes import CHECKPOINTS, Teacher, sgd, share_equal
 from xai_utils.training.target import indices_by_name, starting_target, strangers, weights_of
 
 PAPER_PIXELS = 224 * 224  # what λ is given for
+EXPLAINED = 32  # images in memory at once, with their maps
 
 
 def _divergence(logits, others):
@@ -71,6 +73,20 @@ def explained_images(images, maps, mean):
     """
     mean = mean[:, None, None]
     return mean + maps[:, None] * (images - mean)
+
+
+def explained_classes(target, split, indices, maps):
+    """The class (N,) of each image `indices` (N,) of a `Split` times its map, of `maps` (N, H, W), to the target.
+
+    EXPLAINED of them at a time; the maps may lie on disk.
+    """
+    found = []
+    with torch.inference_mode():
+        for start in range(0, len(indices), EXPLAINED):
+            rows = slice(start, start + EXPLAINED)
+            images, part = split.tensor(indices[rows]), torch.from_numpy(np.array(maps[rows]))
+            found.append(target(explained_images(images, part, target.mean)).argmax(1))
+    return torch.cat(found)
 
 
 def starting_surrogate(settings: dict) -> Surrogate:
