@@ -99,7 +99,6 @@ VALUES = {
     "evaluate.deletion_baseline: white": "deletion_baseline = 'white' is not allowed; it should be 'rise_blur'",
     "evaluate.metrics: [deletion, deletion]": "it names 'deletion' twice; name each once",
     "remove_and_retrain.fill: white": "fill = 'white' is not allowed; it should be 'mean' or 'black'",
-    "remove_and_retrain.statistics: []": "remove_and_retrain.statistics = [] is not allowed; it",
     "remove_and_retrain.percentages: [50, 10]": "percentages = [50, 10] is not allowed; they must ascend, each once",
     "remove_and_retrain.percentages: [10, 10]": "percentages = [10, 10] is not allowed; they must ascend, each once",
     "remove_and_retrain.percentages: [100]": "percentages.0 = 100 is not allowed; it should be less than 100",
@@ -491,12 +490,14 @@ def test_nothing_can_be_trained_on_images_without_labels(tmp_path):
     asked = ("finetune_target.epochs = 16", "distill_surrogate.student.epochs = 3")
     asked += ("train_mask_predictor.generator.epochs = 3", "train_attention.gate.epochs = 3")
     asked += ("train_attention.networks = ['small_vgg', 'small_googlenet']",)
+    asked += tuple(f"remove_and_retrain.{name} is not empty" for name in ("statistics", "rows"))
     lines = rehearsal.trainings(given)
     assert [line.split(", but ")[0].removeprefix("params.yaml: ") for line in lines] == list(asked)
-    assert [line.rsplit(" ", 1)[1] for line in lines] == ["0"] * 4 + ["[]"]
+    assert [line.rsplit(" ", 1)[1] for line in lines] == ["0"] * 4 + ["[]", "[]", "{}"]
     for stage, section in rehearsal.TRAINED.items():
         (given[stage][section] if section else given[stage])["epochs"] = 0
     given["train_attention"]["networks"] = []
+    given["remove_and_retrain"] |= {"statistics": [], "rows": {}}
     assert rehearsal.trainings(given) == []
     (tmp_path / "labels.csv").write_text("file,class\n1.png,a\n")
     given["finetune_target"]["epochs"] = 3

@@ -16,7 +16,7 @@ from markupsafe import escape
 from reported import project
 from scipy import stats
 
-from xai_utils.papers import amg, claims, fastcam
+from xai_utils.papers import amg, claims, fastcam, fastcam_claims
 from xai_utils.pipeline import compare, kept, pooling, site
 
 METRICS = {"insertion": ("Insertion", "↑"), "deletion": ("Deletion", "↓")}
@@ -324,6 +324,24 @@ def test_claims_are_decided_over_the_runs_of_a_group(tmp_path):
     assert both[highest]["verdict"] == "holds 2, undecided 1"
     assert both[highest]["here"] == "b0: a; b; b1: a; b; b2: a; b"
     assert (alone[highest]["verdict"], alone[highest]["here"]) == ("undecided", "a; b")
+
+
+def test_runs_that_retrained_nothing_say_so(tmp_path):
+    """Two runs without networks of their own, one with: neither a table nor a verdict of a part of them."""
+    text, off = "SMOE Scale has the highest difference score", fastcam_claims.OFF["layer"]
+    for seed in range(3):
+        row = {"verdict": "not run", "here": off, "p": None} if seed else {"verdict": "holds", "here": "a", "p": 0.01}
+        about = {"remove_and_retrain": {"claims": {text: row}, "run": {"data": "birds 01", "target": "net 02"}}}
+        write = partial(retrained, smoe_scale=0.9, mean=0.6) if not seed else partial(fastcam.write_records, records=[])
+        keep(tmp_path, f"b{seed}", seed=seed, parts=about, tables={"remove_and_retrain": write})
+    runs = pooling.chosen(tmp_path)
+    assert pooling.claimed(runs)["FastCAM", text]["verdict"] == "holds 1, not run 2"
+    alone = {"b1": runs["b1"]}
+    assert pooling.claimed(alone)["FastCAM", text]["here"] == off
+    assert pooling.layer_values(runs) == pooling.layer_values(alone) == {}
+    [group] = pooling.grouped(alone)
+    table = tables(tmp_path, "b1")["FastCAM, Table 1: difference score"]
+    assert table["smoe_scale", group] == ("–", "")
 
 
 def test_trainings_of_three_runs_decide_what_one_leaves_open(tmp_path):

@@ -98,9 +98,7 @@ def test_every_notebook_runs_on_a_device(pictures, tmp_path, monkeypatch):
     folder = project(tmp_path, dataset=str(pictures), scale="smoke", **changes)
     (folder / "reports").mkdir()
     monkeypatch.setattr(experiment, "scale_layers", lambda *_: ("layer4",))  # each layer is four trainings
-    stages = [stage for stage in parameters.STAGES if stage != "remove_and_retrain"]
-    stages.insert(stages.index("evaluate"), "remove_and_retrain")
-    for stage in stages:
+    for stage in parameters.STAGES:
         with pretended.gpu(monkeypatch) as operations:
             execute(folder, stage)
         assert operations.count or stage == "prepare_data", f"{stage} computes on the CPU"

@@ -202,6 +202,28 @@ def test_masks_that_leak_the_class_decide_nothing():
     assert guessing["here"].str.startswith("accuracies are within chance (0.10): 0.10 without masks, 80 of 80").any()
 
 
+def test_what_was_not_run_is_neither_decided_nor_drawn(tmp_path):
+    """Claims of a level that is switched off say so and which switch it is; the other level's are decided as ever."""
+    whole, given = decided(separated)
+    for left in ("layer", "image", None):
+        kept = [record for record in given if record["level"] == left]
+        values = fastcam.resampled([record for record in kept if record["mode"] != "none"], seed=0, resamples=300)
+        found = fastcam_claims.claims(values, kept, PUBLISHED, chance=0.1)
+        assert list(found.index) == list(whole.index)
+        for claim, row in found.iterrows():
+            level = "image" if "SUM" in claim else "layer"
+            if level != left:
+                assert row[["here", "verdict"]].tolist() == [fastcam_claims.OFF[level], "not run"]
+                assert pandas.isna(row["p"])
+            else:
+                assert row["verdict"] == whole.loc[claim, "verdict"]
+        fastcam.write_records(tmp_path / "records.tsv", kept)
+        assert fastcam.read_records(tmp_path / "records.tsv") == kept
+        assert list(fastcam_claims.beside_unmasked(kept, chance=0.1).index) == [left][: left is not None]
+    assert fastcam_claims.saturated([], chance=0.1) == ""
+    assert fastcam_claims.in_words(fastcam_claims.beside_unmasked([], chance=0.1)) == ""
+
+
 def test_records_are_read_as_they_were_written(tmp_path):
     """All that decides a claim: conditions of both levels, networks without masks, repetitions, hits."""
     _, given = decided(separated, repetitions=2)

@@ -168,6 +168,20 @@ def test_masks_know_no_label(finished, prepared, monkeypatch, tmp_path):
     assert (found == 0).reshape(24, -1).sum(1).tolist() == [512] * 24
 
 
+def test_what_is_switched_off_is_not_trained(prepared, finished, monkeypatch):
+    """Without statistics no layer, without rows no image is masked, and no network is fine-tuned or trained in vain."""
+    monkeypatch.chdir(prepared)
+    monkeypatch.setattr(experiment, "scale_layers", lambda *_: LAYERS)
+    records, said, compute = finished[0], [], Compute("cpu")
+    for off, level in (({"rows": {}}, "layer"), ({"statistics": []}, "image")):
+        found = retrain(SETTINGS | off, compute=compute, log=said.append)
+        assert found == [record for record in records if record["level"] == level]
+    assert said == []
+    nothing = SETTINGS | {"rows": {}, "statistics": [], "data": "no such folder"}
+    assert retrain(nothing, compute=compute, log=said.append) == []
+    assert not_applicable(nothing) == {}
+
+
 def test_unusable_settings_are_refused_before_any_work(tmp_path, monkeypatch):
     """A row's unknown option, an unknown statistic, network or fill: an error that says what is allowed."""
     monkeypatch.chdir(tmp_path)

@@ -17,7 +17,9 @@ from test_explainers import TRANSFORMERS
 
 from xai_utils.explainers import rows_of
 from xai_utils.metrics import metrics_of
-from xai_utils.pipeline import parameters, report
+from xai_utils.papers import fastcam, fastcam_claims
+from xai_utils.pipeline import dependencies, parameters, report
+from xai_utils.retraining.inputs import FOLDER
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 
@@ -46,9 +48,7 @@ def finished(tmp_path_factory):
         "remove_and_retrain.rows": {name: dict(known[name]) for name in ("gradient", "smooth_gradient", "fastcam")},
     }
     project(folder, dataset=str(source), scale="smoke", **changes)
-    stages = [stage for stage in parameters.STAGES if stage != "remove_and_retrain"]
-    stages.insert(stages.index("evaluate"), "remove_and_retrain")  # whose claims evaluate shows
-    run(folder, *stages)
+    run(folder, *parameters.STAGES)
     return folder
 
 
@@ -64,6 +64,35 @@ def test_every_stage_leaves_its_page_and_its_results(finished):
         text = text.replace(f"<script>{report.sorting_script()}</script>", "")
         assert not re.search(r"<script|<link|src=\"(?:https?:)?//", text)
         assert str(finished) not in text
+
+
+@pytest.mark.parametrize(
+    ("off", "told"),
+    [({"rows": {}}, ["image"]), ({"statistics": []}, ["layer"]), ({"rows": {}, "statistics": []}, ["layer", "image"])],
+)
+def test_remove_and_retrain_can_be_switched_off(finished, off, told, tmp_path):
+    """Without rows, statistics or both its page says what was not run and what to change, and trains the rest alone."""
+    folder = tmp_path / "p"
+    shutil.copytree(finished, folder)
+    change(folder / "params.yaml", **{f"remove_and_retrain.{key}": value for key, value in off.items()})
+    done = sorted((folder / FOLDER).rglob("*.json"))
+    run(folder, "remove_and_retrain")
+    assert sorted((folder / FOLDER).rglob("*.json")) == done
+    page = (folder / "reports" / "remove_and_retrain.html").read_text()
+    numbers = json.loads((folder / "reports" / "remove_and_retrain.json").read_text())
+    for level, text in fastcam_claims.OFF.items():
+        assert (text in page) == (level in told)
+    for claim, row in numbers["claims"].items():
+        assert (row["verdict"] == "not run") == (("image" if "SUM" in claim else "layer") in told)
+    records = fastcam.read_records(folder / "reports" / "remove_and_retrain.tsv")
+    assert {record["level"] for record in records} == set(fastcam_claims.OFF) - set(told)
+
+
+def test_no_other_page_waits_for_remove_and_retrain():
+    """Nothing in dvc.yaml depends on what it makes, so it may be left out, or take a week."""
+    stages = parameters.read(ROOT / "dvc.yaml")["stages"]
+    made = set(dependencies.outputs(stages["remove_and_retrain"]))
+    assert not [stage for stage, about in stages.items() if made & set(about.get("deps", []))]
 
 
 def test_all_numbers_are_of_one_run(finished):

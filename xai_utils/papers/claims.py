@@ -25,6 +25,7 @@ from xai_utils.metrics.statistics import FAILS, HOLDS, decide_all, holm, paired_
 
 TRAININGS = 3
 TOO_FEW = "one training"  # or two
+NOT_RUN = "not run"  # the stage that decides it is switched off
 SCORES, PASSES, RETRAINING, GATES = "scores", "passes", "remove_and_retrain", "train_attention"
 
 
@@ -248,14 +249,15 @@ def of_passes(passes: dict) -> list[dict]:
     return rows
 
 
-def of_reports(reports, run) -> list[dict]:
-    """FastCAM's and AMG's claims, which their own stages decide: the "claims" of their JSON files in `reports`.
+def of_reports(reports, run, stages=(RETRAINING, GATES)) -> list[dict]:
+    """FastCAM's and AMG's claims, which their own `stages` decide: the "claims" of their JSON files in `reports`.
 
     In the place of those that are not of this `run` (runs.py) one row says so. Verdicts without a p are of earlier
     versions, which took one training for enough.
     """
     rows, places = [], {(claim.paper, claim.text): claim.place for claim in CLAIMS}
-    for paper, stage in (("FastCAM", RETRAINING), ("AMG", GATES)):
+    for stage in stages:
+        paper = {RETRAINING: "FastCAM", GATES: "AMG"}[stage]
         path = Path(reports) / f"{stage}.json"
         numbers = json.loads(path.read_bytes()) if path.is_file() else {"claims": {}, "run": run}
         if told := runs.difference(numbers.get("run"), run):
@@ -270,9 +272,9 @@ def of_reports(reports, run) -> list[dict]:
     return rows
 
 
-def of_run(frame, passes, reports, run, *, seed, **intervals) -> list[dict]:
+def of_run(frame, passes, reports, run, *, stages=(RETRAINING, GATES), seed, **intervals) -> list[dict]:
     """All claims on one run, in the order of `CLAIMS`, p_holm corrected for all of them; arguments as of the others."""
-    rows = of_scores(frame, seed=seed, **intervals) + of_passes(passes) + of_reports(reports, run)
+    rows = of_scores(frame, seed=seed, **intervals) + of_passes(passes) + of_reports(reports, run, stages)
     places = {(claim.paper, claim.text): place for place, claim in enumerate(CLAIMS)}
     return corrected(sorted(rows, key=lambda row: places.get((row["paper"], row["claim"]), len(CLAIMS))))
 

@@ -13,10 +13,19 @@ import pandas
 from scipy import stats
 
 from xai_utils.metrics.statistics import FAILS, HOLDS, SIGNIFICANT, UNDECIDED, decide_all, holm, paired_tests
-from xai_utils.papers.claims import CLAIMS, RETRAINING, TOO_FEW, TRAININGS, p_text
+from xai_utils.papers.claims import CLAIMS, NOT_RUN, RETRAINING, TOO_FEW, TRAININGS, p_text
 from xai_utils.papers.fastcam import SCORES, interval, printed, printed_terms, resampled, rows_of, sums, terms
 
 NO_VERDICT = "no verdict"
+OFF = {  # level -> why nothing of it was run, where nothing was
+    "layer": "No network was fine-tuned behind a masked layer, for remove_and_retrain.statistics is empty; name "
+    "statistics there, in params.yaml, and run the stage again.",
+    "image": "No network was trained on masked images, for remove_and_retrain.rows is empty; name rows there, in "
+    "params.yaml, and run the stage again.",
+}
+COLUMNS = (
+    "unmasked", "chance", "cells", "above", "significantly above", "within chance", "no better than chance",
+)  # fmt: skip
 PAPER = {  # where the numbers of a claim's metric are in print: table and column
     "difference score": ("table1_scores_published", "diff_avg"),
     "information score": ("table1_scores_published", "info_avg"),
@@ -31,6 +40,7 @@ def beside_unmasked(records, *, chance) -> pandas.DataFrame:
     A cell is one row at one layer or percentage, kept or removed, random masks too; repetitions are averaged by image.
     Of layers each is held against the network that was fine-tuned behind the same one. With several repetitions p is
     the larger of that over the images and of Student's over the repetitions: one network may be luckier than another.
+    A level that was not run has no row.
     """
     found = {}
     for level in ("layer", "image"):
@@ -63,7 +73,7 @@ def beside_unmasked(records, *, chance) -> pandas.DataFrame:
             "within chance": sum(_within_chance(hits, chance) for hits in means.values()),
             "no better than chance": any(_within_chance(hits.mean(0), chance) for hits in plain.values()),
         }
-    return pandas.DataFrame.from_dict(found, orient="index")
+    return pandas.DataFrame.from_dict(found, orient="index", columns=COLUMNS)
 
 
 def _within_chance(hits, chance):
@@ -146,7 +156,8 @@ def claims(values: dict, records, published, *, chance, confidence=0.95) -> pand
 def decided(values: dict, records, *, chance, confidence=0.95) -> dict[str, dict]:
     """Claim -> here, verdict, p; `values` from `fastcam.resampled` of the masked ones of `records`.
 
-    The repetitions may be those of several runs. A claim about rows that were not run is left out.
+    The repetitions may be those of several runs. A claim about rows that were not run is left out; where nothing of its
+    level was, the verdict says so.
     """
     masked = [record for record in records if record["mode"] != "none"]
     repetitions = sorted({record["repetition"] for record in masked})
@@ -155,6 +166,9 @@ def decided(values: dict, records, *, chance, confidence=0.95) -> dict[str, dict
     reasons, found = obstacles(beside_unmasked(records, chance=chance)), {}
     for claim in (claim for claim in CLAIMS if claim.source == RETRAINING):
         level = "image" if claim.metric == "SUM" else "layer"
+        if not rows_of(values, level):
+            found[claim.text] = {"here": OFF[level], "verdict": NOT_RUN, "p": None}
+            continue
         if claim.metric not in own:
             ours, verdict, p = _never_negative(values, claim)
         else:
@@ -201,12 +215,12 @@ def html(claimed: pandas.DataFrame) -> str:
 
 def _scores(values):
     """Metric -> row -> its score as measured and resampled, (1 + resamples,)."""
-    found = {
-        f"{score} score": dict(zip(rows_of(values, "layer"), terms(values, score).sum(-1).T, strict=True))
-        for score in SCORES
-    }
-    rows = ["random", *rows_of(values, "image")]
-    return found | {"SUM": {row: kar - roar for row in rows for kar, roar in [sums(values, row)]}}
+    layers, images, found = rows_of(values, "layer"), rows_of(values, "image"), {}
+    if layers:
+        found = {f"{score} score": dict(zip(layers, terms(values, score).sum(-1).T, strict=True)) for score in SCORES}
+    if images:
+        found["SUM"] = {row: kar - roar for row in ("random", *images) for kar, roar in [sums(values, row)]}
+    return found
 
 
 def _test(own, alone, metric, pair, confidence):

@@ -68,6 +68,9 @@ def trainings(given: dict) -> list[str]:
             found |= {f"{stage}.{of}{'.' if of else ''}epochs = {epochs}": "0"} if epochs else {}
     if others := given.get("train_attention", {}).get("networks"):
         found[f"train_attention.networks = {others}"] = "[]"
+    for name, none in (("statistics", "[]"), ("rows", "{}")):
+        if given.get("remove_and_retrain", {}).get(name):
+            found[f"remove_and_retrain.{name} is not empty"] = none
     return [
         f"params.yaml: {asked}, but {folder} has no labels, and nothing can be trained on it; set it to {value}"
         for asked, value in found.items()
@@ -188,8 +191,10 @@ def _retrained(given, target, opened, image):
     network = target
     if stage["network"] != "target":
         network = build(stage["network"], "ab", image_size=image.shape[-1])
-    yield "", _require_takes, network, image
-    yield "", scale_layers, network, image
+    if stage["rows"] or stage["statistics"]:
+        yield "", _require_takes, network, image
+    if stage["statistics"]:
+        yield "", scale_layers, network, image
     for row, options in stage["rows"].items():
         yield f".rows.{row}", _or_leave_out, _try, network, image, row, options
 

@@ -240,8 +240,8 @@ class RemoveAndRetrain(Stage):
     scale_kept: bool
     image: Retraining
     layer: Retraining
-    statistics: Annotated[list[Annotated[Word, NOT_OWN]], Field(min_length=1), Once]
-    rows: Annotated[dict[Annotated[FileName, NOT_OWN], Row], Field(min_length=1), Kept]
+    statistics: Annotated[list[Annotated[Word, NOT_OWN]], Once]
+    rows: Annotated[dict[Annotated[FileName, NOT_OWN], Row], Kept]
 
 
 class MeasureSpeed(Stage):

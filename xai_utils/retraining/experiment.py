@@ -12,8 +12,8 @@ Two levels. *Layer*: the explained network keeps few positions of one layer; wha
     repetitions, seed     repetition r trains with seed + r
     start                 image level: networks begin from "scratch", as ROAR wants, or as the "explained" one
     percentages           of the pixels, image level
-    rows                  image level: name -> {"method": a name of EXPLAINERS, its options}
-    statistics            layer level: names of STATISTICS
+    rows                  image level: name -> {"method": a name of EXPLAINERS, its options}; {}: it is not run
+    statistics            layer level: names of STATISTICS; []: it is not run
     fill                  colour of removed pixels: "mean" (of the training images' channels) or "black"
     keep_share, least_share, scale_kept     see `layer_masked_model`; KAR keeps the one, ROAR the other
     image, layer          epochs, batch_size, learning_rate, schedule, milestones, momentum, weight_decay,
@@ -54,10 +54,12 @@ def retrain(settings, modes=("none", "keep", "remove"), *, compute=None, log=Non
     """
     compute = (compute or Compute()).resolved()
     check(settings)
+    if not settings["rows"] and not settings["statistics"]:
+        return []
     if not len(datasets.load(settings["data"]).train):
         raise ValueError(
-            f"{settings['data']} has no labelled image to train on, and remove_and_retrain does nothing but train; run "
-            "the stages before it (dvc repro explain), or make report for scores without training"
+            f"{settings['data']} has no labelled image to train on, and remove_and_retrain does nothing but train; "
+            "switch it off (rows: {} and statistics: [])"
         )
     workers = compute.processes * (compute.threads if compute.device == "cpu" else 1)
     with distributed.pool(workers, compute.device) as pool:
@@ -69,6 +71,8 @@ def retrain(settings, modes=("none", "keep", "remove"), *, compute=None, log=Non
 
 def not_applicable(settings) -> dict[str, list[str]]:
     """Why rows cannot explain the network that is retrained (guided backprop without ReLU modules): reason -> rows."""
+    if not settings["rows"]:
+        return {}
     size = settings["image_size"] or datasets.load(settings["data"]).description["image_size"]
     image, found = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0)), {}
     with torch.random.fork_rng(devices=[]):
@@ -174,7 +178,9 @@ def _conditions(settings, mode, make):
         folder = result["folder"]
     facts = stored.facts(folder, targets.KIND, ("architecture", "mean", "std"))
     explained = data | {"explained": folder, "sha256": facts["sha256"]}
-    layers = _layer_conditions(settings, mode, explained)
+    layers = _layer_conditions(settings, mode, explained) if settings["statistics"] else []
+    if not settings["rows"]:
+        return layers
     network = {name: facts[name] for name in ("architecture", "mean", "std")} | facts.get("options", {})
     begun = data | settings["image"] | {"network": network}
     begun |= explained if settings["start"] == "explained" else {}
