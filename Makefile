@@ -12,7 +12,7 @@ $(foreach name,$(HOMES),$(eval export $(name) = $$(CURDIR)/.runs/home))
 endif
 unexport PYTHONDONTWRITEBYTECODE # without .pyc files every process parses torch anew: 10 s instead of 4
 
-.PHONY: demo repro test faults bench report lab inspect notebooks site publish keep compare lint lock readme networks-table help setup data clean
+.PHONY: demo repro plan rehearse test faults bench report lab inspect notebooks site publish keep compare lint lock readme networks-table help setup data clean
 
 demo: setup ## look at photographs through a trained network, by every method that trains nothing: reports/demo.html
 	python -m xai_utils.widgets.demo
@@ -21,6 +21,12 @@ repro: setup data ## run the whole pipeline: reports/index.html
 	python -m xai_utils.pipeline --check
 	dvc repro --quiet
 	python -m xai_utils.pipeline --headlines
+
+plan: setup data ## what a run of params.yaml would take on this machine: trainings, images, hours, disk; a minute
+	python -m xai_utils.pipeline --plan
+
+rehearse: setup data ## the papers' scale on a handful of images: make rehearse [DATASET=folder] [TARGET=network]
+	python -m xai_utils.pipeline.rehearsal --dataset="$$DATASET" --target="$$TARGET"
 
 test: setup data ## run the tests
 	python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder

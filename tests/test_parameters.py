@@ -27,10 +27,10 @@ def changed(values, path, value):
 
 
 @pytest.mark.parametrize("stage", parameters.STAGES)
-@pytest.mark.parametrize("scale", ["default", "real", "paper", "smoke"])
+@pytest.mark.parametrize("scale", ["default", "real", "paper", "smoke", "rehearsal"])
 def test_every_scale_gives_every_stage_its_values(committed, stage, scale):
     """At each scale that params.yaml names, every section is complete and no value by scale is left."""
-    assert committed["scales"] == ["default", "real", "paper", "smoke"]
+    assert committed["scales"] == ["default", "real", "paper", "smoke", "rehearsal"]
     resolved = parameters.resolve(changed(committed, "scale", scale), stage)
     assert resolved["seed"] == committed["seed"]
 

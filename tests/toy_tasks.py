@@ -101,6 +101,8 @@ def make_recorded(settings: dict) -> loop.Task:
         asked.append(indices.tolist())
         return pixels[indices]
 
+    split = SimpleNamespace(stored=lambda indices: (pixels_of(indices),))
+
     def loss(network, rows, generator):
         seen.append(rows)
         return network.weight.sum(), {}
@@ -112,7 +114,7 @@ def make_recorded(settings: dict) -> loop.Task:
     return loop.Task(
         model=nn.Linear(1, 1),
         examples=EXAMPLES,
-        **crops_of(SimpleNamespace(pixels=pixels_of), torch.arange(EXAMPLES), {"smallest_crop": 0.1}),
+        **crops_of(split, torch.arange(EXAMPLES), {"smallest_crop": 0.1}),
         loss=loss,
         optimizer=lambda network: torch.optim.SGD(network.parameters(), lr=0.0),
         epochs=2,

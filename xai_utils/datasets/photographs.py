@@ -10,8 +10,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from xai_utils.datasets.fitting import fit
 from xai_utils.datasets.on_disk import read_image
-from xai_utils.datasets.preparation import fit
 
 
 class Photograph(NamedTuple):

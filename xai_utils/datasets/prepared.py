@@ -1,9 +1,13 @@
-"""The prepared form of a data set, as every stage reads it: arrays of one image size (preparation.py writes them).
+"""The prepared form of a data set, as every stage reads it: test crops of one size (preparation.py writes them).
 
 dataset.json            what it is: name, kind, image_size, geometry, classes, part_names, counts ...
 species.yaml            birds only: the catalogue the images were drawn from
 train/, validation/     images.npy uint8 (N,3,S,S) · labels.npy int64 (N,) · with parts: parts.npy uint8 (N,S,S)
                         boxes.csv image,x0,y0,x1,y1 in prepared pixels · files.csv index,file (birds: species:seed)
+
+With a `stored_size` images are stored whole, and test crops are cut when they are read. In the place of images.npy:
+                        whole/ (decoding.py) · shapes.npy int64 (N,4): shard, first pixel in it, height, width
+                        windows.npy float64 (N,4): what the test crop shows, left, top, right, bottom in those pixels
 """
 
 import csv
@@ -13,10 +17,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
 from xai_utils.datasets.birds import render
 from xai_utils.datasets.catalogue import Catalogue, load_catalogue
 from xai_utils.datasets.errors import DataError
+from xai_utils.datasets.fitting import resized
 from xai_utils.images import unit_float
 
 CATALOGUE = "species.yaml"
@@ -24,17 +30,60 @@ SPLITS = ("train", "validation")
 UNLABELLED = -1  # the label of an image whose class nobody told
 
 
+def shard_file(folder, number):
+    """Where the pixels of the `number`-th shard of a split's images that are stored whole lie: uint8 (P,3)."""
+    return Path(folder) / "whole" / f"{number:05}.npy"
+
+
+class WholeImages:
+    """Images that are stored whole; by their places, as of an array, their test crops uint8 (N,3,S,S).
+
+    `shapes` (N,4), `windows` (N,4) and the `folder` of whole/ are those of the prepared form; `size` is S.
+    """
+
+    dtype = np.dtype(np.uint8)
+
+    def __init__(self, folder, shapes, windows, size):
+        self.shapes, self.windows, self.shape = shapes, windows, (len(shapes), 3, size, size)
+        numbers = np.unique(shapes[:, 0]).tolist()
+        self._shards = {number: np.load(shard_file(folder, number), mmap_mode="r") for number in numbers}
+
+    def __len__(self):
+        return len(self.shapes)
+
+    def __getitem__(self, places):
+        if isinstance(places, int | np.integer):
+            return self._crop(range(len(self))[places])
+        places = np.arange(len(self))[places].ravel()
+        crops = [self._crop(place) for place in places]
+        return np.stack(crops) if crops else np.zeros((0, *self.shape[1:]), np.uint8)
+
+    def whole(self, place):
+        """All of an image: uint8 (H,W,3), where it lies."""
+        shard, start, height, width = self.shapes[place].tolist()
+        return self._shards[shard][start : start + height * width].reshape(height, width, 3)
+
+    def _crop(self, place):
+        size, (left, top, right, bottom) = self.shape[-1], self.windows[place].tolist()
+        whole = self.whole(place)
+        if (right - left, bottom - top, left % 1, top % 1) == (size, size, 0, 0):
+            crop = whole[int(top) : int(bottom), int(left) : int(right)]
+        else:
+            crop = np.asarray(resized(Image.fromarray(whole), size, (left, top, right, bottom)))
+        return crop.transpose(2, 0, 1)
+
+
 @dataclass(frozen=True)
 class Split:
     """One split; images and part maps stay on disk until they are asked for.
 
-    `images` uint8 (N,3,S,S); `labels` int64 (N,), places in `classes`, all of them UNLABELLED where `classes` is empty;
-    `boxes` N float arrays (k,4) of x0, y0, x1, y1, half-open, in pixels of `images`; `parts` uint8 (N,S,S), 0 or the
-    position in `part_names` + 1, None where the data have no parts; `files` N source files, for birds `species:seed`.
-    Arrays of `indices` below are any integer sequence.
+    `images` uint8 (N,3,S,S), the test crops, WholeImages where they are stored whole; `labels` int64 (N,), places in
+    `classes`, all of them UNLABELLED where `classes` is empty; `boxes` N float arrays (k,4) of x0, y0, x1, y1,
+    half-open, in pixels of `images`; `parts` uint8 (N,S,S), 0 or the position in `part_names` + 1, None where the data
+    have no parts; `files` N source files, for birds `species:seed`. Arrays of `indices` below are any integer sequence.
     """
 
-    images: np.ndarray
+    images: np.ndarray | WholeImages
     labels: np.ndarray
     boxes: list[np.ndarray] = field(repr=False)
     parts: np.ndarray | None
@@ -46,11 +95,28 @@ class Split:
         return len(self.labels)
 
     def pixels(self, indices):
-        """The images at `indices` as they are stored: uint8 (n,3,S,S)."""
+        """The test crops of the images at `indices`: uint8 (n,3,S,S)."""
         return torch.from_numpy(self.images[np.asarray(indices, dtype=np.int64)])
 
+    def stored(self, indices):
+        """All that is stored of the images at `indices`, for trainings to crop: a tuple of CPU tensors.
+
+        Of images stored whole two: their pixels uint8 (P,3), row after row and one image after the other, and where in
+        them each begins, its height and its width, int64 (n,3). Else one, of `pixels`.
+        """
+        if not isinstance(self.images, WholeImages):
+            return (self.pixels(indices),)
+        places = np.asarray(indices, dtype=np.int64)
+        height, width = self.images.shapes[places, 2:].T
+        start = np.cumsum(height * width) - height * width
+        pixels = np.empty((int((height * width).sum()), 3), np.uint8)
+        for first, place in zip(start, places, strict=True):
+            whole = self.images.whole(place)
+            pixels[first : first + whole.shape[0] * whole.shape[1]] = whole.reshape(-1, 3)
+        return torch.from_numpy(pixels), torch.from_numpy(np.stack([start, height, width], 1))
+
     def tensor(self, indices, device=None):
-        """The images at `indices`: float32 (n,3,S,S) in [0,1], made on the `device`, by default the CPU."""
+        """The test crops at `indices`: float32 (n,3,S,S) in [0,1], made on the `device`, by default the CPU."""
         return unit_float(self.pixels(indices).to(device))
 
     def subset(self, count, seed):
@@ -137,7 +203,12 @@ def require_prepared(folder):
 
 
 def _load_split(folder, description):
-    images, labels = np.load(folder / "images.npy", mmap_mode="r"), np.load(folder / "labels.npy")
+    labels = np.load(folder / "labels.npy")
+    if description.get("stored_size"):
+        shapes, windows = np.load(folder / "shapes.npy"), np.load(folder / "windows.npy")
+        images = WholeImages(folder, shapes, windows, description["image_size"])
+    else:
+        images = np.load(folder / "images.npy", mmap_mode="r")
     parts = np.load(folder / "parts.npy", mmap_mode="r") if description["part_names"] else None
     files = [row["file"] for row in _rows(folder / "files.csv")]
     if not len(images) == len(labels) == len(files) == description["counts"][folder.name]:

@@ -1,7 +1,7 @@
 """What would stop a stage, found before any runs: minutes of training must not end in a typo.
 
 Values are checked by what each stage calls itself (parameters.py). Names, options, networks and weights are looked at
-in rehearsal.py, which needs torch and hence seconds, where something is not as dvc.lock records it: what has run
+in preflight.py, which needs torch and hence seconds, where something is not as dvc.lock records it: what has run
 knew all names.
 """
 
@@ -64,11 +64,11 @@ def problems(values: dict | None = None, *, notebook: Callable[[str, dict], obje
         found.append(f"dvc.yaml lacks the stages {', '.join(missing)}; restore it with: git checkout dvc.yaml")
     found += _opened(Path("dvc.lock"), Lock)[1]
     if _first_to_run(values):
-        from xai_utils.pipeline import rehearsal  # torch
+        from xai_utils.pipeline import preflight  # torch
 
-        found += [line for given in (chosen, *others) for line in rehearsal.names(given)]
-        found += rehearsal.trainings(chosen)
-        found += rehearsal.networks(chosen)
+        found += [line for given in (chosen, *others) for line in preflight.names(given)]
+        found += preflight.trainings(chosen)
+        found += preflight.networks(chosen)
     return list(dict.fromkeys(found))
 
 

@@ -7,6 +7,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer
 
 from xai_utils.files import file_name
 
+REFERENCE_SIZE = 224  # pixels at which the papers state lengths (images.py, which needs torch)
 WORKERS = max(64, 4 * (os.cpu_count() or 1))  # threads of all processes together: more only wait for each other
 
 
@@ -27,6 +28,12 @@ def _ascending(numbers):
     if numbers != sorted(set(numbers)):
         raise ValueError("they must ascend, each once")
     return numbers
+
+
+def _scale_jitter(sides):
+    if sides and not (len(sides) == 2 and REFERENCE_SIZE <= sides[0] <= sides[1]):
+        raise ValueError(f"give [], or two numbers of pixels that ascend from {REFERENCE_SIZE} on, such as [256, 480]")
+    return sides
 
 
 def _colour_map(name):
@@ -83,6 +90,8 @@ Positive = Annotated[float, Field(gt=0, le=10_000)]
 NotNegative = Annotated[float, Field(ge=0, le=10_000)]
 Share = Annotated[float, Field(gt=0, le=1)]
 Momentum = Annotated[float, Field(ge=0, lt=1)]
+ColourJitter = Annotated[float, Field(ge=0, lt=1)]
+ScaleJitter = Annotated[list[Annotated[int, Field(le=4096)]], AfterValidator(_scale_jitter)]
 
 Word = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_printable)]
 FileName = Annotated[str, AfterValidator(file_name)]

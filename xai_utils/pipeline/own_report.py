@@ -21,11 +21,10 @@ import numpy as np
 from ruamel.yaml import YAML
 
 from xai_utils import files
-from xai_utils.pipeline import dependencies, parameters, report, stage
+from xai_utils.pipeline import parameters, report, stage, workspaces
 
 PLACE = Path("build/reports")
 STAGES = ("prepare_data", "finetune_target", "explain", "evaluate")
-DONE = stage.FAILED / "done.json"  # of a workspace: stage -> what it was made from
 SIZE = 224  # pixels of a side, for networks that do not say theirs
 LIMIT, LIMIT_OF_ALL = 100, 20  # images: for the cheap methods, for all
 MOSAICS = 8  # of the grid pointing game, each as much work as four images
@@ -33,6 +32,7 @@ REPEATED = 16  # a cheap method repeats its pass at most so often in params.yaml
 ROWS, COLUMNS = 5, 8  # of the front page's picture
 CHANGED = {  # what params.yaml says, but for:
     "prepare_data": {
+        "stored_size": None,  # for trainings
         "train_per_class": 1,  # where a data set has a split for training
         "validation_fraction": 1.0,
         "annotation_level": None,
@@ -73,10 +73,9 @@ def make(
     target, weights = _placed(target)
     name = files.file_name(name or _file_name_of(f"{images.name}-{target}"))
     base, project, place = parameters.read(), Path.cwd(), PLACE / name
-    described = {each: about for each, about in parameters.read("dvc.yaml")["stages"].items() if each in STAGES}
     fresh = not place.exists()
     with files.partial_folder(place) as workspace:
-        _link(workspace, project, weights)
+        workspaces.link(workspace, project, weights=weights, stages=STAGES)
         with chdir(workspace):
             values, inputs, about = _planned(base, images, target, methods, limit, size)
             _check(values)
@@ -85,11 +84,11 @@ def make(
         if fresh:
             workspace.rename(place)
         else:
-            _link(place, project, weights)
+            workspaces.link(place, project, weights=weights, stages=STAGES)
             os.replace(workspace / "params.yaml", place / "params.yaml")
     tell(f"{about}, in {place}/")
     with chdir(place), files.held(stage.FAILED):
-        if failed := _run(values, inputs, described):
+        if failed := workspaces.run(values, inputs, told="report"):
             raise ReportError(f"no report, for the stage {failed} failed; the same command goes on from there")
         for sentence in _front_page(about):
             tell(sentence.replace("`", ""))
@@ -127,18 +126,6 @@ def _placed(target: str) -> tuple[str, Path | None]:
 
 def _file_name_of(text: str) -> str:
     return re.sub(r"[^\w.+-]+", "-", text).strip("-._+")[:100].rstrip("-._+") or "report"
-
-
-def _link(workspace: Path, project: Path, weights: Path | None):
-    """Lead from the workspace to what its stages read and their pages name: data, notebooks and docs of the project."""
-    links = {f"data/{path.name}": path for path in (project / "data").iterdir() if path.name != "weights"}
-    links |= {"data/weights": weights or project / "data" / "weights", "docs": project / "docs"}
-    sources = stage.notebooks(project / "notebooks")
-    links |= {f"notebooks/{sources[each].name}": sources[each] for each in STAGES}
-    for name, path in links.items():
-        (workspace / name).parent.mkdir(exist_ok=True)
-        (workspace / name).unlink(missing_ok=True)
-        (workspace / name).symlink_to(path)
 
 
 def _planned(base, images, target, methods, limit, size) -> tuple[dict, dict, str]:
@@ -234,14 +221,14 @@ def _metrics() -> list[str]:
 def _check(values: dict):
     """ReportError with a line for all that would stop a stage: parameters, methods, the network, images."""
     from xai_utils.datasets import DataError, prepare
-    from xai_utils.pipeline import rehearsal
+    from xai_utils.pipeline import preflight
 
     try:
         given = {each: parameters.resolve(values, each) for each in STAGES}
     except ValueError as error:
         lines = str(error).splitlines()
     else:
-        lines = rehearsal.names(given) or rehearsal.networks(given)
+        lines = preflight.names(given) or preflight.networks(given)
     if not lines:
         settings = dict(given["prepare_data"])
         try:
@@ -253,28 +240,6 @@ def _check(values: dict):
         lines = [line.replace(f"params.yaml: {key}", variable) for line in lines]
     if lines:
         raise ReportError("\n".join(lines))
-
-
-def _run(values: dict, inputs: dict, described: dict) -> str | None:
-    """Run the stages that are not done as they stand, in the workspace; the one that failed."""
-    try:
-        done = json.loads(DONE.read_bytes())
-    except (OSError, ValueError):
-        done = {}
-    before, kept = None, {}
-    for each, source in stage.notebooks().items():
-        given = parameters.resolve(values, each, written=True)
-        code = files.files_fingerprint(*(stage.ROOT / path for path in dependencies.of_notebook(source)))
-        before = files.fingerprint([before, given, stage.stripped(source), code, inputs.get(each)])
-        outputs = dependencies.outputs(described[each])
-        if done.get(each) != before or not all(Path(path).exists() for path in outputs):
-            files.write_json(DONE, kept)
-            stage.remove_outputs(described[each])
-            if stage.perform(each, source, parameters.resolve(values, each), "report", described):
-                return each
-        kept[each] = before
-        files.write_json(DONE, kept)
-    return None
 
 
 def _front_page(about: str) -> list[str]:

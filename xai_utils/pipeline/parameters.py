@@ -1,8 +1,8 @@
 """The parameters of each stage, of params.yaml at the chosen scale, checked before anything runs.
 
 A stage's notebook receives the keys of its own section and those shared keys that its class (sections.py) declares.
-At any depth {default: 16, paper: 100} is a value by scale: the chosen scale's, or the default's where it is not
-named.
+At any depth {default: 16, paper: 100} is a value by scale: the chosen scale's, or, where it is not named, that of those
+that the scale is LIKE, or the default's.
 """
 
 import math
@@ -15,6 +15,7 @@ from ruamel.yaml import YAML
 
 from xai_utils.pipeline.sections import SHARED, STAGES, Stage
 
+LIKE = {"rehearsal": ("smoke", "paper")}  # a scale -> those whose values it takes, in this order, where it is not named
 DEEPEST, MOST, LARGEST = 20, 100_000, 2**63  # keys above a value, values with those behind aliases, a whole number
 
 
@@ -127,9 +128,10 @@ def at_scale(value, scale: str, scales: list[str], where: str):
         raise ParameterError(
             f"params.yaml: {where}.{_joined(strangers[:1])} is the value of no scale; there are {', '.join(scales)}"
         )
-    if scale not in value and "default" not in value:
+    named = next((name for name in (scale, *LIKE.get(scale, ()), "default") if name in value), None)
+    if named is None:
         raise ParameterError(f"params.yaml: {where} has no value for the scale '{scale}'; give it one, or a default")
-    return at_scale(value.get(scale, value.get("default")), scale, scales, where)
+    return at_scale(value[named], scale, scales, where)
 
 
 def _line(problem: dict, stage: str, model: type[Stage]) -> str:

@@ -1,238 +1,88 @@
-"""What the stages would stumble over in the names, options, networks and weights that params.yaml gives them.
+"""A rehearsal of the papers' scale:  make rehearse [DATASET=folder] [TARGET=network]
 
-The functions that the stages call are asked, with networks as they are before any training and one image of noise.
-Nothing is fetched. `given` is what the stages receive, stage -> parameters, of those whose own values are right.
+Every stage and row of the scale `paper` runs with its networks at its image size, its schedules cut to a step and its
+numbers of images to a handful, in a workspace of its own, build/rehearsal/NAME/: what would stop a run after a week
+stops it here, in minutes. The pipeline's own run stays as it is. The same command goes on behind a stage that failed.
 """
 
-from contextlib import suppress
-from functools import partial
+import argparse
+import os
+import sys
+import time
+from collections.abc import Callable
+from contextlib import chdir
 from pathlib import Path
 
-import torch
+from ruamel.yaml import YAML
 
-from xai_utils.datasets.published import without_labels
-from xai_utils.explainers import EXPLAINERS, NotApplicable, explainer, method_of, rows_of
-from xai_utils.metrics import metrics_of
-from xai_utils.networks import (
-    build,
-    cam_layer,
-    evaluating,
-    gate_for,
-    last_convolution,
-    load,
-    predictor_of,
-    scale_layers,
-    stored,
-    surrogate_of,
-)
-from xai_utils.networks.architectures import COMES_WITH
-from xai_utils.networks.surrogate import OPTIONS
-from xai_utils.networks.targets import has_classes
-from xai_utils.retraining import experiment
-from xai_utils.training.distributed import Compute
-from xai_utils.training.mask_predictor import CONTROLLER_OF
-from xai_utils.training.target import source_of
+from xai_utils import files
+from xai_utils.pipeline import parameters, preflight, stage, workspaces
+from xai_utils.progress import span
 
-# stage -> the section of it whose epochs are 0 where nothing is to be trained
-TRAINED = {"finetune_target": "", "distill_surrogate": "student", "train_mask_predictor": "generator"}
-TRAINED |= {"train_attention": "gate"}
-PASSES = 2  # at most of what only multiplies passes: more tell nothing new
+PLACE = Path("build/rehearsal")
+SCALE, TARGET = "rehearsal", "resnet50"  # the papers' network
 
 
-def names(given: dict) -> list[str]:
-    """Targets, methods, options, metrics, statistics that are unknown, and options' values that are not allowed."""
-    found = []
-    for key, name in _named(given):
-        found += _said(f"{key}: ", source_of, name)
-    for stage in given.values():
-        found += _said("compute: ", Compute(**stage["compute"]).resolved) if "compute" in stage else []
-    if explain := given.get("explain"):
-        found += _said("explain.", rows_of, explain["methods"], explain["rows"])
-    if evaluate := given.get("evaluate"):
-        found += _said("evaluate.metrics: ", metrics_of, evaluate["metrics"])
-    if retrain := given.get("remove_and_retrain"):
-        found += _said("remove_and_retrain.", experiment.check, retrain)
-    if explain and (figures := given.get("figures")):
-        found += _said("figures.methods: ", _require_rows, figures["methods"], EXPLAINERS | explain["rows"])
-    return found
+def rehearse(
+    dataset: str | None = None, target: str | None = None, *, tell: Callable[[str], object] = print
+) -> dict[str, float]:
+    """Rehearse params.yaml as it stands, on its data set or another; stage -> the seconds that it took.
+
+    `target`: what is explained, by default ResNet-50 with random weights. `tell(text)` gets a line at the beginning.
+    ValueError with a line for all that is wrong beforehand; RuntimeError naming the stage that failed.
+    """
+    base, project = parameters.read(), Path.cwd()
+    folder = Path(dataset or base["dataset"]).expanduser()
+    values = base | {"scale": SCALE, "target": target or TARGET, "dataset": str(project / folder)}
+    given = {each: parameters.resolve(values, each) for each in parameters.STAGES}
+    said = [line for told in (preflight.names, preflight.trainings, preflight.networks) for line in told(given)]
+    if said or not folder.is_dir():
+        raise ValueError("\n".join(said) or f"DATASET={dataset} is no folder; give a data set, such as data/birds")
+    place = PLACE / files.file_name(folder.name)
+    with files.partial_folder(place) as workspace:
+        workspaces.link(workspace, project)
+        with (workspace / "params.yaml").open("w", encoding="utf-8") as file:
+            YAML(typ="safe").dump(values, file)
+        if place.exists():
+            workspaces.link(place, project)
+            os.replace(workspace / "params.yaml", place / "params.yaml")
+        else:
+            workspace.rename(place)
+    tell(f"the papers' scale on a handful of images of {folder.name}, {values['target']}, in {place}/")
+    begun, took = time.monotonic(), {}
+
+    def finished(name):
+        nonlocal begun
+        took[name], begun = time.monotonic() - begun, time.monotonic()
+
+    with chdir(place), files.held(stage.FAILED):
+        known = _stamps(folder if folder.is_absolute() else project / folder)
+        if failed := workspaces.run(values, {"prepare_data": known}, told=SCALE, finished=finished):
+            raise RuntimeError(f"the stage {failed} failed; mend it, and the same command goes on from there")
+    return took
 
 
-def trainings(given: dict) -> list[str]:
-    """The trainings that are asked for on images without labels, on which none is possible."""
-    folder, found = Path(given["prepare_data"]["dataset"]) if "prepare_data" in given else None, {}
-    if folder is None or not without_labels(folder):
-        return []
-    for stage, of in TRAINED.items():
-        if stage in given:
-            epochs = (given[stage][of] if of else given[stage])["epochs"]
-            found |= {f"{stage}.{of}{'.' if of else ''}epochs = {epochs}": "0"} if epochs else {}
-    if others := given.get("train_attention", {}).get("networks"):
-        found[f"train_attention.networks = {others}"] = "[]"
-    for name, none in (("statistics", "[]"), ("rows", "{}")):
-        if given.get("remove_and_retrain", {}).get(name):
-            found[f"remove_and_retrain.{name} is not empty"] = none
-    return [
-        f"params.yaml: {asked}, but {folder} has no labels, and nothing can be trained on it; set it to {value}"
-        for asked, value in found.items()
-    ]
+def _stamps(folder: Path) -> list:
+    """What tells whether the files of a data set are the same: names, sizes, times of change."""
+    found = sorted(path for path in folder.rglob("*") if path.is_file())
+    return [(str(path), about.st_size, about.st_mtime_ns) for path in found for about in [path.stat()]]
 
 
-def networks(given: dict) -> list[str]:
-    """Networks that cannot be opened, that take no images of this size, or that a later stage could not use."""
-    if not {"prepare_data", "finetune_target"} <= set(given):
-        return []
-    image, opened, found = _noise(given["prepare_data"]["image_size"]), {}, []
-    for key, name in _named(given):
-        found += _said(f"{key}: ", lambda name=name: opened.update({name: _opened(name, image)}))
-    target = opened.get(given["finetune_target"]["target"])
-    for stage, questions in QUESTIONS.items() if target else ():
-        with suppress(ValueError):  # of names that are unknown: they are told above
-            for key, function, *arguments in questions(given, target, opened, image) if stage in given else ():
-                found += (said := _said(f"{stage}{key}: ", function, *arguments))
-                if said and not key:  # what follows would stumble over the same
-                    break
-    return found
-
-
-def _named(given):
-    """(key, name) of all networks that `source_of` understands."""
-    if stage := given.get("finetune_target"):
-        yield "target", stage["target"]
-    if (stage := given.get("distill_surrogate")) and stage["trunk"]:
-        yield "distill_surrogate.trunk", stage["trunk"]
-    for name in given.get("train_attention", {}).get("networks", ()):
-        yield "train_attention.networks", name
-
-
-def _said(key, function, *arguments) -> list[str]:
-    """What `function` raises of these arguments, each line behind its key."""
+def main():
+    stage.begin_in_utf_8()
+    parser = argparse.ArgumentParser(prog="python -m xai_utils.pipeline.rehearsal", description=__doc__.splitlines()[0])
+    parser.add_argument("--dataset", default="", help="a folder (default: params.yaml's)")
+    parser.add_argument("--target", default="", help=f"a network (default: {TARGET}, random weights)")
+    given = parser.parse_args()
     try:
-        function(*arguments)
-    except (OSError, ValueError) as error:
-        return [f"params.yaml: {key}{line}" for line in str(error).splitlines()]
-    except Exception as error:  # whatever it is, the stage would die of it
-        return [f"params.yaml: {key}{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"]
-    return []
+        stage.enter_project()
+        stage.live()
+        took = rehearse(given.dataset or None, given.target or None, tell=lambda text: print(text, flush=True))
+    except (ValueError, OSError, RuntimeError) as error:
+        sys.exit(str(error))
+    each = ", ".join(f"{name} {span(seconds)}" for name, seconds in took.items())
+    print(f"{len(took)} stages ran in {span(sum(took.values()))}{': ' if took else ''}{each}")
 
 
-def _noise(size):
-    return torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0))
-
-
-def _opened(name, image):
-    """The network that `name` stands for, with its weights unless they would be fetched, once it took `image`."""
-    architecture, weights = source_of(name)
-    file = weights if isinstance(weights, Path) or weights == COMES_WITH.get(architecture) else None
-    if architecture is None:
-        network = load(weights)
-    else:
-        classes = None if file and has_classes(architecture, file) else "ab"
-        network = build(architecture, classes, pretrained_from=file, image_size=image.shape[-1])
-    _require_takes(network, image)
-    return network
-
-
-def _require_takes(network, image):
-    try:
-        with evaluating(network), torch.no_grad():
-            network(image)
-    except (RuntimeError, AssertionError, ValueError) as error:
-        raise ValueError(
-            f"{network.architecture} takes no images of {image.shape[-2]} x {image.shape[-1]} pixels "
-            f"({str(error).splitlines()[0]}); choose larger images, or another network"
-        ) from None
-
-
-def _require_rows(asked, known):
-    if unknown := [name for name in asked if name not in known]:
-        raise ValueError(f"{unknown[0]!r} is unknown; choose among {', '.join(known)}")
-
-
-def _surrogate(given, target, opened, image):
-    stage = given["distill_surrogate"]
-    trunk = opened.get(stage["trunk"]) if stage["trunk"] else target
-    if stage["student"]["epochs"] and trunk:
-        yield "", _or_leave_out, _classify, trunk, {name: stage[name] for name in OPTIONS}, image
-
-
-def _classify(trunk, options, image):
-    with torch.no_grad():
-        surrogate_of(trunk, image, **options).eval().classify(image)
-
-
-def _predictor(given, target, opened, image):
-    stage = given["train_mask_predictor"]
-    options = {"controller": CONTROLLER_OF[stage["predictors"][0]], "upsampler": stage["upsampler"]}
-    if stage["generator"]["epochs"]:
-        yield "", _or_leave_out, partial(predictor_of, target, image, **options)
-
-
-def _gates(given, target, opened, image):
-    stage = given["train_attention"]
-    options = {name: stage[name] for name in ("objective", "gate_input", "reduction")}
-    if stage["gate"]["epochs"] or stage["objective"] == "none":
-        for layer_of in (cam_layer, last_convolution):
-            yield (
-                "",
-                _or_leave_out,
-                lambda layer_of=layer_of: gate_for(target, image, layer=layer_of(target, image), **options),
-            )
-
-
-def _explained(given, target, opened, image):
-    for row, options in rows_of(given["explain"]["methods"], given["explain"]["rows"]).items():
-        yield f".rows.{row}", _require_part, row, options, given
-        yield f".rows.{row}", _or_leave_out, _try, target, image, row, options
-
-
-def _retrained(given, target, opened, image):
-    stage = given["remove_and_retrain"]
-    image = _noise(stage["image_size"]) if stage["image_size"] else image
-    network = target
-    if stage["network"] != "target":
-        network = build(stage["network"], "ab", image_size=image.shape[-1])
-    if stage["rows"] or stage["statistics"]:
-        yield "", _require_takes, network, image
-    if stage["statistics"]:
-        yield "", scale_layers, network, image
-    for row, options in stage["rows"].items():
-        yield f".rows.{row}", _or_leave_out, _try, network, image, row, options
-
-
-QUESTIONS = {
-    "distill_surrogate": _surrogate,
-    "train_mask_predictor": _predictor,
-    "train_attention": _gates,
-    "explain": _explained,
-    "remove_and_retrain": _retrained,
-}
-
-
-def _require_part(row, options, given):
-    """The trained network that a row names is there, or is one that a stage trains."""
-    method, options = method_of(row, options)
-    part = explainer(method).part
-    if part is None or options.get(part.option) is None:
-        return
-    path, folder = Path(options[part.option]), Path(explainer(method).keywords[part.option]).parent
-    stage = given.get(part.stage, {})
-    made = stage.get("l1_weights", stage.get("predictors"))  # a gate's names are the notebook's
-    if path.parent != folder or not (made is None or path.name in made):
-        stored.facts(path, part.kind, ())
-
-
-def _try(network, image, row, options):
-    """Explain `image` once, where an option could stop the method: not where options only multiply its passes."""
-    method, options = method_of(row, options)
-    record = explainer(method)
-    if record.part is not None and options.get(record.part.option, record.keywords[record.part.option]) is not None:
-        return  # the stages train it first
-    passes = [option.name for option in record.options if option.multiplies]
-    if set(options) - set(passes) or record.may_not_apply:
-        few = {name: min(options.get(name, record.keywords[name]), PASSES) for name in passes}
-        record(network, image, **options | few)
-
-
-def _or_leave_out(function, *arguments):
-    with suppress(NotApplicable):  # the stage leaves out what such a network cannot have, and says so
-        function(*arguments)
+if __name__ == "__main__":
+    main()

@@ -8,6 +8,7 @@ from xai_utils.pipeline.kinds import (
     WORKERS,
     Ascending,
     Baseline,
+    ColourJitter,
     ColourMap,
     Count,
     Epochs,
@@ -23,6 +24,7 @@ from xai_utils.pipeline.kinds import (
     Rate,
     Rounds,
     RowOptions,
+    ScaleJitter,
     Share,
     Whole,
     Word,
@@ -68,6 +70,7 @@ class PrepareData(Stage):
     dataset: Word
     image_size: Annotated[int, Field(ge=32, le=1024)]
     geometry: Literal["crop", "squash"]
+    stored_size: Annotated[int, Field(ge=32, le=2048)] | None
     train_per_class: Count
     validation_per_class: Count
     validation_fraction: Share
@@ -75,6 +78,15 @@ class PrepareData(Stage):
     annotation_level: Literal["variant", "family", "manufacturer"] | None
     drop_blacklisted: bool
     skip_corrupt: bool
+    processes: Workers
+
+    @model_validator(mode="after")
+    def _not_enlarged(self):
+        if self.stored_size is not None and self.stored_size < self.image_size:
+            raise ValueError(
+                f"stored_size {self.stored_size} is less than image_size {self.image_size}; give that or more, or null"
+            )
+        return self
 
 
 class FinetuneTarget(Stage):
@@ -87,8 +99,11 @@ class FinetuneTarget(Stage):
     schedule: Literal["cosine", "halving"]
     halve_every: Whole
     momentum: Momentum
+    nesterov: bool
     weight_decay: NotNegative
     smallest_crop: Share
+    scale_jitter: ScaleJitter
+    colour_jitter: ColourJitter
     checkpoint_steps: Whole | None
 
 
@@ -101,8 +116,11 @@ class Learning(Section):
     schedule: Literal["cosine", "steps"]
     milestones: list[Whole]
     momentum: Momentum
+    nesterov: bool
     weight_decay: NotNegative
     smallest_crop: Share
+    scale_jitter: ScaleJitter
+    colour_jitter: ColourJitter
 
 
 class DistillSurrogate(Stage):
@@ -134,6 +152,8 @@ class AdamLearning(Section):
     halve_every: Whole
     milestones: list[Whole]
     smallest_crop: Share
+    scale_jitter: ScaleJitter
+    colour_jitter: ColourJitter
 
 
 class MGnet(Section):

@@ -270,6 +270,7 @@ def main():
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("stage", nargs="?", help=", ".join(parameters.STAGES))
     what.add_argument("--check", action="store_true", help="check the parameters of all stages and run nothing")
+    what.add_argument("--plan", action="store_true", help="measure for a minute what a run would cost, and run nothing")
     what.add_argument("--write", action="store_true", help="write parameters cells and code dependencies anew")
     what.add_argument("--strip", action="store_true", help=f"copy notebooks without outputs to {STRIPPED}")
     what.add_argument("--headlines", action="store_true", help="print the numbers of the last run that come first")
@@ -285,6 +286,12 @@ def main():
             lockfile.mend()
             said = check.problems(notebook=lambda stage, given: _check_parameters_cell(_notebook_of(stage), given))
             sys.exit("\n".join(said) or None)
+        elif chosen.plan:
+            from xai_utils.pipeline import plan
+
+            values = parameters.read()
+            took = terminal.recorded().get(values["scale"], {})
+            print("\n".join(plan.told(plan.plan(values, tell=progress), values, took)))
         elif chosen.write:
             write_derived()
         elif chosen.strip:

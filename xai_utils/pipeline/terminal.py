@@ -39,7 +39,7 @@ def announcement(stage: str, scale: str, runs: Path, described: dict | None = No
     made = {name: file.stat().st_mtime for name, file in done.items() if file.is_file()}
     after = remaining(stage, described, made)
     known = {name: described[name].get("meta", {}).get("seconds") for name in described if scale == "default"}
-    known |= _recorded().get(scale, {})
+    known |= recorded().get(scale, {})
     line = f"stage {len(done) - len(after)} of {len(done)}, {stage}"
     if all(known.get(name) for name in (stage, *after)):
         line += f": about {span(known[stage])}"
@@ -49,13 +49,14 @@ def announcement(stage: str, scale: str, runs: Path, described: dict | None = No
 
 def record(stage: str, scale: str, seconds: float) -> None:
     """Remember how long a stage took."""
-    found = _recorded()
+    found = recorded()
     found.setdefault(scale, {})[stage] = round(seconds, 1)
     SECONDS.parent.mkdir(exist_ok=True)
     write_json(SECONDS, found)
 
 
-def _recorded() -> dict:
+def recorded() -> dict[str, dict[str, float]]:
+    """Scale -> stage -> the seconds that it took here last."""
     try:
         return json.loads(SECONDS.read_text(encoding="utf-8"))
     except (OSError, ValueError):  # no run yet; it is no more than an estimate

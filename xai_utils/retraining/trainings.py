@@ -9,7 +9,7 @@ from xai_utils.networks import deep_copy, targets
 from xai_utils.retraining.inputs import FOLDER, batches, images_of, masked
 from xai_utils.retraining.masks import layer_masked_model
 from xai_utils.training import loop
-from xai_utils.training.recipes import classification_loss, cropped, crops, learning_rate_factor, sgd
+from xai_utils.training.recipes import augmentation, classification_loss, cropped, crops, learning_rate_factor, sgd
 from xai_utils.training.target import indices_by_name
 
 CHECKPOINT_SECONDS = 60.0  # most trainings at small scale are over sooner and never write one
@@ -48,7 +48,7 @@ def _task(model, chosen):
         model=model,
         examples=len(labels),
         read=read,
-        draw=partial(crops, smallest_crop=chosen["smallest_crop"]),
+        draw=partial(crops, **augmentation(chosen)),
         augment=augment,
         loss=classification_loss,
         optimizer=sgd(chosen),

@@ -5,14 +5,11 @@ Code that runs inside `run` asks `rank`, `world_size` and `shard` what its part 
 """
 
 import atexit
-import ctypes
 import inspect
 import math
 import os
 import pickle
 import platform
-import signal
-import sys
 import traceback
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -24,6 +21,7 @@ from torch import distributed, multiprocessing
 
 from xai_utils.files import scratch_folder
 from xai_utils.networks.engine import lacking_for
+from xai_utils.processes import die_with
 
 HOST = torch.device("cpu")
 DEVICES = ("auto", "cpu", "cuda")
@@ -210,7 +208,7 @@ def pool(workers: int, device: str = "cpu") -> ProcessPoolExecutor:
 
 
 def _begin(numbers, device: str, parent: int) -> None:
-    _die_with(parent)
+    die_with(parent)
     torch.set_num_threads(1)
     if device == "cuda":
         torch.cuda.set_device(numbers.get() % torch.cuda.device_count())
@@ -246,7 +244,7 @@ def _open_group(device: str, local_rank: int, **rendezvous) -> None:
 
 def _worker(number: int, function: Callable, args: tuple, processes: int, threads: int, device: str, folder, parent):
     """One spawned process: its result or its exception goes into a file in `folder`."""
-    _die_with(parent)
+    die_with(parent)
     try:
         rendezvous = (folder / "rendezvous").as_uri()
         _open_group(device, number, init_method=rendezvous, rank=number, world_size=processes)
@@ -257,15 +255,6 @@ def _worker(number: int, function: Callable, args: tuple, processes: int, thread
     if number == 0:
         (folder / "result").write_bytes(pickle.dumps(result))
     distributed.destroy_process_group()
-
-
-def _die_with(parent: int) -> None:
-    """Have the kernel kill this process when its parent ends, however that ends (Linux)."""
-    if sys.platform == "linux":
-        set_parent_death_signal = 1  # PR_SET_PDEATHSIG
-        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
-        if os.getppid() != parent:  # it ended before the line above
-            os._exit(1)
 
 
 def _check_importable(value) -> None:

@@ -11,10 +11,10 @@ from PIL import Image
 
 from xai_utils import datasets
 from xai_utils.datasets import DataError
+from xai_utils.datasets.fitting import fit
 from xai_utils.datasets.folders import SUFFIXES
 from xai_utils.datasets.on_disk import FORMATS, read_image
 from xai_utils.datasets.photographs import PHOTOGRAPHS, photographs
-from xai_utils.datasets.preparation import fit
 
 MOST_BYTES = 8 * 2**20  # of a file; the page's connection takes messages of 64 MB (voila.json)
 MOST_PIXELS = 40_000_000  # 120 MB of colours while it is decoded
