@@ -1,6 +1,7 @@
 """The losses of mask prediction by hand, what its trainings may change, and that they find the patch that counts."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -258,6 +259,56 @@ def test_a_predictor_finds_the_patch(folders, predictors, name):
     top = inside.flatten()[maps.flatten(1).topk(64).indices]
     assert top.float().mean(1).min() > 0.5
     assert (maps[:, inside].mean(1) > 3 * maps[:, ~inside].mean(1)).all()
+
+
+def own_controller(maps):
+    return torch.sigmoid(4 * maps)
+
+
+def test_a_controller_of_ones_own_is_trained_beside_the_papers(folders, tmp_path, monkeypatch):
+    """By the same loop, on the same filter, with a key of its own; its scores are the function's of the raw answer."""
+    monkeypatch.setattr("xai_utils.training.mask_predictor.CHECKPOINTS", tmp_path)
+    part = {name: settings(folders)[name] for name in ("epochs", "batch_size", "learning_rate", "weight_decay")}
+    part |= {name: settings(folders)[name] for name in ("schedule", "halve_every", "milestones", "smallest_crop")}
+    chosen = {name: settings(folders)[name] for name in ("data", "target", "seed", *OPTIONS)}
+    chosen |= {
+        "predictors": ["dgle_cf"],
+        "filter_loss": "logit_mean",
+        "mgnet": MGNET,
+        "filter": part,
+        "generator": part,
+    }
+    plain, _ = fit_predictors(chosen, compute=Compute("cpu"))
+    keys = {path.name for path in (tmp_path / "train_mask_predictor").iterdir()}
+    lines = []
+    made, histories = fit_predictors(chosen, controller=own_controller, compute=Compute("cpu"), log=lines.append)
+    assert list(made) == ["dgle_cf", "own_controller"]
+    assert list(histories) == ["filter", *made]
+    assert {line.split(":")[0] for line in lines} == {"own_controller"}  # the others are only read
+    assert len({path.name for path in (tmp_path / "train_mask_predictor").iterdir()} - keys) == 1
+    assert changed(plain["dgle_cf"].state_dict(), made["dgle_cf"].state_dict()) == set()
+    assert changed(made["dgle_cf"].state_dict(), made["own_controller"].state_dict()) == {"generator"}
+    images = datasets.load(folders / "data").validation.tensor([0, 1])
+    predictor, target = made["own_controller"], networks.load(folders / "target")
+    features, logits = networks.encoded(target, images, predictor.layers)
+    raw = predictor.uncontrolled(features, logits.argmax(1))[:, 0]
+    torch.testing.assert_close(predictor(features, logits.argmax(1)), torch.sigmoid(4 * raw))
+
+
+def test_what_a_controller_of_ones_own_may_not_be(folders, tmp_path):
+    """Named like a predictor of the paper, kept in a file, or sent to a process that cannot import it."""
+
+    def dgle_cf(maps):
+        return maps
+
+    with pytest.raises(ValueError, match="a predictor 'dgle_cf' exists; give your controller another name"):
+        fit_predictors(settings(folders), controller=dgle_cf, compute=Compute("cpu"))
+    predictor = starting_predictor(settings(folders), controller=own_controller)
+    with pytest.raises(ValueError, match="is test_training_mask_predictor:own_controller, which no file can hold"):
+        save_predictor(predictor, tmp_path)
+    task, two = partial(mask_task, controller=dgle_cf), Compute("cpu", processes=2)
+    with pytest.raises(ValueError, match="dgle_cf cannot be sent to another process: define it at the top"):
+        loop.fit(task, settings(folders), checkpoints=tmp_path, data_hash="", compute=two)
 
 
 def test_the_histories_tell_what_was_learned(predictors):

@@ -332,3 +332,27 @@ def test_surrogates_of_several_weights(folders, tmp_path, monkeypatch, joint):
     for name, surrogate in surrogates.items():
         weights = again[name].state_dict()
         assert all(torch.equal(value, weights[key]) for key, value in surrogate.state_dict().items())
+
+
+def own_loss(logits, explained_logits, maps, *, l1_weight):
+    return explanation_loss(logits, explained_logits, maps, l1_weight=l1_weight) + maps.var()
+
+
+@pytest.mark.parametrize("joint", [False, True])
+def test_a_loss_of_ones_own_is_trained_beside_the_papers(folders, tmp_path, monkeypatch, joint):
+    """One more surrogate, with the first λ and a key of its own; the paper's stay as they are, bit for bit."""
+    monkeypatch.setattr("xai_utils.training.surrogate.CHECKPOINTS", tmp_path)
+    chosen = settings(folders, joint=joint, l1_weights={"dense": 0.0})
+    names = ("epochs", "batch_size", "learning_rate", "schedule", "milestones", "momentum", "weight_decay")
+    part = {name: chosen[name] for name in (*names, "smallest_crop")}
+    chosen |= {"student": part, "explanation": part}
+    plain, _ = fit_surrogates(chosen, compute=Compute("cpu"))
+    lines = []
+    made, histories = fit_surrogates(chosen, loss=own_loss, compute=Compute("cpu"), log=lines.append)
+    assert list(made) == ["dense", "own_loss"]
+    assert list(histories) == ([] if joint else ["student"]) + ["dense", "own_loss"]
+    assert {line.split(":")[0] for line in lines} == {"own_loss"}
+    assert changed(plain["dense"].state_dict(), made["dense"].state_dict()) == set()
+    assert changed(made["dense"].state_dict(), made["own_loss"].state_dict()) >= {"explanation"}
+    with pytest.raises(ValueError, match="a training 'own_loss' exists; give your loss another name"):
+        fit_surrogates(chosen | {"l1_weights": {"own_loss": 0.0}}, loss=own_loss, compute=Compute("cpu"))

@@ -20,6 +20,7 @@ from xai_utils.networks.defaults import NotApplicable, reached_scales
 from xai_utils.networks.digests import made_for
 from xai_utils.networks.layers import evaluating
 from xai_utils.networks.probe import layout_of
+from xai_utils.sources import name_of
 
 SCALES = 4  # feature maps that a generator reads at most, each half as wide as the one before
 HALVINGS = 2  # of the image, that a map has at least: 56×56 of 224×224, as the paper's
@@ -220,10 +221,11 @@ class MaskPredictor(nn.Module):
     """Feature filter, generator and controller: features of `layers`, classes (N,) -> map (N, h, w), raw.
 
     Its layers, channels, classes and the sizes of its maps (`one_size`, `doublings`, as MaskGenerator takes them) are
-    those of a target and images' size: make it with `predictor_of`. `controller`
-    is a name of CONTROLLERS ("basic": scores from 0, some above 1; "customized" and "mgnet": in [0, 1]), and
-    `normalisation` one of NORMALISATIONS, what the first two do first ("instance": the paper's; "quantile": their
-    scores follow eq. 7 whatever the generator answers).
+    those of a target and images' size: make it with `predictor_of`. `controller` is a name of CONTROLLERS ("basic":
+    scores from 0, some above 1; "customized" and "mgnet": in [0, 1]), or a function of your own, from what the
+    generator answers (N, h, w) to scores from 0 (N, h, w), differentiable; such a predictor cannot be saved.
+    `normalisation`: one of NORMALISATIONS, what the first two do first ("instance": the paper's; "quantile":
+    their scores follow eq. 7 whatever the generator answers).
     """
 
     made_for = None  # the target that it belongs to (digests.py)
@@ -237,7 +239,7 @@ class MaskPredictor(nn.Module):
             ("controller", controller, CONTROLLERS),
             ("normalisation", normalisation, NORMALISATIONS),
         ):
-            if value not in known:
+            if value not in known and not (name == "controller" and callable(value)):
                 raise ValueError(f"{name} {value!r} is unknown; choose one of {', '.join(known)}")
         _require_positive(eta, exponent)
         self.layers, self.channels, self.classes = tuple(layers), tuple(channels), tuple(classes)
@@ -256,6 +258,8 @@ class MaskPredictor(nn.Module):
         raw, normalise = self.uncontrolled(features, classes), NORMALISATIONS[self.normalisation]
         if self.controller == "mgnet":
             return two_channel_mask(raw)
+        if callable(self.controller):
+            return self.controller(raw[:, 0])
         if self.controller == "basic":
             return basic_controller(raw[:, 0], normalise=normalise)
         return customized_controller(raw[:, 0], eta=self.eta, exponent=self.exponent, normalise=normalise)
@@ -300,8 +304,12 @@ def predictor_of(target, images, **options):
 def save_predictor(predictor, folder, *, made_with=None):
     """Write `predictor` into `folder` (made if missing): the weights first, then the facts with their SHA-256.
 
-    `made_with`: a JSON-able dict of what made the weights, kept in mask_predictor.json for readers.
+    `made_with`: a JSON-able dict of what made the weights, kept in mask_predictor.json for readers. ValueError for one
+    whose controller is a function: no file could say which.
     """
+    if callable(predictor.controller):
+        name = name_of(predictor.controller)
+        raise ValueError(f"the controller of this predictor is {name}, which no file can hold; use it as it is")
     facts = {name: list(getattr(predictor, name)) for name in ("layers", "channels", "classes")}
     facts |= {name: getattr(predictor, name) for name in ("made_for", *OPTIONS, *LATER)}
     stored.write(predictor, folder, KIND, facts, made_with=made_with)

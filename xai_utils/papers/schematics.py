@@ -2,12 +2,13 @@
 
 from typing import NamedTuple
 
+import pandas
 import torch
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
-from xai_utils.networks import captured, encoded
+from xai_utils.networks import captured, encoded, find_layer
 from xai_utils.networks.layers import observed
 from xai_utils.networks.layouts import tensor_of
 from xai_utils.networks.probe import layout_of
@@ -18,7 +19,7 @@ WIDTH, HEIGHT = 1.7, 0.72  # of a box
 COLOURS = {"data": "#f2f2f2", "frozen": "#dbe7f3", "trained": "#fbe3c8", "attention": "#f6c9c9", "loss": "#e3f0dc"}
 
 
-def _shapes(model, images):
+def _shapes(model, *inputs):
     """The name of each module -> the shape of its output without the batch, of one pass in eval mode."""
     found = {}
 
@@ -27,8 +28,26 @@ def _shapes(model, images):
             found[name] = tuple(tensor.shape[1:])
 
     with observed(model, note), torch.no_grad():
-        model(images)
+        model(*inputs)
     return found
+
+
+def layers(model, *inputs, depth=3) -> pandas.DataFrame:
+    """The parts of a network as built, in the order of a pass of `inputs`: kind, shape of the output, parameters.
+
+    Names of up to `depth` words; a part whose own parts are shown is left out.
+    """
+    shapes = {name: shape for name, shape in _shapes(model, *inputs).items() if len(name.split(".")) <= depth}
+    rows = {
+        name: {
+            "kind": type(module := find_layer(model, name)).__name__,
+            "output": _sized(shape),
+            "parameters": f"{sum(weights.numel() for weights in module.parameters()):,}",
+        }
+        for name, shape in shapes.items()
+        if name and not any(other.startswith(f"{name}.") for other in shapes)
+    }
+    return pandas.DataFrame.from_dict(rows, orient="index")
 
 
 def _sized(shape):

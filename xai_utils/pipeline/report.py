@@ -115,14 +115,15 @@ def _dress() -> dict:
 
 def render(notebook, page: Path, pages: list[tuple[str, str]]):
     """Write `page`, HTML that needs no more than the folder of its name; `pages`: (file, title) of all reports."""
-    from nbconvert import HTMLExporter
     from traitlets.config import Config
+
+    from xai_utils.pipeline import mathematics
 
     config = Config()
     config.HTMLExporter.preprocessors = ["nbconvert.preprocessors.TagRemovePreprocessor"]
     config.TagRemovePreprocessor.enabled = True
     config.TagRemovePreprocessor.remove_cell_tags = {"parameters", "remove-cell"}
-    exporter = HTMLExporter(
+    exporter = mathematics.Exporter(
         config=config, template_name=TEMPLATES.name, extra_template_basedirs=[str(TEMPLATES.parent)]
     )
     links = [{"file": f, "title": t, "current": f == page.name} for f, t in pages]

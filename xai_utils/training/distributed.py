@@ -5,6 +5,7 @@ Code that runs inside `run` asks `rank`, `world_size` and `shard` what its part 
 """
 
 import atexit
+import functools
 import inspect
 import math
 import os
@@ -164,7 +165,7 @@ def run(function: Callable, *args, processes: int = 1, threads: int = 1, device:
     joins torchrun's group instead, whose size must be `processes`, and every rank gets rank 0's result.
 
     Spawned processes import `function` anew, so it and every function among `args` must be importable: ValueError for
-    a lambda, an inner function or one defined in a notebook.
+    a lambda, an inner function or one defined in a notebook, also inside a partial.
     """
     if distributed.is_initialized() or "WORLD_SIZE" in os.environ:
         return _join(function, args, processes, threads, device)
@@ -258,6 +259,9 @@ def _worker(number: int, function: Callable, args: tuple, processes: int, thread
 
 
 def _check_importable(value) -> None:
+    if isinstance(value, functools.partial):
+        for each in (value.func, *value.args, *value.keywords.values()):
+            _check_importable(each)
     if not inspect.isfunction(value):
         return
     if value.__module__ == "__main__" or "<" in value.__qualname__:  # <lambda>, outer.<locals>.inner

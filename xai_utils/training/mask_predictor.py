@@ -7,6 +7,8 @@ learning_rate, weight_decay, schedule ("halving" every `halve_every` epochs, "st
 `milestones`, or "cosine"), smallest_crop, and those of OPTIONS.
 """
 
+from functools import partial
+
 import torch
 from torch.nn import functional
 
@@ -110,20 +112,21 @@ def filter_task(settings: dict) -> loop.Task:
     return pupil.task(pupil.predictor.filter, loss, validate)
 
 
-def mask_task(settings: dict) -> loop.Task:
+def mask_task(settings: dict, *, controller=None) -> loop.Task:
     """A generator learns maps; the filter and the target stay as they are, bit by bit (DGLE eq. 4; MGnet §5.9).
 
     `settings`: the common ones, controller, mgnet (weights of its loss, for that controller), and predictor: folder of
-    a predictor whose filter is trained. The basic and
-    the customized controller learn by the cross-entropy of the target's answer to what the map keeps; "mgnet" by
-    `mgnet_loss` with the weights of `mgnet`.
+    a predictor whose filter is trained. All controllers learn by the cross-entropy of the target's answer to what the
+    map keeps, also a function of your own (`controller`, as MaskPredictor takes it, in the place of the one that
+    `settings` name); "mgnet" alone by `mgnet_loss` with the weights of `mgnet`.
     """
-    pupil = _Pupil(settings, controller=settings["controller"])
+    controller = controller or settings["controller"]
+    pupil = _Pupil(settings, controller=controller)
     predictor = pupil.predictor
     trained = load_predictor(settings["predictor"])
     predictor.filter.load_state_dict(trained.filter.state_dict())
     predictor.filter.requires_grad_(False)
-    target, distilled = pupil.teacher.target, settings["controller"] != "mgnet"
+    target, distilled = pupil.teacher.target, controller != "mgnet"
 
     def loss(model, batch, generator):
         (pixels,) = batch
@@ -165,13 +168,17 @@ def skewness(maps):
     return torch.where(variance > 0, centred.pow(3).mean(1) / variance.clamp(min=1e-300) ** 1.5, 0)
 
 
-def fit_predictors(settings: dict, *, compute, checkpoint_steps=None, log=None):
+def fit_predictors(settings: dict, *, controller=None, compute, checkpoint_steps=None, log=None):
     """The predictors in eval mode, by name, and the histories of their trainings and the filter's, by name.
 
     `settings`: data, target, seed, predictors (of CONTROLLER_OF), those of OPTIONS, filter_loss, mgnet, and for
     `filter` and `generator` each epochs, batch_size, learning_rate, weight_decay, schedule, halve_every, milestones,
-    smallest_crop. All predictors stand on one filter.
+    smallest_crop. All predictors stand on one filter. `controller`: a function of your own, as MaskPredictor takes it:
+    one more predictor, of the function's name, is trained with it. Its code, and what that reads, is part of the
+    training's key. ValueError where the name is taken, or several processes could not import the function.
     """
+    if controller is not None and controller.__name__ in CONTROLLER_OF:
+        raise ValueError(f"a predictor {controller.__name__!r} exists; give your controller another name")
     unknown = [name for name in settings["predictors"] if name not in CONTROLLER_OF]
     if unknown:
         raise ValueError(f"predictor {unknown[0]!r} is unknown; choose among {', '.join(CONTROLLER_OF)}")
@@ -195,15 +202,25 @@ def fit_predictors(settings: dict, *, compute, checkpoint_steps=None, log=None):
     start.filter.load_state_dict(fitted.weights)
     folder = fitted.folder.with_name(f"{fitted.key}.filter")
     save_predictor(start, folder, made_with=filter_settings)
+    learned = common | settings["generator"] | {"predictor": folder.as_posix()}
     for name in settings["predictors"]:
-        chosen = common | settings["generator"] | {"predictor": folder.as_posix(), "controller": CONTROLLER_OF[name]}
+        chosen = learned | {"controller": CONTROLLER_OF[name]}
         chosen |= {"mgnet": settings["mgnet"]} if name == "mgnet" else {}
         fitted = fit(name, mask_task, chosen, folder)
-        predictors[name] = starting_predictor(common, controller=CONTROLLER_OF[name])
-        predictors[name].load_state_dict(fitted.weights)
-        predictors[name].eval()
+        predictors[name] = _trained(common, CONTROLLER_OF[name], fitted.weights)
         histories[name] = fitted.history
+    if controller is not None:
+        name = controller.__name__
+        fitted = fit(name, partial(mask_task, controller=controller), learned, folder)
+        predictors[name], histories[name] = _trained(common, controller, fitted.weights), fitted.history
     return predictors, histories
+
+
+def _trained(settings, controller, weights):
+    """The predictor with trained weights, in eval mode."""
+    predictor = starting_predictor(settings, controller=controller)
+    predictor.load_state_dict(weights)
+    return predictor.eval()
 
 
 def starting_predictor(settings, *, controller):

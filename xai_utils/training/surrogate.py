@@ -8,7 +8,7 @@ learning_rate, schedule ("cosine", or "steps": a tenth after each of `milestones
 smallest_crop.
 """
 
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 import torch
@@ -27,8 +27,8 @@ PAPER_PIXELS = 224 * 224  # what λ is given for
 EXPLAINED = 32  # images in memory at once, with their maps
 
 
-def _divergence(logits, others):
-    """KL(softmax(logits) ‖ softmax(others)), summed over the classes, mean over the batch."""
+def divergence(logits, others):
+    """KL(softmax(logits) ‖ softmax(others)) of logits (N, K): summed over classes, mean over the batch (AKD eq. 6)."""
     pair = others.log_softmax(1), logits.log_softmax(1)
     return functional.kl_div(*pair, reduction="batchmean", log_target=True)
 
@@ -44,7 +44,7 @@ def distillation_loss(student_logits, teacher_logits, labels, *, alpha=0.5, temp
         raise ValueError(f"alpha is {alpha}; give the soft loss's share, 0 to 1")
     if not temperature > 0:
         raise ValueError(f"temperature is {temperature}; give a positive number (1: plain probabilities)")
-    soft = _divergence(teacher_logits / temperature, student_logits / temperature)
+    soft = divergence(teacher_logits / temperature, student_logits / temperature)
     return alpha * temperature**2 * soft + (1 - alpha) * functional.cross_entropy(student_logits, labels)
 
 
@@ -58,7 +58,7 @@ def explanation_loss(logits, explained_logits, maps, *, l1_weight):
     mean that the paper's Table 3 reports.
     """
     _require_l1_weight(l1_weight)
-    return _divergence(logits, explained_logits) + l1_weight * maps.abs().sum((1, 2)).mean()
+    return divergence(logits, explained_logits) + l1_weight * maps.abs().sum((1, 2)).mean()
 
 
 def _require_l1_weight(l1_weight):
@@ -129,11 +129,12 @@ def student_task(settings: dict) -> loop.Task:
     return pupil.task(loss, pupil.student_scores, pupil.surrogate.student)
 
 
-def explanation_task(settings: dict) -> loop.Task:
+def explanation_task(settings: dict, *, loss=explanation_loss) -> loop.Task:
     """The explanation network learns the maps; student and target stay as they are, bit by bit (AKD eq. 8).
 
     `settings`: the common ones, surrogate (folder of the surrogate whose student is trained), and l1_weight: λ for
-    images of 224 × 224 pixels, scaled up for fewer pixels so that a full map costs the same.
+    images of 224 × 224 pixels, scaled up for fewer pixels so that a full map costs the same. `loss`: a function of
+    your own that takes what `explanation_loss` takes, in its place.
     """
     surrogate = load_surrogate(settings["surrogate"]).requires_grad_(False)  # all in eval mode
     target, advice = targets.load(settings["target"]), "train its student for this target first"
@@ -141,41 +142,44 @@ def explanation_task(settings: dict) -> loop.Task:
     surrogate.explanation.train().requires_grad_(True)
     pupil = _Pupil(settings, surrogate)
 
-    def loss(model, batch, generator):
+    def explained(model, batch, generator):
         images, _ = batch
         _, maps = model(images)
-        return pupil.explain(images, maps, pupil.teacher.ask(images))
+        return pupil.explain(images, maps, pupil.teacher.ask(images), loss)
 
-    return pupil.task(loss, pupil.explanation_scores, surrogate.explanation)
+    return pupil.task(explained, pupil.explanation_scores, surrogate.explanation)
 
 
-def joint_task(settings: dict) -> loop.Task:
+def joint_task(settings: dict, *, loss=explanation_loss) -> loop.Task:
     """Student and explanation network learn at once (AKD eq. 11): the sum of the other tasks' losses.
 
-    `settings`: those of `student_task`, and l1_weight as in `explanation_task`.
+    `settings`: those of `student_task`, and l1_weight as in `explanation_task`; so is `loss`.
     """
     pupil = _Pupil(settings, starting_surrogate(settings))
 
-    def loss(model, batch, generator):
+    def joint(model, batch, generator):
         images, labels = batch
         (logits, maps), answers = model(images), pupil.teacher.ask(images)
         distilled = distillation_loss(logits, answers, labels, **_only(settings, "alpha", "temperature"))
-        explained, means = pupil.explain(images, maps, answers)
+        explained, means = pupil.explain(images, maps, answers, loss)
         return distilled + explained, {"train_accuracy": share_equal(logits, labels), **means}
 
     def validate(model):
         return pupil.student_scores(model) | pupil.explanation_scores(model)
 
-    return pupil.task(loss, validate, pupil.surrogate)
+    return pupil.task(joint, validate, pupil.surrogate)
 
 
-def fit_surrogates(settings: dict, *, compute, checkpoint_steps=None, log=None):
+def fit_surrogates(settings: dict, *, loss=None, compute, checkpoint_steps=None, log=None):
     """The surrogates in eval mode, by name, and the histories of their trainings, by name.
 
     `settings`: data, target, seed, those of `starting_surrogate`, alpha, temperature, joint, l1_weights (name -> λ),
     and for `student` and `explanation` each epochs, batch_size, learning_rate, schedule, milestones, momentum,
     weight_decay, smallest_crop. Staged, one student serves all λ; `joint`, each λ has its own, trained by the
-    student's schedule. ValueError for a name that cannot be a file's.
+    student's schedule. ValueError for a name that cannot be a file's. `loss`: a function of your own in the place of
+    `explanation_loss`: one more explanation network, of the function's name, is trained with it and the first λ. Its
+    code, and what that reads, is part of the training's key. ValueError where the name is taken, or several processes
+    could not import the function.
     """
     common = _only(settings, "data", "target", "seed")
     student_settings = common | settings["student"]
@@ -196,20 +200,25 @@ def fit_surrogates(settings: dict, *, compute, checkpoint_steps=None, log=None):
         learned.load_state_dict(fitted.weights)
         return learned.eval(), fitted
 
-    weights = {file_name(name): weight for name, weight in settings["l1_weights"].items()}
+    make_task = joint_task if settings["joint"] else explanation_task
+    tasks = {file_name(name): (weight, make_task) for name, weight in settings["l1_weights"].items()}
+    if loss is not None:
+        if loss.__name__ in ("student", *tasks):
+            raise ValueError(f"a training {loss.__name__!r} exists; give your loss another name")
+        tasks[loss.__name__] = next(iter(settings["l1_weights"].values())), partial(make_task, loss=loss)
     if settings["joint"]:
         surrogates, histories = {}, {}
-        for name, weight in weights.items():
-            surrogates[name], fitted = fit(name, joint_task, student_settings | {"l1_weight": weight})
+        for name, (weight, make_task) in tasks.items():
+            surrogates[name], fitted = fit(name, make_task, student_settings | {"l1_weight": weight})
             histories[name] = fitted.history
         return surrogates, histories
     student, fitted = fit("student", student_task, student_settings)
     surrogates, histories = {}, {"student": fitted.history}
     folder = fitted.folder.with_name(f"{fitted.key}.student")
     save_surrogate(student, folder, made_with=student_settings)
-    for name, weight in weights.items():
+    for name, (weight, make_task) in tasks.items():
         chosen = common | settings["explanation"] | {"surrogate": folder.as_posix(), "l1_weight": weight}
-        surrogates[name], fitted = fit(name, explanation_task, chosen, folder)
+        surrogates[name], fitted = fit(name, make_task, chosen, folder)
         histories[name] = fitted.history
     return surrogates, histories
 
@@ -251,11 +260,11 @@ class _Pupil:
         target = self.teacher.target
         return target(explained_images(images, maps, target.mean))
 
-    def explain(self, images, maps, answers):
-        """The explanation loss of `maps`, and what to log of it."""
+    def explain(self, images, maps, answers, loss):
+        """The explanation `loss` of `maps`, and what to log of it."""
         explained = self.explained(images, maps)
-        means = {"train_divergence": _divergence(answers, explained), "train_intensity": maps.mean()}
-        return explanation_loss(answers, explained, maps, l1_weight=self.l1_weight), means
+        means = {"train_divergence": divergence(answers, explained), "train_intensity": maps.mean()}
+        return loss(answers, explained, maps, l1_weight=self.l1_weight), means
 
     def student_scores(self, model):
         """Shares of the held-out images: answered rightly; as the target does; so where the target is right."""

@@ -1,0 +1,52 @@
+"""The mathematics of a page: LaTeX becomes MathML while the page is made, so a browser needs no script and no network.
+
+JupyterLab draws the same LaTeX itself.
+"""
+
+import html
+import re
+from xml.etree.ElementTree import tostring
+
+from jinja2 import pass_context
+from latex2mathml import converter
+from nbconvert import HTMLExporter
+from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
+
+NUMBER = re.compile(r"\\tag\{([^{}]*)\}")  # of an equation, as its paper has it
+
+
+def mathml(latex: str, *, display: str = "inline") -> str:
+    """`latex` as a <math> element, "inline" or a "block"; a text that cannot be read as LaTeX stays as it is, escaped.
+
+    What stands in it is never markup: a class name that looks like a tag is shown.
+    """
+    try:
+        element = converter.convert_to_element(latex, display=display)
+    except Exception:  # latex2mathml has no common class of errors, and lets through what its parser stumbles over
+        return f"<code>{html.escape(latex)}</code>"
+    text = tostring(element, encoding="unicode")  # its own convert() would turn &lt; into a bracket again
+    return re.sub(r"&amp;(#x[0-9A-Fa-f]+;)", r"&\1", text)
+
+
+def equation(latex: str) -> str:
+    r"""A displayed equation, with its number of \tag{…} at the right."""
+    number = NUMBER.search(latex)
+    shown = mathml(NUMBER.sub("", latex).strip(), display="block")
+    return f'<span class="equation">{shown}<span>{f"({html.escape(number[1])})" if number else ""}</span></span>'
+
+
+class _Renderer(IPythonRenderer):
+    def block_math(self, body):
+        return equation(body)
+
+    def inline_math(self, body):
+        return mathml(body)
+
+
+class Exporter(HTMLExporter):
+    """nbconvert's exporter, whose Markdown has MathML where it had LaTeX."""
+
+    @pass_context
+    def markdown2html(self, context, source):
+        renderer = _Renderer(escape=False, anchor_link_text=self.anchor_link_text, **self.lexer_options)
+        return MarkdownWithMath(renderer=renderer).render(source)
