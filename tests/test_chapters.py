@@ -19,7 +19,10 @@ from xai_utils.training import mask_predictor as training
 
 NOTEBOOKS = stage.notebooks(ROOT / "notebooks")
 CHAPTERS = {  # of the papers: stage -> equations that it tells, at least
+    "distill_surrogate": ("1", "4", "5", "6", "7", "8", "9", "11"),
     "train_mask_predictor": ("1", "4", "5", "6", "7", "10"),
+    "train_attention": ("1", "2", "3", "5", "6", "7", "8", "9"),
+    "remove_and_retrain": ("1", "2", "3", "4", "5", "6", "7", "8", "9"),
 }
 EXERCISE = re.compile(r"(?m)^\s*dvc exp run ((?:-S \S+ ?)+)")
 
@@ -91,8 +94,11 @@ def test_shown_code_is_coloured_in_a_page(monkeypatch):
     shown = []
     monkeypatch.setattr("IPython.display.display", lambda made: shown.append(made.data))
     code.show(mask_predictor.basic_controller, mask_predictor.customized_controller)
-    (text,) = shown
+    text = shown[0]
     assert text.count("# xai_utils.networks.mask_predictor\n") == 1
+    code.show(mask_predictor.FeatureFilter, mask_predictor.MaskGenerator, part="forward")
+    for name in ("FeatureFilter", "MaskGenerator"):
+        assert f"# xai_utils.networks.mask_predictor, {name}\ndef forward(self, features" in shown[1]
     page = rendered(text)
     assert '<span class="k">def</span>' in page
     assert page.count("def</span>") == 2
@@ -114,7 +120,8 @@ def test_exercises_are_accepted(name, tmp_path):
             parameters.resolve(values, each)
 
 
-YOURS = {  # stage -> the line that puts the reader's function in, the name in which its rows are found
+YOURS = {  # stage -> the line that puts the reader's function in, the name of the table with its row
+    "distill_surrogate": ("loss = None", "loss = my_loss", "rows"),
     "train_mask_predictor": ("controller = None", "controller = my_controller", "placed"),
 }
 

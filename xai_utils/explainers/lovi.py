@@ -41,7 +41,7 @@ def _checked_stack(stack):
     return stack.float()
 
 
-def _saturation(stack):
+def saturation_of(stack):
     """1 where one layer alone is salient, 0 where all are equally: eq. 6; stack (N, L, H, W) -> (N, H, W)."""
     layers, largest = stack.shape[1], stack.amax(1)
     share = stack.sum(1) / (layers * torch.where(largest > 0, largest, 1))
@@ -65,7 +65,7 @@ def lovi(stack, *, range_normalise=True):
     positions = torch.linspace(1, 0, stack.shape[1], device=stack.device)[:, None, None]
     total = stack.sum(1)
     hue = 300 * torch.where(total > 0, (positions * stack).sum(1) / torch.where(total > 0, total, 1), 0)
-    return Lovi(hue, _saturation(stack), stack.amax(1))
+    return Lovi(hue, saturation_of(stack), stack.amax(1))
 
 
 def lovi_heat_map(stack, weights="prior"):
@@ -79,7 +79,7 @@ def lovi_heat_map(stack, weights="prior"):
     combined = (weights * stack).sum(1)
     largest = combined.amax((1, 2), keepdim=True)
     value = torch.where(largest > 0, combined / torch.where(largest > 0, largest, 1), 0)
-    return hsv_to_rgb(240 * (1 - value), _saturation(weights * stack) ** (1 / torch.e), value)
+    return hsv_to_rgb(240 * (1 - value), saturation_of(weights * stack) ** (1 / torch.e), value)
 
 
 def layer_weights(weights, layers):

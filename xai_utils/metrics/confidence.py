@@ -66,12 +66,14 @@ def explained_scores(model, images, target, maps, *, percent=None, baseline="bla
     return found.unbind(1)
 
 
-def _drop(whole, explained):
+def drop(whole, explained):
+    """100 · max(0, Y - O) / Y of two scores, each (N,)."""
     fall = (whole - explained).clamp(min=0)
     return torch.where((whole > 0) | (fall == 0), 100 * fall / whole.clamp(min=1e-300), torch.nan).float()
 
 
-def _increase(whole, explained):
+def increase(whole, explained):
+    """100 where Y < O, else 0, of two scores, each (N,)."""
     return 100 * (whole < explained).float()
 
 
@@ -83,7 +85,7 @@ def average_drop(model, images, target, maps, *, percent=None, baseline="black",
     Notes: the paper's "activation score" is by default the softmax probability, and maps hide softly (`percent` None).
     """
     options = {"percent": percent, "baseline": baseline, "score": score, "chunk": chunk}
-    return _drop(*explained_scores(model, images, target, maps, **options))
+    return drop(*explained_scores(model, images, target, maps, **options))
 
 
 def percent_increase(model, images, target, maps, *, percent=None, baseline="black", score="softmax", chunk=64):
@@ -92,7 +94,7 @@ def percent_increase(model, images, target, maps, *, percent=None, baseline="bla
     Notes: as in `average_drop`.
     """
     options = {"percent": percent, "baseline": baseline, "score": score, "chunk": chunk}
-    return _increase(*explained_scores(model, images, target, maps, **options))
+    return increase(*explained_scores(model, images, target, maps, **options))
 
 
 def all_scores(model, images, target, maps, *, percents=PERCENTS, baseline="black", score="softmax", chunk=64):
@@ -106,7 +108,7 @@ def all_scores(model, images, target, maps, *, percents=PERCENTS, baseline="blac
     names = list(dict.fromkeys(("logit", score, ACCURACY)))
     found = dict(zip(names, _answers(model, images, target, masks, baseline, names, chunk), strict=True))
     whole, explained = found[score][:, :2].unbind(1)
-    scores = {"average_drop": _drop(whole, explained), "percent_increase": _increase(whole, explained)}
+    scores = {"average_drop": drop(whole, explained), "percent_increase": increase(whole, explained)}
     for place, percent in enumerate(percents, start=2):
         scores |= {f"{name}_{percent}": values[:, place].float() for name, values in found.items()}
     return scores

@@ -8,16 +8,14 @@ import textwrap
 def show(*functions, part: str = ""):
     """Show the source of `functions` (or classes) without their docstrings; `part`: only what is defined by that name.
 
-    Of functions that stand in one module the module is named once.
+    Where they stand is said above them, once for those of one module.
     """
     from IPython.display import Markdown, display
 
-    lines, module = [], ""
+    lines, place = [], ""
     for function in functions:
-        if function.__module__ != module:
-            module = function.__module__
-            lines.append(f"# {module}")
-        lines += [source(function, part=part), ""]
+        before, place = place, f"# {function.__module__}" + (f", {function.__qualname__}" if part else "")
+        lines += [*([place] if place != before else []), source(function, part=part), ""]
     display(Markdown("```python\n" + "\n".join(lines).rstrip() + "\n```"))
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from ruamel.yaml import YAML
 
 from xai_utils import files
-from xai_utils.pipeline import parameters, report, stage, workspaces
+from xai_utils.pipeline import parameters, stage, workspaces
 
 PLACE = Path("build/reports")
 STAGES = ("prepare_data", "finetune_target", "explain", "evaluate")
@@ -245,7 +245,8 @@ def _check(values: dict):
 def _front_page(about: str) -> list[str]:
     """Write the workspace's front page; what it says of the methods, in sentences."""
     from xai_utils import datasets, plots
-    from xai_utils.evaluation import maps, tables, trust
+    from xai_utils.evaluation import maps
+    from xai_utils.pipeline import front
 
     summary, made = json.loads((stage.REPORTS / "metrics.json").read_bytes()), maps.load("build/maps")
     split, classes = datasets.load("build/data").validation, json.loads(Path("build/target/target.json").read_bytes())
@@ -257,11 +258,8 @@ def _front_page(about: str) -> list[str]:
         {row: made.arrays[row][places] for row in columns},
         [classes["classes"][label] for label in made.targets[places]],
     )
-    picture = stage.REPORTS / "figures" / "methods.jpg"
-    plots.save(grid, picture)
-    told = {"table": tables.html(summary), "protocol": summary["protocol"], "about": f"{about[0].upper()}{about[1:]}."}
-    told |= {"advice": trust.prose(advice["sentences"]), "guide": summary["guide"]}
-    report.write_index(stage.REPORTS, stage.notebooks(), picture, **told)
+    plots.save(grid, front.PICTURE)
+    front.write(stage.notebooks(), f"{about[0].upper()}{about[1:]}.")
     return advice["sentences"]
 
 

@@ -26,6 +26,7 @@ from xai_utils.pipeline import cells, check, dependencies, lockfile, parameters,
 from xai_utils.pipeline.project import REPORTS, ROOT, begin_in_utf_8, enter_project  # noqa: E402
 
 HEADLINE = ("insertion", "deletion", "faithfulness_offset", "average_drop", "box_average_precision", "part_truth")
+LAST = "figures"  # the stage behind which the pipeline writes the front page of the reports
 STAGE = "XAI_STAGE"  # in the environment of a notebook that the pipeline runs: its stage
 STRIPPED, RUNS, FAILED = Path("build/notebooks"), Path("build/runs"), Path(".runs")
 LEFTOVERS = (Path("build"), Path(".checkpoints"), FAILED, REPORTS)  # where a killed stage may have left some
@@ -139,6 +140,10 @@ def perform(stage: str, source: Path, given: dict, scale: str, described: dict) 
     result = report.normalise(nbformat.read(executed, as_version=4), root=Path.cwd())
     report.render(result, REPORTS / f"{stage}.html", pages())
     report.save(result, RUNS / f"{stage}.ipynb")
+    if stage == LAST:
+        from xai_utils.pipeline import front
+
+        front.write(notebooks())
     executed.unlink()
     terminal.record(stage, scale, time.monotonic() - begun)
     return 0

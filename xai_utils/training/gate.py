@@ -75,6 +75,22 @@ def fit_gate(settings: dict, *, compute, checkpoint_steps=None, log=None):
     return gate.eval(), fitted.history
 
 
+def gated_answers(target, gate, pixels, trunk=None):
+    """The target's logits (N, K) behind the gates, its own prediction (N,), and the maps (N, H, W) or None.
+
+    With the `trunk` of the target, what comes before the gated layer runs once.
+    """
+    with trunk.once(gate.layer, pixels) if trunk else nullcontext():
+        activation, gradient, _, predicted = head_gradient(target, pixels, gate.layer)
+        activation, gradient = activation.float(), gradient.float()
+        channel, spatial = gate(gated_features(activation, gradient, gate.gate_input))
+        if gate.objective == "cross_entropy":
+            gated = spatial * (channel * activation)
+            return gated_logits(target, gate.layer, gated, pixels), predicted, None
+    maps = unit_range(gated_maps(activation, gradient, channel, spatial, pixels.shape[-2:]))
+    return target(perturb(pixels, maps, black(None, pixels))), predicted, maps
+
+
 class _Pupil:
     """The gate that learns from its teacher, and how it is judged."""
 
@@ -88,23 +104,10 @@ class _Pupil:
                 f"intensity_weight is {self.intensity_weight}; give 0 (maps may be bright) or more, such as 0.1"
             )
         self.teacher = Teacher(settings, keep=[self.gate.layer])
-        self.trunk = Trunk(self.teacher.target)
-
-    def answers(self, gate, pixels):
-        """The target's logits (N, K) behind the gates, its own prediction (N,), and the maps (N, H, W) or None."""
-        target, masks = self.teacher.target, gate.objective == "mask"
-        with nullcontext() if masks else self.trunk.once(gate.layer, pixels):
-            activation, gradient, _, predicted = head_gradient(target, pixels, gate.layer)
-            activation, gradient = activation.float(), gradient.float()
-            channel, spatial = gate(gated_features(activation, gradient, gate.gate_input))
-            if not masks:
-                gated = spatial * (channel * activation)
-                return gated_logits(target, gate.layer, gated, pixels), predicted, None
-        maps = unit_range(gated_maps(activation, gradient, channel, spatial, pixels.shape[-2:]))
-        return target(perturb(pixels, maps, black(None, pixels))), predicted, maps
+        self.trunk = Trunk(self.teacher.target) if self.gate.objective == "cross_entropy" else None
 
     def loss(self, gate, batch, generator):
-        logits, predicted, maps = self.answers(gate, *batch)
+        logits, predicted, maps = gated_answers(self.teacher.target, gate, *batch, self.trunk)
         loss = functional.cross_entropy(logits.float(), predicted)
         means = {"train_agreement": (logits.detach().argmax(1) == predicted).float().mean()}
         if maps is None:
@@ -115,7 +118,7 @@ class _Pupil:
         """Over the held-out images: the cross-entropy, the share that keeps its prediction, the maps' mean."""
 
         def rows(pixels):
-            logits, predicted, maps = self.answers(gate, pixels)
+            logits, predicted, maps = gated_answers(self.teacher.target, gate, pixels, self.trunk)
             losses = functional.cross_entropy(logits.float(), predicted, reduction="none")
             columns = [losses, (logits.argmax(1) == predicted).float()]
             columns += [] if maps is None else [maps.mean((1, 2))]
