@@ -62,9 +62,9 @@ def _diagram(boxes, arrows):
     """`boxes`: name -> (column, row from the top, kind, lines of text); `arrows`: (from, to, label)."""
     columns, rows = (1 + max(box[axis] for box in boxes.values()) for axis in (0, 1))
     with rc_context(STYLE):
-        figure = Figure(figsize=(2.3 * columns, 1.15 * rows))
+        figure = Figure(figsize=(2.3 * columns - 0.4, 1.15 * rows - 0.23))  # nothing but the boxes
         axis = figure.add_subplot()
-        axis.set(xlim=(-0.1, 2.3 * columns - 0.4), ylim=(-1.15 * rows + 0.3, 0.85), aspect="equal")
+        axis.set(xlim=(-0.1, 2.3 * columns - 0.5), ylim=(0.97 - 1.15 * rows, 0.82), aspect="equal")
         axis.axis("off")
         centres = {}
         for name, (column, row, kind, lines) in boxes.items():
@@ -80,7 +80,10 @@ def _diagram(boxes, arrows):
             drop = 0 if sideways else (HEIGHT / 2 + 0.05) * (1 if y1 > y0 else -1)
             ends = {"xy": (x1 - step, y1 - drop), "xytext": (x0 + step, y0 + drop)}
             axis.annotate("", **ends, arrowprops={"arrowstyle": "-|>", "lw": 0.8, "shrinkA": 0, "shrinkB": 0})
-            axis.text((x0 + x1) / 2, (y0 + y1) / 2 + 0.07, label, ha="center", fontsize=6.5)
+            aside = {"ha": "center", "va": "bottom"} if sideways else {"ha": "left", "va": "center"}
+            axis.text(
+                (x0 + x1) / 2 + 0.07 * (not sideways), (y0 + y1) / 2 + 0.07 * sideways, label, fontsize=6.5, **aside
+            )
     return figure
 
 
