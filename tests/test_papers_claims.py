@@ -144,8 +144,25 @@ def test_other_stages_claims_join_the_table(tmp_path):
     shown = claims.html(rows)
     assert "akd 1.1<br>rise 500" in shown
     assert "&lt;b&gt;best" in shown
-    assert "<td>&lt; 0.001</td>" in shown
-    assert "<td>0.040</td>" in shown
+    assert 'title="p &lt; 0.001, of all claims &lt; 0.001 (Holm)">holds</td>' in shown
+    assert 'title="p 0.040, of all claims 0.040 (Holm)">fails</td>' in shown
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "told"),
+    [
+        ([], ""),
+        (["one training"] * 7, "None of the 7 claims of AMG has a verdict yet: what they are about was trained once."),
+        (["holds", "fails", "fails"], "Of 3 claims of AMG 1 holds and 2 fail."),
+        (
+            ["undecided", "one training", "not of this run", "holds"],
+            "Of 4 claims of AMG 1 holds, 1 is undecided, 1 has no verdict yet (one training) and 1 is of another run.",
+        ),
+    ],
+)
+def test_verdicts_are_counted_in_a_sentence(verdicts, told):
+    """Each verdict once, in the order holds, fails, undecided; what one training cannot decide is no verdict."""
+    assert claims.in_words(verdicts, "AMG") == told
 
 
 def test_the_list_names_what_exists():

@@ -114,7 +114,9 @@ def test_rows_named_by_the_user_are_text_in_html(values):
     """A row of params.yaml may be called anything: in tables and claims it is shown as it is written."""
     name = "a <b>; c"
     renamed = fastcam.accuracies(values, PUBLISHED, "image").rename(index={"fastcam": name})
-    claimed = pandas.DataFrame({"claim": [name], "ours": [f"{name} 1.00; best"]}).set_index("claim")
+    claimed = pandas.DataFrame(
+        {"here": [f"{name} 1.00; best"], "paper": "", "verdict": "holds", "p": 0.5}, index=[name]
+    )
     for page in (fastcam.html(renamed, digits=1), fastcam_claims.html(claimed)):
         assert "<b>" not in page
         assert "a &lt;b&gt;" in page

@@ -75,7 +75,7 @@ def test_two_runs_at_two_places_are_byte_identical(tmp_path):
     assert "rows = 3" in re.sub(r"<[^>]+>", "", results[0][0])
     # the folder is printed by the notebook itself, and normalised to "."
     assert results[0] == results[1]
-    page = results[0][0].replace(f"<script>{report.sorting_script()}</script>", "")
+    page = results[0][0].replace(f"<script>{report.page_script()}</script>", "")
     assert not re.search(r"<script|https?://(?!www\.w3\.org)", page)
 
 

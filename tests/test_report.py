@@ -78,8 +78,8 @@ def test_what_came_out_stands_first(tmp_path):
     notebook = nbformat.v4.new_notebook(cells=cells)
     report.render(report.normalise(notebook, root=Path("/nonexistent")), tmp_path / "stage.html", [])
     page = (tmp_path / "stage.html").read_text()
-    assert page.count("What came out") == 1
-    assert page.index("What it does.") < page.index("<code>akd</code> is best.") < page.index("Training")
+    assert page.count("What came out</a>") == page.count(">What came out<a") == 1  # among the contents, and above them
+    assert page.index("What it does.") < page.index("<code>akd</code> is best.") < page.index(">Training<a")
     assert "<img" not in page
     assert notebook.cells[2].outputs == [output]
 

@@ -255,7 +255,7 @@ def test_reports_are_small_and_need_no_network():
     for page in (ROOT / "reports").glob("*.html"):
         text = re.sub(r"base64,[A-Za-z0-9+/=\s]+", "", page.read_text(encoding="utf-8"))
         assert "default-src 'none'" in text
-        text = text.replace(f"<script>{report.sorting_script()}</script>", "")
+        text = text.replace(f"<script>{report.page_script()}</script>", "")
         assert not re.search(r"<script|<iframe|<link|@import|src=\"(?:https?:)?//", text), page.name
 
 

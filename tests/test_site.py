@@ -112,7 +112,7 @@ def test_a_kept_run_has_a_page_with_the_same_tables(with_run, opened):
     assert {column_: column(page, column_) for column_ in (0, 1, 2)} == expected
     page.locator("#scores thead th").nth(1).get_by_role("button").click()
     assert column(page, 1) == sorted(expected[1], reverse=True)
-    page.locator("#filter").fill("grad cam")
+    page.locator("input[type=search]").fill("grad cam")
     assert 0 < len(column(page, 0)) < len(expected[0])
     main = page.locator("table.scores").first
     assert main.locator("tbody tr").count() == len(expected[0])
@@ -177,13 +177,13 @@ def test_the_filter_keeps_what_is_asked_for(built, opened):
     """Typed parts of names choose the rows, in any case, with blanks for underscores; the count is announced."""
     page = opened(built / "index.html")
     methods = column(page, 0)
-    page.locator("label[for=filter]").click()  # a label leads to its field
+    page.locator("label", has_text="Show rows").click()  # a label leads to its field
     page.keyboard.type("Grad Cam, random")
     expected = [name for name in methods if "grad_cam" in name or "random" in name]
     assert 1 < len(expected) < len(methods)
     assert column(page, 0) == expected
-    assert page.get_by_role("status").inner_text() == f"{len(expected)} of {len(methods)} methods"
-    page.locator("#filter").fill("")
+    assert page.get_by_role("status").inner_text() == f"{len(expected)} of {len(methods)} rows"
+    page.locator("input[type=search]").fill("")
     assert column(page, 0) == methods
 
 
@@ -200,10 +200,10 @@ def test_the_keyboard_reaches_everything_and_shows_where_it_is(built, opened):
     reached = set()
     for _ in range(200):
         page.keyboard.press("Tab")
-        reached.add(page.evaluate("document.activeElement.id || document.activeElement.textContent"))
+        reached.add(page.evaluate("document.activeElement.placeholder || document.activeElement.textContent"))
         if page.evaluate("document.activeElement === document.body"):
             break
-    assert {"filter", "Insertion\N{NO-BREAK SPACE}↑", "failures", "Evaluate the maps", "metrics.json"} <= reached
+    assert {"cam, random", "Insertion\N{NO-BREAK SPACE}↑", "failures", "Evaluate the maps", "metrics.json"} <= reached
 
 
 @pytest.mark.parametrize("name", ["index.html", "evaluate.html"])

@@ -61,7 +61,7 @@ def test_every_stage_leaves_its_page_and_its_results(finished):
                 assert path.exists(), f"{stage} promises {path.name}"
     for page in (finished / "reports").glob("*.html"):
         text = re.sub(r"base64,[A-Za-z0-9+/=\s]+", "", page.read_text())
-        text = text.replace(f"<script>{report.sorting_script()}</script>", "")
+        text = text.replace(f"<script>{report.page_script()}</script>", "")
         assert not re.search(r"<script|<link|src=\"(?:https?:)?//", text)
         assert str(finished) not in text
 

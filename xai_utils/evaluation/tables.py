@@ -1,13 +1,16 @@
 """Result tables: what a report, the front page and the README show of a scored run."""
 
 from html import escape
+from itertools import groupby
 
 import numpy as np
 import pandas
 
 from xai_utils.datasets import UNLABELLED
 from xai_utils.evaluation.scores import compare_methods
+from xai_utils.explainers import CONTROLS
 from xai_utils.metrics import METRICS
+from xai_utils.metrics.registry import GROUPS
 
 SIGNIFICANT = 0.05
 TRUTHS = ("part_truth", "grid_pointing")  # what is known of an image: the parts that decide, or its cell in a mosaic
@@ -107,22 +110,27 @@ def _texts(row: dict, name: str) -> dict:
     return {part: f"{row[name][part]:.{digits(name)}f}" for part in ("mean", "low", "high")}
 
 
-def html(summary: dict, standing: dict | None = None) -> str:
-    """The summary as an HTML table that a page can sort; names appear as text whatever they contain.
+def html(summary: dict, standing: dict | None = None, controls=CONTROLS) -> str:
+    """The summary as an HTML table; names appear as text whatever they contain.
 
-    With `standing` from `standings`: best bold, ≈: not significantly worse than the best.
+    Cost and truth come first, in groups of metrics; the `controls` stand below the methods. With `standing` from
+    `standings`: best bold, ≈: not significantly worse than the best.
     """
     standing = standing or {name: {best(summary, name): "best"} for name in summary["metrics"]}
     layouts = {"best": "<b>{}</b>", "level": "{} ≈"}
-    lines = ['<table class="sortable"><thead><tr><th data-first="ascending">method</th>']
-    for head in ("passes", *_heads(summary).values(), "failures"):
-        first = "descending" if "↑" in head else "ascending"
-        lines.append(f'<th data-first="{first}">{escape(head)}</th>')
+    groups = {name: METRICS[name].group if name in METRICS else "" for name in summary["metrics"]}
+    heads, order = _heads(summary), sorted(groups, key=lambda name: GROUPS.index(groups[name]))
+    wide = "".join(
+        f'<th colspan="{len(list(part))}">{group}</th>' for group, part in groupby(groups[name] for name in order)
+    )
+    lines = [f"<table><thead><tr><th></th><th></th><th>cost</th>{wide}<th></th></tr><tr><th></th><th>method</th>"]
+    lines += [f"<th>{escape(head)}</th>" for head in ("passes", *(heads[name] for name in order), "failures")]
     lines.append("</tr></thead><tbody>")
-    for method, row in summary["methods"].items():
-        lines.append(f'<tr><th data-value="{escape(method)}">{escape(method)}</th>')
+    for method, row in sorted(summary["methods"].items(), key=lambda item: item[0] in controls):
+        kind = "controls, which never saw the network" if method in controls else ""
+        lines.append(f"<tr><th>{kind}</th><th>{escape(method)}</th>")
         lines.append(f'<td data-value="{row["passes"]}">{row["passes"]:.3g}</td>')
-        for name in summary["metrics"]:
+        for name in order:
             texts = _texts(row, name)
             mean = layouts.get(standing.get(name, {}).get(method, ""), "{}").format(texts["mean"])
             interval = f"<br><small>{texts['low']} – {texts['high']}</small>"
@@ -175,15 +183,16 @@ def _rows(columns: dict, methods) -> str:
 
 
 def truth(table: pandas.DataFrame, chance: dict) -> pandas.DataFrame:
-    """Rows methods, best first in the first metric; of each metric the mean, its interval, and how many times chance.
+    """Rows methods, best first in the first metric; of each metric the mean with its interval, and times chance.
 
     `table` from `scores.score_table`; `chance`: metric -> the score of a map that knows nothing.
     """
     columns, order = {}, table.sort_values(next(iter(chance)), ascending=False, kind="stable") if chance else table
     for name, known in chance.items():
-        told = f"{{:.{digits(name)}f}} [{{:.{digits(name)}f}}, {{:.{digits(name)}f}}], {{:.1f}} ×".format
-        parts = order[[name, f"{name}_low", f"{name}_high"]].to_numpy()
-        columns[f"{METRICS[name].heading()} (chance {known:.3f})"] = [told(*part, part[0] / known) for part in parts]
+        told = f"{{:.{digits(name)}f}} [{{:.{digits(name)}f}}, {{:.{digits(name)}f}}]".format
+        parts, heading = order[[name, f"{name}_low", f"{name}_high"]].to_numpy(), METRICS[name].heading()
+        columns[heading, f"mean ↑ (chance {known:.3f})"] = [told(*part) for part in parts]
+        columns[heading, "times chance ↑"] = [f"{part[0] / known:.1f}" for part in parts]
     return pandas.DataFrame(columns, index=order.index)
 
 
@@ -206,5 +215,5 @@ def against_controls(frame, table, metrics, *, controls, seed) -> pandas.DataFra
             apart = (1 if better else -1) * (table.loc[method, lowest] - table.loc[rival, highest]) > 0
             difference, p = f"{compared.loc[method, 'difference']:+.{digits(name)}f}", compared.loc[method, "p_holm"]
             cells[method] = f"{difference} (p {p:.4f}){' ✓' if apart else ''}"
-        columns[f"{METRICS[name].heading()}, {rival}"] = cells
+        columns[METRICS[name].heading(), f"over {rival}"] = cells
     return pandas.DataFrame(columns)

@@ -168,12 +168,12 @@ def html(trust: Trust) -> str:
     }
     heads = ("method", "standing", "insertion − deletion ↑", "controls beaten", "follows the network", "passes")
     lines = ["<tr>", *(f"<th>{escape(head)}</th>" for head in heads), "</tr></thead><tbody>"]
-    all_controls = len(trust.controls)
+    most = len(CURVES) * len(trust.controls)
     for method, row in trust.table.head(ROWS).iterrows():
         cells = [
             escape(row["standing"]),
             f"{row['overall']:.3f}<br><small>{row['low']:.3f} – {row['high']:.3f}</small>",
-            f"{row['insertion']} and {row['deletion']} of {all_controls}",
+            f"{row['insertion'] + row['deletion']} of {most}",
             marks.get(row["follows"], "not checked"),
             f"{row['passes']:.3g}",
         ]

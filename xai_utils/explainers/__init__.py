@@ -31,6 +31,7 @@ from xai_utils.explainers.registry import (
     named_layers,
     passes,
     rows_of,
+    signed_rows,
 )
 
 __all__ = [
@@ -50,4 +51,5 @@ __all__ = [
     "named_layers",
     "passes",
     "rows_of",
+    "signed_rows",
 ]

@@ -103,9 +103,11 @@ def smooth_grad_cam_plus_plus(
 ):
     """Smooth Grad-CAM++: Grad-CAM++ over `samples` noisy copies of each image (Omeiza et al. 2019).
 
-    average_cams=True: the mean of the copies' Grad-CAM++ maps, each stretched to [0, 1] first; in [0, 1].
-    average_cams=False: the paper's formula with mean gradients D1 = mean g, D2 = mean g^2, D3 = mean g^3:
-        alpha = D2 / (2 D2 + sum_ab A_ab D3), 0 where D2 = 0;  w_k = sum_ij alpha relu(D1);  A of the clean image.
+    D_p = mean g^p over the copies,   alpha = D_2 / (2 D_2 + sum_ab A_ab D_3), 0 where D_2 = 0
+    w_k = sum_ij alpha relu(D_1),   map = relu(sum_k w_k A_k)
+
+    average_cams=True: not so, but the mean of the copies' Grad-CAM++ maps, each stretched to [0, 1] first; in [0, 1].
+    average_cams=False: the paper's formula, above, with A of the clean image.
     The noise is Gaussian with `noise_fraction` of each image's (max - min) as standard deviation. It is drawn image
     by image and copy by copy, so that `chunk` (noisy images per pass) changes only the memory, and a batch equals
     its images one after the other with the same `generator`. The target is the clean image's class.

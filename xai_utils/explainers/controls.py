@@ -9,7 +9,10 @@ SPREAD = 1 / 4  # of each side, as standard deviation
 
 
 def random(model, images, target=None, *, generator=None):
-    """Uniform noise in [0, 1), drawn image by image."""
+    """Uniform noise in [0, 1), drawn image by image.
+
+    map_ij ~ U[0, 1), a draw of its own for each pixel
+    """
     device = images.device if generator is None else generator.device
     size = images.shape[-2:]
     return torch.stack([torch.rand(size, generator=generator, device=device) for _ in images]).to(images.device)
@@ -17,6 +20,8 @@ def random(model, images, target=None, *, generator=None):
 
 def sobel_edges(model, images, target=None):
     """Edge strength sqrt(Gx^2 + Gy^2) of the grey image, with Sobel's 3x3 kernels and reflected borders.
+
+    map = sqrt((K ∗ x)^2 + (Kᵀ ∗ x)^2),   x the grey image, K = [-1 0 1; -2 0 2; -1 0 1]
 
     Grey is 0.299 R + 0.587 G + 0.114 B. Non-negative; images of at least 2x2 pixels.
     """
@@ -30,7 +35,10 @@ def sobel_edges(model, images, target=None):
 
 
 def centred_gaussian(model, images, target=None):
-    """exp(-(y^2 / (H/4)^2 + x^2 / (W/4)^2) / 2) with y, x from the image centre: photographers aim. In (0, 1]."""
+    """A bell around the image's centre, where photographers aim; in (0, 1].
+
+    map = exp(-(y^2 / (H/4)^2 + x^2 / (W/4)^2) / 2),   y and x from the centre
+    """
     axes = []
     for length in images.shape[-2:]:
         offset = torch.arange(length, device=images.device) - (length - 1) / 2

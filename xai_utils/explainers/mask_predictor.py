@@ -54,6 +54,8 @@ def predicted_maps(model, images, target, predictor):
 def dgle_cf(model, images, target=None, *, predictor=PREDICTORS / "dgle_cf"):
     """DGLE with the customized controller: scores sigmoid(1.5 z)^2.5, in (0, 1) (DGLE eq. 6).
 
+    map = sigmoid(η z)^h,   z the generator's normalised output for the class, η = 1.5, h = 2.5
+
     `predictor`: a `MaskPredictor`, or the folder of one. FileNotFoundError where there is none, ValueError where it
     is another model's.
     """
@@ -61,10 +63,16 @@ def dgle_cf(model, images, target=None, *, predictor=PREDICTORS / "dgle_cf"):
 
 
 def dgle_bf(model, images, target=None, *, predictor=PREDICTORS / "dgle_bf"):
-    """As `dgle_cf` with the basic controller: scores max(0, z), some above 1 (DGLE eq. 5)."""
+    """As `dgle_cf` with the basic controller: scores max(0, z), some above 1 (DGLE eq. 5).
+
+    map = max(0, z),   z the generator's normalised output for the class
+    """
     return predicted_maps(model, images, target, predictor)
 
 
 def mgnet(model, images, target=None, *, predictor=PREDICTORS / "mgnet"):
-    """As `dgle_cf` without controller: masks in [0, 1] of Dabkowski & Gal 2017, trained by their public code's loss."""
+    """As `dgle_cf` without controller: masks in [0, 1] of Dabkowski & Gal 2017, trained by their public code's loss.
+
+    map = m,   trained to minimise λ1 TV(m) + λ2 mean(m^p) - log p_c(Φ(x, m)) + λ3 p_c(Φ(x, 1 - m))^λ4
+    """
     return predicted_maps(model, images, target, predictor)

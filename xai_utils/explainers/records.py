@@ -166,6 +166,7 @@ class Explainer:
     options: tuple[Option, ...] = ()
     part: Part | None = None
     variant_of: str | None = None  # a method that is this one with another part
+    signed: bool = False  # its maps tell for and against the class: below 0 is against
     may_not_apply: bool = False  # it raises NotApplicable for some kinds of network
     together: Callable | None = None  # (model, images, target, methods=names, **options): several in one pass
 

@@ -80,7 +80,9 @@ EXPLAINERS = {
             SEED,
         ),
     ),
-    "lime": Explainer(masking.lime, "LIME", "Ribeiro et al. 2016", "eq. 2", options=(SAMPLES, SCORE, SEED)),
+    "lime": Explainer(
+        masking.lime, "LIME", "Ribeiro et al. 2016", "eq. 2", options=(SAMPLES, SCORE, SEED), signed=True
+    ),
     "meaningful_perturbation": Explainer(
         optimisation.meaningful_perturbation,
         "Meaningful perturbation",
@@ -191,6 +193,11 @@ def method_of(row, options):
     """
     options = dict(options)
     return options.pop("method", row), options
+
+
+def signed_rows(methods) -> list[str]:
+    """Those of the rows of `methods` (row -> options) whose maps are signed."""
+    return [row for row, options in methods.items() if explainer(method_of(row, options)[0]).signed]
 
 
 def rows_of(methods, rows):

@@ -164,6 +164,8 @@ def smoe(
 ):
     """The combined map of one statistic over the network's scales, by default SMOE Scale (FastCAM eq. 1-3); in [0, 1].
 
+    map = sum_l w_l Φ(φ_l) / sum_l w_l,   φ = μ (log2 μ - mean_k log2 x_k), μ = mean_k x_k, Φ the normal CDF
+
     Says what the network found worth encoding, not for which class: `target` is checked and changes nothing.
     One forward pass; `statistic`, `normalisation`, `layers` as in `layer_maps`, `weights` as in `combine`.
     """
@@ -202,6 +204,8 @@ def fastcam(
 ):
     """FastCAM: the combined map times a class activation map stretched to [0, 1] (FastCAM §3.2); in [0, 1].
 
+    map = S ⊙ C,   S as in `smoe`, C the class activation map
+
     `cam`: grad_cam_plus_plus, grad_cam or xgrad_cam of `layer`; the rest as in `smoe`. One pass, and the gradient of
     the head alone.
     """
@@ -223,7 +227,10 @@ def non_class(
     normalisation="normal_cdf",
     layers=None,
 ):
-    """What is salient, but not for the class: the combined map times (1 - CAM); with `fastcam` it sums to `smoe`."""
+    """What is salient, but not for the class: the combined map times (1 - CAM); with `fastcam` it sums to `smoe`.
+
+    map = S ⊙ (1 - C),   S and C as in `fastcam`
+    """
     combined, map_of_class = _combined_and_cam(
         model, images, target, cam, layer, statistic, weights, normalisation, layers
     )

@@ -35,6 +35,8 @@ PART = Part("surrogate", Surrogate, KIND, load_surrogate, _prepared, word="λ", 
 def akd(model, images, target=None, *, surrogate=SURROGATES / "akd"):
     """Attentive knowledge distillation: H(x) of the surrogate's explanation network, in [0, 1] (AKD §3.4).
 
+    map = H(x) = E(Δ),   Δ_l = att_l ⊙ f_l - f_l of the attentive student's last stages
+
     `surrogate`: a `Surrogate`, or the folder of one; λ = 1e-5 for the default one. FileNotFoundError where there is
     none, ValueError where it is another model's.
     """
@@ -46,5 +48,8 @@ def akd(model, images, target=None, *, surrogate=SURROGATES / "akd"):
 
 
 def akd_unoptimised(model, images, target=None, *, surrogate=SURROGATES / "akd_unoptimised"):
-    """As `akd`, with the paper's untuned λ = 1e-4: sparser maps (AKD §4.3, "Ours (unopt)")."""
+    """As `akd`, with the paper's untuned λ = 1e-4: sparser maps (AKD §4.3, "Ours (unopt)").
+
+    map = H(x),   trained with λ ‖H(x)‖₁ of λ = 1e-4 in the loss
+    """
     return akd(model, images, target, surrogate=surrogate)

@@ -78,7 +78,9 @@ def increase(whole, explained):
 
 
 def average_drop(model, images, target, maps, *, percent=None, baseline="black", score="softmax", chunk=64):
-    """100 · max(0, Y - O) / Y in percent (N,), lower is better (AMG eq. 8); its mean is the average drop.
+    """How much of its score the class loses, in percent (N,), lower is better (AMG eq. 8); its mean: the average drop.
+
+    100 · max(0, Y - O) / Y,   Y the score of the image, O of the image under its map
 
     NaN where a score of 0 or less, as only logits are, falls further: it has no share to lose.
 
@@ -89,7 +91,9 @@ def average_drop(model, images, target, maps, *, percent=None, baseline="black",
 
 
 def percent_increase(model, images, target, maps, *, percent=None, baseline="black", score="softmax", chunk=64):
-    """100 where Y < O, else 0 (N,), higher is better (AMG eq. 9); its mean is the percent increase.
+    """Whether the class gains, in percent (N,), higher is better (AMG eq. 9); its mean is the percent increase.
+
+    100 · [Y < O],   Y the score of the image, O of the image under its map
 
     Notes: as in `average_drop`.
     """
@@ -128,6 +132,9 @@ def percentage_in_scores(model, images, target, maps, *, percents=PERCENTS, base
 
 
 def percentage_in(model, images, target, maps, *, percent=20, score="softmax", baseline="black", chunk=64):
-    """One number of `percentage_in_scores`, (N,): `score` with the top `percent` of the pixels; higher is better."""
+    """One number of `percentage_in_scores`, (N,): `score` with the top `percent` of the pixels; higher is better.
+
+    p_c(x ⊙ [rank ≤ percent])
+    """
     options = {"percents": (percent,), "baseline": baseline, "scores": (score,), "chunk": chunk}
     return percentage_in_scores(model, images, target, maps, **options)[score][:, 0]

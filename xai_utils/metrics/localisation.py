@@ -56,6 +56,8 @@ def box_average_precision(model, images, target, maps, *, masks):
 def pointing_game(model, images, target, maps, *, masks, tolerance=0):
     """1 where the map's maximum lies on the object, else 0 (N,), higher is better (Zhang et al. 2016; DGLE).
 
+    [argmax map ∈ object],   the paper's number is its mean over the classes
+
     The point is the first maximum in row-major order. `tolerance` (pixels at 224, scaled) also accepts points that
     near to the object. A constant map points nowhere: a miss. NaN where the mask is empty. Needs no model.
     """

@@ -85,6 +85,8 @@ def _changed(data, split, index):
 def part_truth(model, images, target, maps, *, part_masks):
     """Share of the map's mass on the deciding parts (N,), in [0, 1], higher is better (Arras et al. 2022, "mass").
 
+    sum of (map - min map) on the parts / sum of (map - min map)
+
     The mass of a pixel is the map less its minimum. Chance, and the value of a constant map, is the parts' share of
     the image (`area_share`). `part_masks` (N, H, W) as in `DecidingParts`; NaN where no part decides, or none of those
     that do is seen. Needs no model.
@@ -95,6 +97,8 @@ def part_truth(model, images, target, maps, *, part_masks):
 
 def part_truth_top(model, images, target, maps, *, part_masks):
     """Share of the top k pixels on the deciding parts (N,), k their number of pixels (Arras et al. 2022, "rank").
+
+    |top k ∩ parts| / k
 
     In [0, 1], higher is better, 1 where they come before all others. Chance, mask and NaN as in `part_truth`; a
     constant map ranks nothing and scores chance. Needs no model.

@@ -174,6 +174,8 @@ def faithfulness_score(curves, *, variant="paper", min_gap=0.05):
 def insertion(model, images, target, maps, *, pixels_per_step=224, baseline="rise_blur", score="softmax", chunk=64):
     """Area under the insertion curve (N,), in [0, 1] for a probability, higher is better (RISE, Petsiuk et al. 2018).
 
+    sum_i (p_i + p_{i+1}) / 2n,   p_i = p_c with the i/n most salient pixels on the baseline
+
     From the blurred image, copy the next `pixels_per_step` (at 224 pixels) most salient pixels from the image.
     """
     options = {"pixels_per_step": pixels_per_step, "baseline": baseline, "score": score}
@@ -183,6 +185,8 @@ def insertion(model, images, target, maps, *, pixels_per_step=224, baseline="ris
 
 def deletion(model, images, target, maps, *, pixels_per_step=224, baseline="mean", score="softmax", chunk=64):
     """Area under the deletion curve (N,), in [0, 1] for a probability, lower is better (RISE, Petsiuk et al. 2018).
+
+    sum_i (p_i + p_{i+1}) / 2n,   p_i = p_c with the i/n most salient pixels gone
 
     Replace the next `pixels_per_step` (at 224 pixels) most salient pixels by the baseline.
     """
@@ -204,7 +208,10 @@ def faithfulness(
     score="softmax",
     chunk=64,
 ):
-    """M_F in percent (N,), higher is better; NaN where the image is skipped (see `faithfulness_score`)."""
+    """M_F in percent (N,), higher is better; NaN where the image is skipped (see `faithfulness_score`).
+
+    paper: 100 · sum_i q_i / n / (q_n - q_0);   offset: 100 · sum_i (q_i - q_0) / n / (q_n - q_0), q_i as in DGLE eq. 8
+    """
     options, curve = {"baseline": baseline, "steps": steps, "score": score}, "faithfulness"
     curves = perturbation_curves(model, images, target, maps, curves=(curve,), chunk=chunk, faithfulness=options)
     return faithfulness_score(curves[curve], variant=variant, min_gap=min_gap)

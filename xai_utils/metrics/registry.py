@@ -19,6 +19,14 @@ from xai_utils.metrics.perturbation import (
     insertion,
 )
 
+GROUPS = ("truth", "perturbation", "localisation", "sparsity", "")  # of metrics, in the order of tables
+GROUP_OF = {  # by what a metric needs
+    "part_masks": "truth",
+    "cell_masks": "truth",
+    "model": "perturbation",
+    "masks": "localisation",
+    "maps": "sparsity",
+}
 GIVEN = (
     "masks",
     "part_masks",
@@ -36,11 +44,17 @@ class Metric(NamedTuple):
     # or "cell_masks": the maps are not of the images, but of mosaics in which they are explained
     unit: str
     measures: str  # in words, without the settings
+    paper: str  # and year, as `papers.LINKS` has it; what the number is there, after a comma
     function: Callable
     curve: str | None = None  # the curve of `perturbation.CURVES` that it is a number of
     curve_score: Callable | None = None  # that curve (N, points) -> (N,), so that metrics can share curves
     by_category: bool = False  # the paper averages over categories first
     hit: float | None = None  # the score of a hit, where an image is a hit or scores 0: its share has an exact interval
+
+    @property
+    def group(self) -> str:
+        """Which of `GROUPS` it belongs to."""
+        return GROUP_OF[self.needs]
 
     @property
     def options(self) -> dict:
@@ -74,6 +88,7 @@ METRICS = {
         needs="model",
         unit="area, 0 to 1",
         measures="probability while the most salient pixels return to the baseline",
+        paper="Petsiuk et al. 2018",
         function=insertion,
         curve="insertion",
         curve_score=area_under_curve,
@@ -84,6 +99,7 @@ METRICS = {
         needs="model",
         unit="area, 0 to 1",
         measures="probability while the most salient pixels become the baseline",
+        paper="Petsiuk et al. 2018",
         function=deletion,
         curve="deletion",
         curve_score=area_under_curve,
@@ -94,6 +110,7 @@ METRICS = {
         needs="model",
         unit="percent",
         measures="mean probability with the most salient pixels on the baseline, over the whole gap",
+        paper="DGLE, eq. 8",
         function=faithfulness,
         curve="faithfulness",
         curve_score=faithfulness_score,
@@ -104,6 +121,7 @@ METRICS = {
         needs="model",
         unit="percent",
         measures="as M_F, with the probability of the baseline taken off above the bar as well",
+        paper="DGLE, eq. 8",
         function=partial(faithfulness, variant="offset"),
         curve="faithfulness",
         curve_score=partial(faithfulness_score, variant="offset"),
@@ -114,6 +132,7 @@ METRICS = {
         needs="model",
         unit="percent",
         measures="how much of its probability the class loses when the image fades by the map",
+        paper="An & Joe 2022 (AMG), eq. 8",
         function=average_drop,
     ),
     "percent_increase": Metric(
@@ -122,6 +141,7 @@ METRICS = {
         needs="model",
         unit="percent",
         measures="share of images whose class gains probability when the image fades by the map",
+        paper="An & Joe 2022 (AMG), eq. 9",
         function=percent_increase,
         hit=100,
     ),
@@ -131,6 +151,7 @@ METRICS = {
         needs="model",
         unit="0 to 1",
         measures="what the network says of the most salient pixels alone",
+        paper="An & Joe 2022 (AMG), Table 4",
         function=percentage_in,
     ),
     "box_average_precision": Metric(
@@ -139,6 +160,7 @@ METRICS = {
         needs="masks",
         unit="percent",
         measures="average precision of the pixel ranking against the boxes of the object",
+        paper="DGLE, eq. 9",
         function=box_average_precision,
     ),
     "pointing_game": Metric(
@@ -147,6 +169,7 @@ METRICS = {
         needs="masks",
         unit="share of hits",
         measures="first maximum of the map inside a box of the object; a constant map misses",
+        paper="Zhang et al. 2016",
         function=pointing_game,
         by_category=True,
         hit=1,
@@ -157,6 +180,7 @@ METRICS = {
         needs="part_masks",
         unit="0 to 1",
         measures="share of the map's mass, above its minimum, on the parts that decide",
+        paper="Arras et al. 2022, mass accuracy",
         function=part_truth,
     ),
     "part_truth_top": Metric(
@@ -165,6 +189,7 @@ METRICS = {
         needs="part_masks",
         unit="0 to 1",
         measures="as part truth, of as many of the map's top pixels as those parts have",
+        paper="Arras et al. 2022, rank accuracy",
         function=part_truth_top,
     ),
     "grid_pointing": Metric(
@@ -173,6 +198,7 @@ METRICS = {
         needs="cell_masks",
         unit="0 to 1",
         measures="share of the map's mass, in a mosaic of images of several classes, on that of the explained class",
+        paper="Rao et al. 2022",
         function=grid_pointing,
     ),
     "mean_intensity": Metric(
@@ -181,6 +207,7 @@ METRICS = {
         needs="maps",
         unit="0 to 1",
         measures="mean of the map stretched to [0, 1]",
+        paper="Lee & Kim 2021 (AKD), Table 3",
         function=mean_intensity,
     ),
 }

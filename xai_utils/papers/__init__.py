@@ -18,3 +18,28 @@ CITED = {  # name here -> title, authors and year, where it is to be had ("": it
         "https://doi.org/10.3390/app12083846",
     ),
 }
+
+LINKS = {  # what the records of methods and metrics name as their paper -> where it is to be had
+    "Lee & Kim 2021 (AKD)": CITED["AKD"][2],
+    "Mundhenk et al. 2019 (FastCAM)": CITED["FastCAM"][2],
+    "DGLE": CITED["DGLE"][2],
+    "An & Joe 2022 (AMG)": CITED["AMG"][2],
+    "Abnar & Zuidema 2020": "https://arxiv.org/abs/2005.00928",
+    "Arras et al. 2022": "https://arxiv.org/abs/2003.07258",
+    "Chattopadhay et al. 2018": "https://arxiv.org/abs/1710.11063",
+    "Chefer et al. 2021": "https://arxiv.org/abs/2103.15679",
+    "Dabkowski & Gal 2017": "https://arxiv.org/abs/1705.07857",
+    "Fong & Vedaldi 2017": "https://arxiv.org/abs/1704.03296",
+    "Fu et al. 2020": "https://arxiv.org/abs/2008.02312",
+    "Hooker et al. 2019": "https://arxiv.org/abs/1806.10758",
+    "Omeiza et al. 2019": "https://arxiv.org/abs/1908.01224",
+    "Petsiuk et al. 2018": "https://arxiv.org/abs/1806.07421",
+    "Rao et al. 2022": "https://arxiv.org/abs/2205.10435",
+    "Ribeiro et al. 2016": "https://arxiv.org/abs/1602.04938",
+    "Selvaraju et al. 2017": "https://arxiv.org/abs/1610.02391",
+    "Simonyan et al. 2014": "https://arxiv.org/abs/1312.6034",
+    "Smilkov et al. 2017": "https://arxiv.org/abs/1706.03825",
+    "Springenberg et al. 2015": "https://arxiv.org/abs/1412.6806",
+    "Sundararajan et al. 2017": "https://arxiv.org/abs/1703.01365",
+    "Zhang et al. 2016": "https://arxiv.org/abs/1608.00507",
+}

@@ -216,5 +216,5 @@ def is_slower(times: dict) -> str:
 
 
 def html(table: pandas.DataFrame) -> str:
-    """The table as HTML, the parts of a cell below each other."""
-    return table.to_html(border=0).replace("; ", "<br>").replace(" [", "<br>[")
+    """The table as HTML."""
+    return table.to_html(border=0)

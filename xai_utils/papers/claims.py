@@ -10,6 +10,7 @@ What was trained once says nothing of a second training: of a method with a trai
 """
 
 import json
+from collections import Counter
 from html import escape
 from itertools import pairwise, product
 from pathlib import Path
@@ -21,11 +22,12 @@ import pandas
 from xai_utils import runs
 from xai_utils.explainers import EXPLAINERS
 from xai_utils.metrics import METRICS
-from xai_utils.metrics.statistics import FAILS, HOLDS, decide_all, holm, paired_test
+from xai_utils.metrics.statistics import FAILS, HOLDS, UNDECIDED, decide_all, holm, paired_test
 
 TRAININGS = 3
 TOO_FEW = "one training"  # or two
 NOT_RUN = "not run"  # the stage that decides it is switched off
+OTHER_RUN = "not of this run"
 SCORES, PASSES, RETRAINING, GATES = "scores", "passes", "remove_and_retrain", "train_attention"
 
 
@@ -263,7 +265,7 @@ def of_reports(reports, run, stages=(RETRAINING, GATES)) -> list[dict]:
         if told := runs.difference(numbers.get("run"), run):
             here = f"{path.name} is of another run ({told}); run the stage {stage} again"
             row = {"paper": paper, "claim": "all of them", "place": "", "here": here}
-            rows.append(row | {"verdict": "not of this run", "p": None})
+            rows.append(row | {"verdict": OTHER_RUN, "p": None})
             continue
         for claim, found in numbers["claims"].items():
             about = {"paper": paper, "claim": claim, "place": places.get((paper, claim), "")}
@@ -287,13 +289,39 @@ def corrected(rows: list[dict]) -> list[dict]:
 
 
 def html(rows: list[dict]) -> str:
-    """The claims as an HTML table, each part of a cell on its own line."""
-    columns = ["paper", "place", "claim", "verdict", "here", "p", "p_holm"]
-    frame = pandas.DataFrame(rows, columns=columns).astype(object)
-    for column in ("p", "p_holm"):
-        frame[column] = [p_text(p) for p in frame[column]]
-    frame = frame.rename(columns={"p_holm": "p, Holm"})
-    return frame.map(_lines).to_html(index=False, escape=False, border=0, classes="prose")
+    """The claims as an HTML table, each part of a cell on its own line; p on hover over the verdict."""
+    lines = ['<table class="prose"><thead><tr><th>claim</th><th>verdict</th><th>here</th></tr></thead><tbody>']
+    for row in rows:
+        place = ", ".join(filter(None, (row["paper"], row["place"])))
+        p = "" if row["p"] is None else f"p {p_text(row['p'])}, of all claims {p_text(row['p_holm'])} (Holm)"
+        verdict = f'<td title="{escape(p)}">{escape(row["verdict"])}</td>'
+        claim = f"<th>{escape(row['claim'])}<br><small>{escape(place)}</small></th>"
+        lines.append(f"<tr>{claim}{verdict}<td>{_lines(row['here'])}</td></tr>")
+    return "".join([*lines, "</tbody></table>"])
+
+
+def _order(item):
+    """Of a verdict and its count: holds, fails, undecided, then any other."""
+    return (HOLDS, FAILS, UNDECIDED, item[0]).index(item[0])
+
+
+def in_words(verdicts, whose="the papers") -> str:
+    """How many of the claims hold, fail or are undecided, in one sentence, by their `verdicts`; "" where none is."""
+    found = Counter(verdicts)
+    number = found.total()
+    few, other = found.pop(TOO_FEW, 0), found.pop(OTHER_RUN, 0)
+    decided = sum(found.values())
+    if not number:
+        return ""
+    if not decided and not other:
+        return f"None of the {number} claims of {whose} has a verdict yet: what they are about was trained once."
+    words = {HOLDS: ("holds", "hold"), FAILS: ("fails", "fail"), UNDECIDED: ("is undecided", "are undecided")}
+    told = [f"{count} {words.get(each, (each, each))[count > 1]}" for each, count in sorted(found.items(), key=_order)]
+    if few:
+        told.append(f"{few} {'have' if few > 1 else 'has'} no verdict yet (one training)")
+    if other:
+        told.append(f"{other} {'are' if other > 1 else 'is'} of another run")
+    return f"Of {number} claims of {whose} {', '.join(told[:-1])}{' and ' if told[1:] else ''}{told[-1]}."
 
 
 def p_text(p) -> str:

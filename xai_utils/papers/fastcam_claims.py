@@ -206,11 +206,16 @@ def _in_print(claim, values, published):
 
 
 def html(claimed: pandas.DataFrame) -> str:
-    """The claims as an HTML table, each part of a cell on its own line."""
-    lines = claimed.map(
-        lambda cell: "<br>".join(map(escape, cell.split("; "))) if isinstance(cell, str) else p_text(cell)
-    )
-    return lines.rename(index=escape).to_html(escape=False, border=0, classes="prose")
+    """The claims as an HTML table, each part of a cell on its own line; p on hover over the verdict."""
+    heads = "".join(f"<th>{head}</th>" for head in ("claim", "verdict", "here", "in print"))
+    lines = [f'<table class="prose"><thead><tr>{heads}</tr></thead><tbody>']
+    for claim, row in claimed.iterrows():
+        here, paper = ("<br>".join(map(escape, row[part].split("; "))) for part in ("here", "paper"))
+        p = "" if pandas.isna(row["p"]) else f' title="p {escape(p_text(row["p"]))}"'
+        lines.append(
+            f"<tr><th>{escape(claim)}</th><td{p}>{escape(row['verdict'])}</td><td>{here}</td><td>{paper}</td></tr>"
+        )
+    return "".join([*lines, "</tbody></table>"])
 
 
 def _scores(values):

@@ -5,8 +5,10 @@ import re
 import tomllib
 from pathlib import Path
 
-from xai_utils.pipeline import parameters
+from xai_utils import runs
+from xai_utils.pipeline import git, parameters
 
+TOLD = ("torch", "torchvision", "numpy", "scikit-image")  # libraries that a page names: maps and scores depend on them
 HERE = ("build/notebooks/", "xai_utils/")  # where the code lies, among what stages depend on
 FORGOTTEN = ("build/notebooks", "build/runs/", "reports/")  # copies of what stands elsewhere, among what stages make
 
@@ -57,3 +59,20 @@ def versions(root: Path) -> dict[str, str]:
     pins = re.findall(r"(?m)^([\w.-]+)==([^\s;]+)", (root / "requirements.lock").read_text(encoding="utf-8"))
     names = [re.match(r"[\w.-]+", line)[0] for line in asked]
     return {name: version for name in names for pinned, version in pins if pinned == name}
+
+
+def about(scale: str) -> dict[str, str]:
+    """Of which run a page is: data, network, scale, versions and commit of the project that is entered, as far as known."""
+    found, run = {}, {}
+    if Path("build/data/dataset.json").is_file():
+        run = runs.identity(None, target="build/target" if Path("build/target/target.json").is_file() else None)
+    found |= {head: run[part] for head, part in {"data": "data", "network": "target"}.items() if part in run}
+    found["scale"] = scale
+    if Path("requirements.lock").is_file():
+        pinned = versions(Path())
+        found["libraries"] = ", ".join(f"{name} {pinned[name]}" for name in TOLD if name in pinned)
+    try:
+        found["commit"] = git.said(Path(), "log", "-1", "--format=%h of %cs")
+    except (git.GitError, OSError):  # no repository, or no git
+        pass
+    return found

@@ -1,8 +1,9 @@
 """From an executed notebook to a page: normalised, rendered, indexed. No network, no time stamps.
 
-The only script is our own, which sorts tables; the policy of each page allows it by its hash and no other.
+The only script is our own, which sorts and filters tables; the policy of each page allows it by its hash and no other.
 """
 
+import ast
 import base64
 import copy
 import hashlib
@@ -17,7 +18,9 @@ from xai_utils.papers import CITED
 
 TEMPLATES = Path(__file__).parent / "report_template"
 PARTS = ("results", "runs")  # of README.md, that `make readme` writes
+FRONT = "all reports"  # what links to the front page are called
 FINDINGS = "## What came out"
+CONTENTS = "<!-- contents -->"  # where the links to a page's headings come
 
 
 def normalise(notebook, *, root: Path):
@@ -97,9 +100,9 @@ def first_paragraph(notebook) -> str:
     return notebook.cells[0].source.split("\n\n")[1].replace("\n", " ").strip()
 
 
-def sorting_script() -> str:
-    """The script that lets readers sort the tables of the class sortable."""
-    return (TEMPLATES / "sortable.js").read_text(encoding="utf-8")
+def page_script() -> str:
+    """The script of all pages: it sorts and filters the tables of the class sortable."""
+    return (TEMPLATES / "page.js").read_text(encoding="utf-8")
 
 
 def script_hash(script: str) -> str:
@@ -109,15 +112,26 @@ def script_hash(script: str) -> str:
 
 def _dress() -> dict:
     """What the templates of all pages share: the style, the script, and what its policy calls it."""
-    script = sorting_script()
+    script = page_script()
     return {"style": (TEMPLATES / "style.css").read_text("utf-8"), "script": script, "script_hash": script_hash(script)}
 
 
-def render(notebook, page: Path, pages: list[tuple[str, str]]):
-    """Write `page`, HTML that needs no more than the folder of its name; `pages`: (file, title) of all reports."""
+def filled(template: str, **values) -> str:
+    """A page made from one of our own templates, in the dress of all pages."""
+    from jinja2 import Environment
+
+    made = Environment(autoescape=True).from_string((TEMPLATES / template).read_text("utf-8"))
+    return made.render(**values, **_dress())
+
+
+def render(notebook, page: Path, pages: list[tuple[str, str]], about: dict[str, str] | None = None):
+    """Write `page`, HTML that needs no more than the folder of its name and the glossary beside it.
+
+    `pages`: (file, title) of all reports, in their order; `about`: of which run it is, head -> text, for its foot.
+    """
     from traitlets.config import Config
 
-    from xai_utils.pipeline import mathematics
+    from xai_utils.pipeline import glossary, mathematics, page_tables
 
     config = Config()
     config.HTMLExporter.preprocessors = ["nbconvert.preprocessors.TagRemovePreprocessor"]
@@ -127,9 +141,54 @@ def render(notebook, page: Path, pages: list[tuple[str, str]]):
         config=config, template_name=TEMPLATES.name, extra_template_basedirs=[str(TEMPLATES.parent)]
     )
     links = [{"file": f, "title": t, "current": f == page.name} for f, t in pages]
-    resources = {"page_title": title(notebook), "pages": links} | _dress()
+    place = next((place for place, link in enumerate(links) if link["current"]), None)
+    turns = {} if place is None else {"previous": links[:place][-1:], "next": links[place + 1 :][:1]}
+    if about is not None and (changed := changed_parameters(notebook)):
+        about = about | {"changed parameters": changed}
+    resources = {"page_title": title(notebook), "pages": links, "turns": turns, "about": about} | _dress()
     body, _ = exporter.from_notebook_node(findings_first(notebook), resources)
-    write_text(page, _linked(body, page.with_suffix("")))
+    body = page_tables.dressed(_linked(body, page.with_suffix("")), glossary.address)
+    write_text(page, body.replace(CONTENTS, contents(body), 1))
+
+
+def contents(body: str) -> str:
+    """The headings of the second level of a page as links, HTML; "" where there is one or none."""
+    heads = re.findall(r'<h2 id="([^"]+)">(.*?)(?:<a class="anchor-link".*?)?</h2>', body, flags=re.DOTALL)
+    links = "".join(f'<li><a href="#{place}">{re.sub("<[^>]+>", "", head)}</a></li>' for place, head in heads)
+    if len(heads) < 2:
+        return ""
+    return f'<details class="contents"><summary>On this page</summary><ul>{links}</ul></details>'
+
+
+def changed_parameters(notebook) -> str:
+    """The parameters of this run that params.yaml does not have at the default scale, in words; "" where all are.
+
+    The cell of the tag parameters holds params.yaml's, the one that papermill put behind it those of the run.
+    """
+    held = [
+        _assigned(cell.source)
+        for tag in ("parameters", "injected-parameters")
+        for cell in notebook.cells
+        if tag in cell.metadata.get("tags", [])
+    ]
+    if len(held) != 2:
+        return ""
+    known, given = held
+    return ", ".join(f"{name} = {value!r}" for name, value in given.items() if known.get(name) != value)
+
+
+def _assigned(source: str) -> dict:
+    """name -> value of what a cell of parameters assigns, at whatever depth: name.name."""
+
+    def lines(values, prefix):
+        for name, value in values.items():
+            if isinstance(value, dict) and value:
+                yield from lines(value, f"{prefix}{name}.")
+            else:
+                yield prefix + name, value
+
+    values = {node.targets[0].id: ast.literal_eval(node.value) for node in ast.parse(source).body}
+    return dict(lines(values, ""))
 
 
 def findings_first(notebook):
@@ -157,17 +216,19 @@ def _linked(body: str, folder: Path) -> str:
 def write_index(folder: Path, notebooks: dict[str, Path], picture: Path, *, table, protocol, about, advice, guide):
     """The front page: what came out, the result picture (below `folder`), all scores, a card for each report.
 
+    Beside it the glossary, to which the tables of all pages link.
+
     `table` (HTML): the scores, by the `protocol` (a sentence); `about`: of what run this is; `advice` (HTML): which
     method to trust; `guide` (`guide.rows`): which to use when.
     """
-    from jinja2 import Environment
+    from xai_utils.pipeline import glossary, page_tables
 
     sources = {stage: nbformat.read(path, as_version=4) for stage, path in notebooks.items()}
-    template = Environment(autoescape=True).from_string((TEMPLATES / "front.html.j2").read_text("utf-8"))
     cards = [
         {"file": f"{stage}.html", "title": title(nb), "summary": first_paragraph(nb)} for stage, nb in sources.items()
     ]
-    page = template.render(
+    page = filled(
+        "front.html.j2",
         cards=cards,
         picture=picture.relative_to(folder).as_posix(),
         table=table,
@@ -176,9 +237,10 @@ def write_index(folder: Path, notebooks: dict[str, Path], picture: Path, *, tabl
         guide=guide,
         about=about,
         papers=CITED,
-        **_dress(),
     )
-    write_text(folder / "index.html", page)
+    write_text(folder / "index.html", page_tables.dressed(page, glossary.address))
+    pages = [("index.html", FRONT), *((card["file"], card["title"]) for card in cards), (glossary.PAGE, glossary.TITLE)]
+    glossary.write(folder, pages)
 
 
 def part_of_readme(part: str) -> re.Pattern:

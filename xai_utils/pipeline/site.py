@@ -107,7 +107,7 @@ def _comparison(root: Path, tell) -> str:
 def renderer(titles: dict[str, str]):
     """A function that renders a template to the page of a file; `titles` are those of all files in the head line."""
     environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True)
-    script = report.sorting_script() + (TEMPLATES / "site.js").read_text(encoding="utf-8")
+    script = report.page_script() + (TEMPLATES / "site.js").read_text(encoding="utf-8")
     shared = {
         "style": "".join(path.read_text("utf-8") for path in (report.TEMPLATES / "style.css", TEMPLATES / "site.css")),
         "script": script,

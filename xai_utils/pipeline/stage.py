@@ -22,7 +22,17 @@ sys.modules.setdefault("rfc3987_syntax", None)
 import nbformat  # noqa: E402
 
 from xai_utils import files  # noqa: E402
-from xai_utils.pipeline import cells, check, dependencies, lockfile, parameters, raw_data, report, terminal  # noqa: E402
+from xai_utils.pipeline import (  # noqa: E402
+    cells,
+    check,
+    dependencies,
+    lockfile,
+    parameters,
+    raw_data,
+    recorded,
+    report,
+    terminal,
+)
 from xai_utils.pipeline.project import REPORTS, ROOT, begin_in_utf_8, enter_project  # noqa: E402
 
 HEADLINE = ("insertion", "deletion", "faithfulness_offset", "average_drop", "box_average_precision", "part_truth")
@@ -138,7 +148,7 @@ def perform(stage: str, source: Path, given: dict, scale: str, described: dict) 
         print(f"\nstage {stage} failed{failure}\nits notebook as far as it ran: {executed}", file=sys.stderr)
         return 1
     result = report.normalise(nbformat.read(executed, as_version=4), root=Path.cwd())
-    report.render(result, REPORTS / f"{stage}.html", pages())
+    report.render(result, REPORTS / f"{stage}.html", pages(), recorded.about(scale))
     report.save(result, RUNS / f"{stage}.ipynb")
     if stage == LAST:
         from xai_utils.pipeline import front
@@ -150,9 +160,11 @@ def perform(stage: str, source: Path, given: dict, scale: str, described: dict) 
 
 
 def pages() -> list[tuple[str, str]]:
-    """(file, title) of all reports, the index first: what each page links to."""
+    """(file, title) of all reports, the index first, the glossary last: what each page links to."""
+    from xai_utils.pipeline import glossary
+
     titles = [(f"{name}.html", report.title(stripped(path))) for name, path in notebooks().items()]
-    return [("index.html", "all reports"), *titles]
+    return [("index.html", report.FRONT), *titles, (glossary.PAGE, glossary.TITLE)]
 
 
 def _notebook_of(stage: str) -> Path:
