@@ -25,7 +25,7 @@ def test_a_cell_shows_three_digits_and_tells_the_rest_on_hover(text, shown, titl
 
 
 def test_levels_of_an_index_become_lines_and_the_last_one_stays_in_view():
-    """Of (space, layer, method) the method is the row's head; numbers carry what they are sorted by, text stands left."""
+    """Of (space, layer, method) the method is the row's head; numbers carry a sorting key, text stands left."""
     index = pandas.MultiIndex.from_tuples(
         [("black", "layer4", "amg"), ("black", "layer4", "rise"), ("mean", "layer4", "amg")],
         names=["space", "layer", "method"],
@@ -59,5 +59,6 @@ def test_long_tables_are_folded_and_prose_is_left_as_it_is():
     frame = pandas.DataFrame({"n": range(LONG + 1)})
     page = dressed(frame.to_html(border=0))
     assert page.startswith(f"<details><summary>all {LONG + 1} rows</summary>")
+    assert not dressed(frame.to_html(border=0, classes="main")).startswith("<details>")
     prose = '<table class="prose"><tbody><tr><td>0.123456</td></tr></tbody></table>'
     assert prose in dressed(f"<p>before</p>{prose}")

@@ -14,7 +14,7 @@ def test_an_overlay_is_linear_and_a_constant_map_is_the_colour_of_zero():
     from matplotlib import colormaps
 
     image = np.full((3, 1, 3), 0.5)
-    drawn = plots.overlay(image, np.array([[-1.0, 0.0, 3.0]]), opacity=0.4)
+    drawn = plots.overlay(image, np.array([[-1.0, 0.0, 3.0]]), opacity=0.4, percentile=100)
     for column, unit in enumerate((0.0, 0.25, 1.0)):
         expected = 0.4 * np.array(colormaps["viridis"](unit)[:3]) + 0.6 * 0.5
         np.testing.assert_allclose(drawn[0, column], expected, atol=1e-12)
@@ -48,12 +48,38 @@ def test_the_same_figure_is_the_same_file(tmp_path):
     )  # noise is what JPEG keeps worst
 
 
+def test_signed_maps_are_as_far_below_0_as_above():
+    """-2, 0 and 1 of a signed map are the ends' blue, white, and half way to red; a grid tells signed from others."""
+    from matplotlib import colormaps
+
+    image = np.zeros((3, 1, 3))
+    drawn = plots.overlay(image, np.array([[-2.0, 0.0, 1.0]]), opacity=1, percentile=100, signed=True)
+    for column, unit in enumerate((0, 0.5, 0.75)):
+        np.testing.assert_allclose(drawn[0, column], colormaps[plots.DIVERGING](unit)[:3])
+    images, maps = np.zeros((1, 3, 4, 4)), {"lime": np.full((1, 4, 4), -1.0), "smoe": np.ones((1, 4, 4))}
+    labels = [axis.get_xlabel() for axis in plots.method_grid(images, maps, ["one"]).axes]
+    assert [label for label in labels if "(lime)" in label and "99th percentile" in label]
+
+
+def test_more_methods_than_fit_go_on_below():
+    """Two images, one method more than COLUMNS: two blocks of rows, each with its own titles, within the WIDTH."""
+    maps = {f"m{number}": np.zeros((2, 4, 4)) for number in range(plots.COLUMNS + 1)}
+    figure = plots.method_grid(np.zeros((2, 3, 4, 4)), maps, ["one", "two"])
+    titles = [axis.get_title() for axis in figure.axes]
+    first, second = (titles[start * (plots.COLUMNS + 1) :][: plots.COLUMNS + 1] for start in (0, 2))
+    assert first == ["image", *list(maps)[:-1]]
+    assert second[:3] == ["image", f"m{plots.COLUMNS}", ""]
+    assert figure.get_figwidth() <= plots.WIDTH + 1e-9
+
+
 def test_curves_state_the_area_that_the_metric_gives():
-    """The legend's area of a curve 0, 0.5, 1 is 0.5 whatever the number of points."""
-    curves = {"a": np.array([0.0, 0.5, 1.0])}
-    figure = plots.score_curves(curves, colours=plots.method_colours(["a"]), label="insertion", inwards="inserted")
-    assert figure.legends[0].get_texts()[0].get_text() == "a  0.500"
-    assert [line.get_linestyle() for line in figure.axes[0].lines] == ["-"]
+    """A panel a method in colour, the others grey; the area of a curve 0, 0.5, 1 is 0.5 by any number of points."""
+    curves = {"inserted": {"akd": np.array([0.0, 0.5, 1.0]), "amg": np.linspace(0, 1, 5), "rise": np.ones(3)}}
+    akd, amg = plots.curve_panels(curves).axes
+    assert [axis.get_title() for axis in (akd, amg)] == ["akd  0.500", "amg  0.500"]
+    assert [line.get_color() for line in akd.lines] == [plots.GREY, plots.GREY, plots.HIGHLIGHTED["akd"]]
+    [other] = plots.curve_panels({"inserted": {"rise": np.ones(3)}}).axes  # none of the papers' methods ran
+    assert other.get_title() == "rise  1.000"
 
 
 def test_controls_are_grey_and_methods_are_not():
@@ -127,10 +153,47 @@ def test_a_matrix_shades_from_worst_to_best():
 def test_the_front_is_what_no_cheaper_method_reaches():
     """Of four methods the dear one that a cheaper one beats is not named; lower is better for a falling arrow."""
     table = summary(free=(0, 0.2), cheap=(1, 0.8), dear=(100, 0.7), best=(500, 0.9))
-    colours = plots.method_colours(list(table))
     for arrow, named in (("↑", ["free", "cheap", "best"]), ("↓", ["free"])):
-        figure = plots.cost_and_quality(table, {"insertion": {"label": "i", "arrow": arrow}}, colours=colours)
-        assert [text.get_text() for text in figure.axes[0].texts] == named
+        figure = plots.cost_and_quality(table, {"insertion": {"label": "i", "arrow": arrow}})
+        assert sorted(text.get_text() for text in figure.axes[0].texts) == sorted(named)
+
+
+def test_names_in_the_picture_of_cost_do_not_overlap():
+    """Eight methods of nearly one score, those of the papers among them: their names keep their distance."""
+    table = summary(
+        **{name: (place + 1, 0.5 + place / 1e4) for place, name in enumerate([*plots.HIGHLIGHTED, *"abcd"])}
+    )
+    figure = plots.cost_and_quality(table, {"insertion": {"label": "i", "arrow": "↑"}})
+    heights = sorted(text.xyann[1] for text in figure.axes[0].texts)
+    assert len(heights) == 8
+    assert min(np.diff(heights)) > 0.08
+    assert 0 <= heights[0] < heights[-1] <= 1
+
+
+def test_a_name_in_any_script_is_drawn_or_told_under_the_figure(monkeypatch):
+    """No installed font has the letters of a class: it is a number, and the caption tells the name; no box is drawn.
+
+    With a font that has them, the name is drawn as it is.
+    """
+    from IPython import display
+
+    name, shown = "翠鳥", []
+    monkeypatch.setattr(display, "display", shown.append)
+    monkeypatch.setattr(plots, "families", lambda text: None if name in text else [plots.FONT])
+    figure = plots.image_grid([[np.zeros((4, 4, 3))]] * 2, row_titles=[name, "Graureiher ä"])
+    plots.show(figure, "Two birds.")
+    assert [axis.get_ylabel() for axis in figure.axes] == ["[1]", "Graureiher ä"]
+    assert "Two birds. [1]: 翠鳥." in shown[1].data
+    monkeypatch.setattr(plots, "families", lambda text: [plots.FONT, "A font"])
+    figure = plots.image_grid([[np.zeros((4, 4, 3))]], row_titles=[name])
+    assert plots.legible(figure) == {}
+    assert figure.axes[0].yaxis.label.get_fontfamily() == [plots.FONT, "A font"]
+
+
+def test_fonts_are_asked_for_their_letters():
+    """Latin with accents is in the font that comes with matplotlib; a letter of no script is in none."""
+    assert plots.families("Graureiher ä → ★") == [plots.FONT]
+    assert plots.families("\U000f0000") is None
 
 
 def test_a_frame_encloses_the_pixels_of_its_mask():
@@ -150,7 +213,7 @@ def test_colours_end_at_a_percentile():
     saliency[9, 9] = 1e6
     black = np.zeros((3, 10, 10))
     clipped = plots.overlay(black, saliency, opacity=1, percentile=99)
-    unclipped = plots.overlay(black, np.minimum(saliency, np.percentile(saliency, 99)), opacity=1)
+    unclipped = plots.overlay(black, np.minimum(saliency, np.percentile(saliency, 99)), opacity=1, percentile=100)
     np.testing.assert_allclose(clipped, unclipped)
     lone = np.zeros((20, 20))
     lone[0, 0] = 1

@@ -5,23 +5,33 @@
 
 import html
 import io
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
-from matplotlib import colormaps, rc_context
+from matplotlib import colormaps, font_manager, rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.ft2font import FT2Font
 from matplotlib.patches import Patch, Rectangle
+from matplotlib.text import Text
 from PIL import Image
 
 from xai_utils.files import write_atomically
 from xai_utils.images import keep_top, perturb, rank_pixels, unit_range
 
 DPI = 120
-PERCENTILE = 99  # of a map, where its colours end on pages that show single images
+PERCENTILE = 99  # of a map, where its colours end in every picture: the few largest pixels would leave the rest dark
+DIVERGING = "RdBu_r"  # colours of signed maps: red for the class, blue against it, white 0
+WIDTH = 8.6  # inches, 826 pixels: what a README shows without making it smaller
+COLUMNS = 8  # maps side by side in a grid of methods; more begin a new block of rows
+FONT = "DejaVu Sans"  # comes with matplotlib
+HIGHLIGHTED = {"akd": "tab:blue", "dgle_cf": "tab:orange", "fastcam": "tab:green", "amg": "tab:red"}  # the papers' own
+GREY, DARK_GREY = "0.75", "0.45"  # of all other methods, and of their names
 KINDS = {".png": "png", ".jpg": "jpeg"}
-LINES = ("-", "--", ":", "-.")
 STYLE = {
     "font.size": 9,
     "axes.titlesize": 9,
@@ -34,11 +44,47 @@ STYLE = {
 }
 
 
+@cache
+def _letters(file: str) -> frozenset:
+    return frozenset(FT2Font(file).get_charmap())
+
+
+@cache
+def families(text: str) -> list[str] | None:
+    """The installed fonts that draw all of `text` together, `FONT` first; None where a letter is in none of them."""
+    missing = {ord(letter) for letter in text if not letter.isspace()} - _letters(font_manager.findfont(FONT))
+    found = [FONT]
+    known = sorted(font_manager.fontManager.ttflist, key=lambda font: (font.style, font.weight != 400, font.fname))
+    for font in known if missing else ():
+        if "Last Resort" not in font.name and missing & _letters(font.fname):  # that one draws boxes
+            found.append(font.name)
+            missing -= _letters(font.fname)
+    return None if missing else found
+
+
+def legible(figure: Figure) -> dict[str, str]:
+    """Give each text of a figure fonts that have its letters; one that no font has becomes a number: number -> text.
+
+    A class may be called in any script. Done once, a second time changes nothing.
+    """
+    replaced = {}
+    for text in figure.findobj(Text):
+        if text.get_text().isascii():
+            continue
+        if (found := families(text.get_text())) is None:
+            number = replaced.setdefault(" ".join(text.get_text().split()), f"[{len(replaced) + 1}]")
+            text.set_text(number)
+        elif len(found) > 1:
+            text.set_fontfamily(found)
+    return {number: text for text, number in replaced.items()}
+
+
 def rendered(figure: Figure) -> Image.Image:
     """The figure as a picture. Its layout is solved once, where `savefig` solves it twice: most of the time it takes.
 
     Drawing a figure again moves its layout a little further, so one figure is to be drawn once.
     """
+    legible(figure)
     figure.set_dpi(DPI)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
@@ -63,10 +109,12 @@ def show(figure: Figure, caption: str, path=None):
     """Display `figure` in a notebook with `caption` under it (which is its alternative text, too).
 
     As PNG or JPEG, whichever is smaller: PNG for curves, JPEG for photographs. With a `path` it is saved there and
-    shown as that very file, which a report then need not hold a second time.
+    shown as that very file, which a report then need not hold a second time. Names that no installed font can draw are
+    numbers in the figure, and the caption tells them.
     """
     from IPython import display
 
+    caption = " ".join([caption, *(f"{number}: {name}." for number, name in legible(figure).items())])
     if path is None:
         picture = rendered(figure)
         kind = _smaller_kind(picture)
@@ -91,25 +139,37 @@ def pixels(image) -> np.ndarray:
     return np.moveaxis(image, 0, -1) / (255.0 if image.dtype == np.uint8 else 1.0)
 
 
-def overlay(image, saliency, *, opacity=0.55, colour_map="viridis", percentile=100) -> np.ndarray:
-    """`saliency` (H, W), min-max normalised and coloured, laid linearly over `image`: (H, W, 3) in [0, 1].
+def overlay(image, saliency, *, opacity=0.55, colour_map="viridis", percentile=PERCENTILE, signed=False) -> np.ndarray:
+    """`saliency` (H, W), stretched and coloured, laid linearly over `image`: (H, W, 3) in [0, 1].
 
-    What exceeds the `percentile` of the map is drawn as that: the few largest values of a gradient would leave all
-    others dark. A constant map has no contrast to show: it is drawn in the colour of 0.
+    From its minimum to its `percentile`: what exceeds that is drawn as that, for the few largest values of a gradient
+    would leave all others dark. A `signed` map is drawn in DIVERGING colours, as far below 0 as above. A constant map
+    has no contrast to show: it is drawn in the colour of 0.
     """
     saliency = np.asarray(saliency, dtype=np.float64)
-    low, high = saliency.min(), np.percentile(saliency, percentile)
-    high = high if high > low else saliency.max()  # fewer pixels than that share have any value
-    unit = np.clip((saliency - low) / (high - low), 0, 1) if high > low else np.zeros_like(saliency)
-    return opacity * colormaps[colour_map](unit)[..., :3] + (1 - opacity) * pixels(image)
+    size = np.abs(saliency) if signed else saliency
+    high = np.percentile(size, percentile)
+    low = 0.0 if signed else saliency.min()
+    high = high if high > low else size.max()  # fewer pixels than that share have any value
+    unit = np.clip((saliency - low) / (high - low), -1, 1) if high > low else np.zeros_like(saliency)
+    coloured = colormaps[DIVERGING]((unit + 1) / 2) if signed else colormaps[colour_map](unit)
+    return opacity * coloured[..., :3] + (1 - opacity) * pixels(image)
 
 
-def image_grid(rows, *, row_titles=None, column_titles=None, cell=1.05) -> Figure:
-    """`rows`: a list of lists of (H, W, 3) pictures, or None for an empty cell."""
-    count = max(len(row) for row in rows)
-    margin = 0.062 * max((len(str(t)) for t in row_titles), default=0) if row_titles else 0
+def image_grid(rows, *, row_titles=None, column_titles=None, cell=1.35, bars=(), every=None) -> Figure:
+    """`rows`: a list of lists of (H, W, 3) pictures, or None for an empty cell; not wider than WIDTH.
+
+    `cell`: inches of a picture, at most; `bars`: label -> colour map, drawn as colour bars from low to high below;
+    `every`: after so many rows the next titles of columns begin, `column_titles` then being a list of lists.
+    """
+    count, titled = max(len(row) for row in rows), column_titles is not None
+    names = [_wrapped(str(title), 16) for title in row_titles or ()]
+    margin = 0.075 * max((len(line) for name in names for line in name.split("\n")), default=0)
+    cell = min(cell, (WIDTH - margin) / count)
+    heads = column_titles if every else [column_titles]
+    height = cell * len(rows) + (0.32 * len(heads) if titled else 0) + (0.55 if bars else 0)
     with rc_context(STYLE):
-        figure = Figure(figsize=(cell * count + margin, cell * len(rows) + (0.3 if column_titles else 0)))
+        figure = Figure(figsize=(cell * count + margin, height))
         axes = figure.subplots(len(rows), count, squeeze=False)
         for r, row in enumerate(rows):
             for c in range(count):
@@ -119,27 +179,50 @@ def image_grid(rows, *, row_titles=None, column_titles=None, cell=1.05) -> Figur
                 axis.spines[:].set_visible(False)
                 if c < len(row) and row[c] is not None:
                     axis.imshow(np.clip(row[c], 0, 1), interpolation="nearest")
-                if r == 0 and column_titles:
-                    axis.set_title(column_titles[c], fontsize=7.5, parse_math=False)
-            if row_titles:
-                label = {"rotation": 0, "ha": "right", "va": "center", "fontsize": 7.5}
-                axes[r, 0].set_ylabel(row_titles[r], **label, parse_math=False)  # a class may be called $100
+                block, first = divmod(r, every) if every else (0, r)
+                if titled and first == 0 and c < len(heads[block]):
+                    axis.set_title(heads[block][c], fontsize=8, parse_math=False)
+            if names:
+                label = {"rotation": 0, "ha": "right", "va": "center", "fontsize": 8}
+                axes[r, 0].set_ylabel(names[r], **label, parse_math=False)  # a class may be called $100
+        for label, colour_map in dict(bars).items():
+            mappable = ScalarMappable(Normalize(-1 if colour_map == DIVERGING else 0, 1), colour_map)
+            bar = figure.colorbar(mappable, ax=list(axes.flat), location="bottom", shrink=0.4, aspect=50, pad=0.01)
+            ticks = {-1: "against", 0: "0", 1: "for the class"} if colour_map == DIVERGING else {0: "least", 1: "most"}
+            bar.set_ticks(list(ticks), labels=list(ticks.values()), fontsize=7.5)
+            bar.set_label(label, fontsize=7.5)
+            bar.outline.set_visible(False)
         figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0.01, hspace=0.01)
     return figure
 
 
-def method_grid(images, maps: dict, row_titles, *, frames=None, **drawn) -> Figure:
+def method_grid(images, maps: dict, row_titles, *, frames=None, colour_map="viridis", **drawn) -> Figure:
     """One row per image: the image, then each method's map over it. `maps`: method -> (N, H, W).
 
+    More than COLUMNS methods go on in a block of rows below. A method whose maps reach below 0 is drawn as signed.
     `frames` (N, H, W), bool: a red frame around what is true, a rectangle, in every picture of a row. `drawn`: options
     of `overlay`.
     """
-    rows = [[pixels(image), *(overlay(image, maps[m][i], **drawn) for m in maps)] for i, image in enumerate(images)]
-    titles = ["image", *(method.replace("_", " ").replace(" plus plus", "++") for method in maps)]
-    figure = image_grid(rows, row_titles=row_titles, column_titles=[_wrapped(t) for t in titles])
-    for place, axis in enumerate(figure.axes if frames is not None else ()):
-        y, x = (np.flatnonzero(np.asarray(frames[place // len(titles)]).any(across)) for across in (1, 0))
-        _frame(axis, x[0], y[0], x[-1] + 1, y[-1] + 1)
+    signed = {name for name, found in maps.items() if (np.asarray(found) < 0).any()}
+    blocks = [list(maps)[start : start + COLUMNS] for start in range(0, len(maps), COLUMNS)]
+    rows, titles = [], []
+    for block in blocks:
+        titles.append(["image", *(name.replace("_", " ").replace(" plus plus", "++") for name in block)])
+        for i, image in enumerate(images):
+            laid = (overlay(image, maps[m][i], colour_map=colour_map, signed=m in signed, **drawn) for m in block)
+            rows.append([pixels(image), *laid])
+    ends = f"{drawn.get('percentile', PERCENTILE)}th percentile of each map and above"
+    bars = {f"from the minimum to the {ends}": colour_map} if len(signed) < len(maps) else {}
+    bars |= {f"signed maps ({', '.join(sorted(signed))}), to the {ends}": DIVERGING} if signed else {}
+    titles = [[_wrapped(title) for title in block] for block in titles]
+    names = list(row_titles) * len(blocks)
+    figure = image_grid(rows, row_titles=names, column_titles=titles, bars=bars, every=len(images))
+    width = max(map(len, titles))
+    for place, axis in enumerate(figure.axes[: width * len(rows)] if frames is not None else ()):
+        row, column = divmod(place, width)
+        if column < len(titles[row // len(images)]):
+            y, x = (np.flatnonzero(np.asarray(frames[row % len(images)]).any(across)) for across in (1, 0))
+            _frame(axis, x[0], y[0], x[-1] + 1, y[-1] + 1)
     return figure
 
 
@@ -214,22 +297,29 @@ def method_colours(methods, controls=()) -> dict:
     return colours | {method: (grey, grey, grey) for method, grey in zip(controls, greys, strict=False)}
 
 
-def score_curves(curves: dict, *, colours: dict, label: str, inwards: str) -> Figure:
-    """Mean class probability against the share of pixels changed; `curves`: method -> mean curve (steps + 1,).
+def curve_panels(curves: dict, methods=tuple(HIGHLIGHTED)) -> Figure:
+    """Mean class probability against the share of pixels changed, a panel for each curve and each of some methods.
 
-    Where two methods share a colour, the line of the later one is broken.
+    `curves`: what is done to pixels ("inserted") -> method -> mean curve (steps + 1,). In each panel one method is in
+    colour, under its name and the area under its curve; all others are grey.
     """
-    drawn = []
-    with rc_context(STYLE):
-        figure = Figure(figsize=(7.2, max(3.6, 0.7 + 0.165 * len(curves))))
-        axis = figure.subplots()
-        for method, mean in curves.items():
-            area, style = np.trapezoid(mean, dx=1 / (len(mean) - 1)), LINES[drawn.count(colours[method]) % len(LINES)]
-            drawn.append(colours[method])
-            text, x = f"{method}  {area:.3f}", np.linspace(0, 1, len(mean))
-            axis.plot(x, mean, color=colours[method], ls=style, lw=1.3, label=text)
-        axis.set(xlabel=f"share of pixels {inwards}, most salient first", ylabel="class probability", ylim=(0, 1.02))
-        figure.legend(title=f"area under {label}", fontsize=7.5, title_fontsize=8, loc="outside right center")
+    methods = [name for name in methods if all(name in found for found in curves.values())]
+    methods = methods or list(next(iter(curves.values())))[: len(HIGHLIGHTED)]
+    with rc_context(STYLE | {"axes.grid": False}):
+        figure = Figure(figsize=(WIDTH, 0.35 + 1.75 * len(curves)))
+        axes = figure.subplots(len(curves), len(methods), squeeze=False, sharex=True, sharey=True)
+        for row, (inwards, found) in zip(axes, curves.items(), strict=True):
+            for axis, shown in zip(row, methods, strict=True):
+                for method, mean in found.items():
+                    if method != shown:
+                        axis.plot(np.linspace(0, 1, len(mean)), mean, color=GREY, lw=0.6)
+                mean, colour = found[shown], HIGHLIGHTED.get(shown, "tab:purple")
+                axis.plot(np.linspace(0, 1, len(mean)), mean, color=colour, lw=2)
+                area = np.trapezoid(mean, dx=1 / (len(mean) - 1))
+                axis.set_title(f"{shown}  {area:.3f}", color=colour, fontsize=9, fontweight="bold", parse_math=False)
+                axis.set(xlim=(0, 1), ylim=(0, 1.02), xticks=[0, 0.5, 1], yticks=[0, 0.5, 1])
+            row[0].set_ylabel(f"p of the class,\npixels {inwards}", fontsize=8)
+        figure.supxlabel("share of the pixels, most salient first", fontsize=8)
     return figure
 
 
@@ -285,16 +375,17 @@ def matrix(table: dict, metrics: dict, *, standing: dict, digits: dict) -> Figur
     return figure
 
 
-def cost_and_quality(table: dict, metrics: dict, *, colours: dict) -> Figure:
+def cost_and_quality(table: dict, metrics: dict) -> Figure:
     """Each metric's mean against the passes of a map; a line joins those that no cheaper one matches.
 
     `table`: method -> {"passes", metric -> {"mean", ...}}; only metrics with a better direction. Methods without a
-    pass stand at the left edge. Names are written where the line bends; a tenth of a pass makes no method cheaper.
+    pass stand at the left edge. The papers' methods are in colour; their names and those where the line bends are
+    written, as far apart as they must be to be read. A tenth of a pass makes no method cheaper.
     """
     shown = {metric: about for metric, about in metrics.items() if about["arrow"]}
     with rc_context(STYLE):
         rows = -(-len(shown) // 3)
-        figure = Figure(figsize=(10.5, 2.9 * rows))
+        figure = Figure(figsize=(WIDTH, 2.5 * rows))
         axes = figure.subplots(rows, 3, squeeze=False)
         for axis in axes.flat[len(shown) :]:
             axis.set_axis_off()
@@ -306,15 +397,36 @@ def cost_and_quality(table: dict, metrics: dict, *, colours: dict) -> Figure:
             )
             front = [points[place] for place in range(len(points)) if points[place][1] < min(
                 (point[1] for point in points[:place]), default=np.inf)]  # fmt: skip
-            for passes, worse, method in points:
-                axis.plot(passes, -sign * worse, "o", color=colours[method], ms=4)
-            axis.step([p for p, *_ in front], [-sign * w for _, w, _ in front], where="post", color="0.4", lw=0.8)
-            for passes, worse, method in front:
-                at = {"xytext": (3, -7 if sign > 0 else 4), "textcoords": "offset points", "parse_math": False}
-                axis.annotate(method, (passes, -sign * worse), fontsize=6, **at)
-            axis.set(xscale="log", xlabel="passes")
-            axis.set_title(f"{about['label']} {about['arrow']}", fontsize=8)
+            for passes, worse, method in sorted(points, key=lambda point: point[2] in HIGHLIGHTED):
+                axis.plot(passes, -sign * worse, "o", color=HIGHLIGHTED.get(method, GREY), ms=4.5)
+            axis.step([p for p, *_ in front], [-sign * w for _, w, _ in front], where="post", color=DARK_GREY, lw=0.8)
+            axis.set(xscale="log", xticks=[1, 10, 100, 1000], xticklabels=["1", "10", "100", "1000"])
+            axis.minorticks_off()
+            axis.margins(y=0.12)
+            _named(
+                axis, [(p, -sign * w, name) for p, w, name in points if name in HIGHLIGHTED or (p, w, name) in front]
+            )
+            axis.set_title(f"{about['label']} {about['arrow']}", fontsize=9)
+        figure.supxlabel("passes of a map", fontsize=8)
     return figure
+
+
+def _named(axis, points, *, apart=0.085):
+    """Write the names of points (x, y, name) at the right of a panel, in the order of y and `apart` of its height."""
+    low, high = axis.get_ylim()
+    left, right = axis.get_xlim()
+    axis.set_xlim(left, right * (right / left) ** 0.75)  # room for the names, the axis being logarithmic
+    places, begin = [], 0.0
+    for x, y, name in sorted(points, key=lambda point: point[1]):
+        begin = max((y - low) / (high - low), begin)
+        places.append((begin, x, y, name))
+        begin += apart
+    over = max(0.0, places[-1][0] - 0.97) if places else 0.0
+    for number, (height, x, y, name) in enumerate(places):
+        height = max(height - over, 0.02 + number * apart)
+        line = {"arrowstyle": "-", "color": GREY, "lw": 0.5, "shrinkA": 0, "shrinkB": 2}
+        at = {"xytext": (0.6, height), "textcoords": "axes fraction", "va": "center", "arrowprops": line}
+        axis.annotate(name, (x, y), fontsize=7, color=HIGHLIGHTED.get(name, DARK_GREY), parse_math=False, **at)
 
 
 def perturbation_example(image, saliency, insertion, deletion, *, colour_map="viridis", opacity=0.55) -> Figure:

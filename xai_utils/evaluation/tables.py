@@ -123,7 +123,8 @@ def html(summary: dict, standing: dict | None = None, controls=CONTROLS) -> str:
     wide = "".join(
         f'<th colspan="{len(list(part))}">{group}</th>' for group, part in groupby(groups[name] for name in order)
     )
-    lines = [f"<table><thead><tr><th></th><th></th><th>cost</th>{wide}<th></th></tr><tr><th></th><th>method</th>"]
+    lines = [f'<table class="main"><thead><tr><th></th><th></th><th>cost</th>{wide}<th></th></tr>']
+    lines.append("<tr><th></th><th>method</th>")
     lines += [f"<th>{escape(head)}</th>" for head in ("passes", *(heads[name] for name in order), "failures")]
     lines.append("</tr></thead><tbody>")
     for method, row in sorted(summary["methods"].items(), key=lambda item: item[0] in controls):
@@ -148,7 +149,7 @@ def measured(summary: dict, size, settings: dict) -> str:
             options = options | {"threshold": settings["part_threshold"]}
         told = METRICS[name].protocol(size, curve=curve, options=options)
         terms.append(f"<dt>{escape(about['label'])}</dt><dd>{escape(told)}</dd>")
-    return f"<dl>{''.join(terms)}</dl>"
+    return f"<details><summary>of {len(terms)} metrics</summary><dl>{''.join(terms)}</dl></details>"
 
 
 def side_by_side(summaries: dict[str, dict], metrics, methods) -> str:

@@ -1,4 +1,4 @@
-"""The tables of a page, whatever made them, in one form: sorted, grouped, short numbers, heads that link to the glossary.
+"""The tables of a page, whatever made them, in one form: grouped, short numbers, heads that link to the glossary.
 
 A notebook shows a `pandas.DataFrame`, or HTML of its own; `dressed` rewrites each table of the page:
 - levels of an index before the last become lines between the rows, and the last, the row's name, stays in view;
@@ -6,7 +6,7 @@ A notebook shows a `pandas.DataFrame`, or HTML of its own; `dressed` rewrites ea
 - a column of numbers stands right, with what it is sorted by; text stands left;
 - of a measured number three digits are shown and the rest on hover, and so is a p in round brackets behind a number;
 - an interval in square brackets goes below its number;
-- names of methods and metrics link to the glossary; more than `LONG` rows are folded.
+- names of methods and metrics link to the glossary; more than `LONG` rows are folded, but for the class main.
 Tables of the class prose, which are read and not compared, get their box alone.
 """
 
@@ -18,7 +18,7 @@ from itertools import groupby
 
 from bs4 import BeautifulSoup, Tag
 
-LONG = 30  # rows of an open table
+LONG = 20  # rows of an open table
 DIGITS = 3
 NUMBER = r"[-+−]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?"
 BEGINS_WITH_NUMBER = re.compile(rf"\s*({NUMBER})(?![\w.])")
@@ -38,7 +38,8 @@ def _boxed(text: str, link) -> str:
     else:
         shown = _rewritten(table, body, link)
     box = f'<div class="scroll" tabindex="0">{shown}</div>'
-    return f"<details><summary>all {len(body)} rows</summary>{box}</details>" if len(body) > LONG else box
+    folded = len(body) > LONG and "main" not in table.get("class", ())
+    return f"<details><summary>all {len(body)} rows</summary>{box}</details>" if folded else box
 
 
 def _spread(rows) -> list[list[Tag]]:
@@ -151,7 +152,7 @@ def short(text: str) -> tuple[str, str]:
 
 
 def _rounded(number: str) -> str:
-    """At most `DIGITS` significant digits of a decimal number; it keeps its zeros, and what is tiny its power of ten."""
+    """At most `DIGITS` significant digits of a decimal number; its zeros stay, and of what is tiny the power of ten."""
     value, decimals = float(number), len(number.split(".")[1])
     if "e" in number:
         return f"{value:.{DIGITS}g}"

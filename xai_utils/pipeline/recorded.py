@@ -3,6 +3,7 @@
 import json
 import re
 import tomllib
+from contextlib import suppress
 from pathlib import Path
 
 from xai_utils import runs
@@ -62,7 +63,7 @@ def versions(root: Path) -> dict[str, str]:
 
 
 def about(scale: str) -> dict[str, str]:
-    """Of which run a page is: data, network, scale, versions and commit of the project that is entered, as far as known."""
+    """Of which run a page of the project that is entered is: data, network, scale, versions, commit, as far as known."""
     found, run = {}, {}
     if Path("build/data/dataset.json").is_file():
         run = runs.identity(None, target="build/target" if Path("build/target/target.json").is_file() else None)
@@ -71,8 +72,6 @@ def about(scale: str) -> dict[str, str]:
     if Path("requirements.lock").is_file():
         pinned = versions(Path())
         found["libraries"] = ", ".join(f"{name} {pinned[name]}" for name in TOLD if name in pinned)
-    try:
+    with suppress(git.GitError, OSError):  # no repository, or no git
         found["commit"] = git.said(Path(), "log", "-1", "--format=%h of %cs")
-    except (git.GitError, OSError):  # no repository, or no git
-        pass
     return found

@@ -19,7 +19,7 @@ import nbformat
 from jinja2 import Environment, FileSystemLoader
 
 from xai_utils.files import new_folder
-from xai_utils.pipeline import git, kept, outputs, parameters, recorded, report, terminal
+from xai_utils.pipeline import explore, git, kept, outputs, parameters, recorded, report, terminal
 from xai_utils.pipeline import stage as pipeline
 from xai_utils.pipeline.project import REPORTS, begin_in_utf_8, enter_project
 
@@ -28,6 +28,7 @@ SITE = Path("site")
 COMPARED, COMPARISON = Path("build/compare.html"), "Runs side by side"  # `compare` writes it
 PICTURE = "figures/methods.jpg"
 DOCS = "docs"  # reports link to it, from reports/
+GLOSSARY = ("glossary.html", "Glossary")  # of the reports; it has no notebook
 
 
 class SiteError(ValueError):
@@ -44,6 +45,9 @@ def build(root: Path, target: Path, tell=lambda text: None):
     notebooks, found = {stage: pipeline.stripped(path) for stage, path in sources.items()}, outputs.reports(root)
     made = {stage: f"{stage}.html" for stage in notebooks if f"{stage}.html" in found.written}
     titles = {file: report.title(notebooks[stage]) for stage, file in made.items()}
+    titles |= dict([GLOSSARY] if GLOSSARY[0] in found.written else [])
+    shown_pages, explored = list(titles), explore.values(reports)
+    titles |= {explore.FILE: explore.TITLE} if explored else {}
     runs = {f"runs/{name}.html": about | {"name": name} for name, about in kept.kept(root).items()}
     compared = _comparison(root, tell)
     if compared:
@@ -59,10 +63,14 @@ def build(root: Path, target: Path, tell=lambda text: None):
         for stage, path in sources.items():
             nbformat.write(notebooks[stage], folder / "notebooks" / path.name)
         shutil.copytree(root / DOCS, folder / DOCS)
-        for file in made.values():
+        for file in shown_pages:
             content = report_content(reports / file).replace(f'href="../{DOCS}/', f'href="{DOCS}/')
             text = page("page.html.j2", file, title=titles[file], content=content)
             (folder / file).write_text(text, encoding="utf-8", newline="\n")
+        if explored:
+            data = json.dumps(explored, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+            text = page("explore.html.j2", explore.FILE, title=explore.TITLE, data=data, **_with_vega())
+            (folder / explore.FILE).write_text(text, encoding="utf-8", newline="\n")
         if compared:
             text = page("page.html.j2", COMPARED.name, title=COMPARISON, content=compared)
             (folder / COMPARED.name).write_text(text, encoding="utf-8", newline="\n")
@@ -107,7 +115,7 @@ def _comparison(root: Path, tell) -> str:
 def renderer(titles: dict[str, str]):
     """A function that renders a template to the page of a file; `titles` are those of all files in the head line."""
     environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True)
-    script = report.page_script() + (TEMPLATES / "site.js").read_text(encoding="utf-8")
+    script = _script("site.js")
     shared = {
         "style": "".join(path.read_text("utf-8") for path in (report.TEMPLATES / "style.css", TEMPLATES / "site.css")),
         "script": script,
@@ -118,9 +126,20 @@ def renderer(titles: dict[str, str]):
 
     def page(template, file, **values):
         up = "../" * file.count("/")  # from its folder to the site's
-        return environment.get_template(template).render(file=file, up=up, **shared, **values)
+        return environment.get_template(template).render(file=file, up=up, **shared | values)
 
     return page
+
+
+def _script(*files: str) -> str:
+    """The script of all pages, and those of the site's own `files` behind it."""
+    return report.page_script() + "".join((TEMPLATES / file).read_text(encoding="utf-8") for file in files)
+
+
+def _with_vega() -> dict:
+    """The script of a page that draws with Vega, which lies beside, and what the page's policy calls it."""
+    script = _script("site.js", "vega.js", "explore.js")
+    return {"script": script, "script_hash": report.script_hash(script)}
 
 
 def _results(reports: Path) -> dict:

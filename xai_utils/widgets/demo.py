@@ -109,7 +109,7 @@ def cards(image, found, place):
     return [
         (
             EXPLAINERS[row].label,
-            plots.overlay(image, look.maps[place], percentile=plots.PERCENTILE),
+            plots.overlay(image, look.maps[place], signed=EXPLAINERS[row].signed),
             [
                 ("insertion ↑", f"{look.insertion[place]:.3f}"),
                 ("deletion ↓", f"{look.deletion[place]:.3f}"),
