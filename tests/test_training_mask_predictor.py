@@ -304,7 +304,7 @@ def test_what_a_controller_of_ones_own_may_not_be(folders, tmp_path):
     with pytest.raises(ValueError, match="a predictor 'dgle_cf' exists; give your controller another name"):
         fit_predictors(settings(folders), controller=dgle_cf, compute=Compute("cpu"))
     predictor = starting_predictor(settings(folders), controller=own_controller)
-    with pytest.raises(ValueError, match="is test_training_mask_predictor:own_controller, which no file can hold"):
+    with pytest.raises(ValueError, match="is a function, which no file can hold; use it as it is"):
         save_predictor(predictor, tmp_path)
     task, two = partial(mask_task, controller=dgle_cf), Compute("cpu", processes=2)
     with pytest.raises(ValueError, match="dgle_cf cannot be sent to another process: define it at the top"):

@@ -20,7 +20,6 @@ from xai_utils.networks.defaults import NotApplicable, reached_scales
 from xai_utils.networks.digests import made_for
 from xai_utils.networks.layers import evaluating
 from xai_utils.networks.probe import layout_of
-from xai_utils.sources import name_of
 
 SCALES = 4  # feature maps that a generator reads at most, each half as wide as the one before
 HALVINGS = 2  # of the image, that a map has at least: 56×56 of 224×224, as the paper's
@@ -308,8 +307,7 @@ def save_predictor(predictor, folder, *, made_with=None):
     whose controller is a function: no file could say which.
     """
     if callable(predictor.controller):
-        name = name_of(predictor.controller)
-        raise ValueError(f"the controller of this predictor is {name}, which no file can hold; use it as it is")
+        raise ValueError("the controller of this predictor is a function, which no file can hold; use it as it is")
     facts = {name: list(getattr(predictor, name)) for name in ("layers", "channels", "classes")}
     facts |= {name: getattr(predictor, name) for name in ("made_for", *OPTIONS, *LATER)}
     stored.write(predictor, folder, KIND, facts, made_with=made_with)

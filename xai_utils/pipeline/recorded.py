@@ -63,7 +63,7 @@ def versions(root: Path) -> dict[str, str]:
 
 
 def about(scale: str) -> dict[str, str]:
-    """Of which run a page of the project that is entered is: data, network, scale, versions, commit, as far as known."""
+    """Of which run a page of the entered project is: data, network, scale, versions, commit, as far as known."""
     found, run = {}, {}
     if Path("build/data/dataset.json").is_file():
         run = runs.identity(None, target="build/target" if Path("build/target/target.json").is_file() else None)
