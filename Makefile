@@ -22,8 +22,8 @@ repro: setup data ## run the whole pipeline: reports/index.html
 	dvc repro --quiet
 	python -m xai_utils.pipeline --headlines
 
-plan: setup data ## what a run of params.yaml would take on this machine: trainings, images, hours, disk; a minute
-	python -m xai_utils.pipeline --plan
+plan: setup data ## trainings, images, hours and disk of a run on this machine: make plan [SET="scale=paper dataset=folder"]
+	python -m xai_utils.pipeline --plan --set $(SET)
 
 rehearse: setup data ## the papers' scale on a handful of images: make rehearse [DATASET=folder] [TARGET=network]
 	python -m xai_utils.pipeline.rehearsal --dataset="$$DATASET" --target="$$TARGET"

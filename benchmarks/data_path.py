@@ -1,8 +1,9 @@
 """What a training image costs before the network sees it: python benchmarks/data_path.py [--json PATH]
 
-One core, 512 prepared images of 224 pixels that lie in the page cache, batches of 128. The CPU part is what a training
-does of a batch before a GPU fetches it: draw the crops, read the images as they are stored, and pin them where there is
-a GPU. The other part, the crops themselves, runs where the network does; here it is measured on the CPU. Beside both a
+One core, 512 images stored whole, 341 x 256 pixels, that lie in the page cache, batches of 128, crops of 224. The CPU
+part is what a training does of a batch before a GPU fetches it: draw the crops, read the images as they are stored, and
+pin them where there is a GPU. The other part, the crops themselves, runs where the network does; here it is measured on
+the CPU. Beside both a
 training step of ResNet-50 (float32, 8 images, SGD) on the same core. Rounds are interleaved, the shortest time counts.
 Then two processes train together for an epoch, and each tells how many images it read. About three minutes.
 """
@@ -25,6 +26,7 @@ from xai_utils.training import distributed, loop
 from xai_utils.training.target import target_task
 
 IMAGES, SIZE, BATCH, STEP_BATCH = 512, 224, 128, 8
+SHORTER, LONGER = 256 / 224, 4 / 3  # of stored images: the shorter side over a crop's, the longer over the shorter
 PART, SHARE = 0.15, 0.51  # what we promise: milliseconds of one core per image; of each of two processes, odd batches
 SETTINGS = {
     "seed": 0,
@@ -39,14 +41,15 @@ SETTINGS = {
 
 
 def prepared(folder, images, size):
-    """Noise in two classes, prepared: the folder, as a task's setting, and how many images are to be learned from."""
-    random = np.random.default_rng(0)
+    """Noise in two classes, stored whole: the folder, as a task's setting, and the number of training images."""
+    random, shorter = np.random.default_rng(0), round(SHORTER * size)
+    shape = shorter, round(LONGER * shorter), 3
     for number in range(images):
         path = folder / "images" / str(number % 2) / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        picture = Image.fromarray(random.integers(0, 256, (size, size, 3), dtype=np.uint8))
+        picture = Image.fromarray(random.integers(0, 256, shape, dtype=np.uint8))
         picture.save(path, compress_level=0)
-    options = {"image_size": size, "geometry": "squash", "validation_fraction": 0.01}
+    options = {"image_size": size, "stored_size": shorter, "validation_fraction": 0.01}
     datasets.prepare(folder / "images", folder / "data", **options)
     return str(folder / "data"), len(datasets.load(folder / "data").train)
 
@@ -84,16 +87,16 @@ def parts(data, images):
     task = target_task(SETTINGS | {"data": data, "target": "resnet50", "batch_size": BATCH})
     generator, gpu = torch.Generator().manual_seed(0), torch.cuda.is_available()
 
-    def read():
-        places = task.draw(min(BATCH, images), generator)
-        rows = (*task.read(torch.randperm(images, generator=generator)[:BATCH]), places)
+    def read(count=BATCH):
+        indices = torch.randperm(images, generator=generator)[:count]
+        rows = (*task.read(indices), task.draw(len(indices), generator))
         return [row.pin_memory() for row in rows] if gpu else rows
 
-    *rows, places = (row.cpu()[:STEP_BATCH] for row in read())
+    *rows, numbers = read(STEP_BATCH)
     optimizer = task.optimizer(task.model.train())
 
     def crop():
-        return task.augment(tuple(rows), places)
+        return task.augment(tuple(rows), numbers)
 
     def step():
         optimizer.zero_grad()
@@ -109,7 +112,7 @@ def main():
     parser.add_argument("--json", type=new_file, help="also write the measurements there")
     parser.add_argument("--rounds", type=count, default=9, help="interleaved rounds (default 9)")
     parser.add_argument("--images", type=count, default=IMAGES, help=f"images (default {IMAGES})")
-    parser.add_argument("--size", type=count, default=SIZE, help=f"pixels of a side (default {SIZE})")
+    parser.add_argument("--size", type=count, default=SIZE, help=f"pixels of a side of a crop (default {SIZE})")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     with scratch_folder("data-path") as folder:

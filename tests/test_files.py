@@ -200,3 +200,32 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     ):
         with pytest.raises(OSError, match=r"cannot write into .*: Read-only file system; it must be writable$"):
             write()
+
+
+def test_a_large_file_is_read_once_until_it_changes(tmp_path, monkeypatch):
+    """The hash is that of the content: of a new file, of one read before, of one of the same size and time."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(files, "LARGE", 10)
+    path, read = tmp_path / "large", []
+    of_content = files.sha256
+    monkeypatch.setattr(files, "sha256", lambda path: read.append(path) or of_content(path))
+    path.write_bytes(b"a" * 20)
+    assert files.known_sha256(path) == files.known_sha256(path) == of_content(path)
+    assert len(read) == 2  # it was changed a moment before
+    monkeypatch.setattr(files, "SETTLED", 0)
+    assert files.known_sha256(path) == files.known_sha256(path) == of_content(path)
+    assert len(read) == 3
+    about = path.stat()
+    path.write_bytes(b"b" * 20)
+    os.utime(path, ns=(about.st_atime_ns, about.st_mtime_ns))
+    assert files.known_sha256(path) == of_content(path)
+    other = tmp_path / "other"
+    other.write_bytes(b"c" * 20)
+    os.replace(other, path)
+    assert files.known_sha256(path) == of_content(path)
+    files.KNOWN.write_text("damaged")
+    assert files.known_sha256(path) == of_content(path)
+    small = tmp_path / "small"
+    for content in (b"1", b"2"):
+        small.write_bytes(content)
+        assert files.known_sha256(small) == of_content(small)

@@ -95,3 +95,15 @@ def test_numbers_are_read_as_dvc_reads_them(tmp_path):
     file.write_text("")
     with pytest.raises(parameters.ParameterError, match="is empty"):
         parameters.read(file)
+
+
+def test_parameters_can_be_tried_without_a_file(committed):
+    """As of `dvc exp run -S`: numbers, words, lists, a value in place of one by scale; the given values stay."""
+    values, before = committed, copy.deepcopy(committed)
+    tried = parameters.changed(values, ["scale=paper", "explain.images=7", "evaluate.metrics=[insertion]"])
+    assert (tried["scale"], tried["explain"]["images"], tried["evaluate"]["metrics"]) == ("paper", 7, ["insertion"])
+    assert values == before
+    assert parameters.changed(values, ["explain.rows.rise=false"])["explain"]["rows"]["rise"] is False
+    for wrong in ("scale", "explain.imags=7", "nothing.images=7", "scale.images=3"):
+        with pytest.raises(parameters.ParameterError, match=r"give section\.key=value"):
+            parameters.changed(values, [wrong])

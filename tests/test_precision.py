@@ -2,16 +2,22 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from test_explainers import explained, generated
 from torch import nn
 from torch.backends import cudnn
 
+from xai_utils import datasets
+from xai_utils.evaluation import maps
+from xai_utils.evaluation.explanation import make_maps
+from xai_utils.evaluation.scores import evaluate
 from xai_utils.explainers import CONTROLS, EXPLAINERS, explain
 from xai_utils.metrics import METRICS
-from xai_utils.networks import class_indices, deep_copy, inference_copy, logits_of
-from xai_utils.training.distributed import deterministic
+from xai_utils.networks import class_indices, deep_copy, inference_copy, logits_of, targets
+from xai_utils.training.distributed import Compute, deterministic
 
 WITHOUT_MODEL = (*CONTROLS, "akd", "akd_unoptimised")
 
@@ -141,3 +147,75 @@ def test_tensorfloat_32_is_off_in_the_probe_and_as_the_caller_has_it_elsewhere(a
         with deterministic():
             assert cudnn.allow_tf32 is allowed
         assert cudnn.allow_tf32 is allowed
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_the_copy_is_made_in_full_precision_whatever_the_caller_computes_in(images, allowed):
+    """Under autocast the probe sees float32, and norms are folded; with bfloat16's rounding they would not be."""
+    with torch.autocast("cpu", torch.bfloat16, enabled=allowed):
+        copied = inference_copy(Watching().eval(), images)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in copied.modules())
+
+
+class Doubting(Watching):
+    """It answers otherwise where its norm is folded."""
+
+    def forward(self, images):
+        return super().forward(images) + isinstance(self[1], nn.Sequential)
+
+
+def test_a_copy_that_cannot_be_folded_says_so(images):
+    """The copy is then as its model is, norms and all."""
+    model = Doubting().eval()
+    with pytest.warns(UserWarning, match=r"Doubting is copied as it is, with batch norms .* differ by \S+ of the"):
+        copied = inference_copy(model, images)
+    torch.testing.assert_close(copied(images), model(images))
+
+
+def ranks(maps):
+    return maps.flatten(1).argsort(1).argsort(1)
+
+
+def test_bfloat16_where_it_is_asked_for_ranks_pixels_and_scores_as_float32(tmp_path, monkeypatch):
+    """Maps and scores are float32, of passes in bfloat16: ranks correlate, areas differ by hundredths."""
+    monkeypatch.chdir(tmp_path)
+    random = np.random.default_rng(0)
+    for number in range(8):
+        path = tmp_path / "images" / str(number % 2) / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(path)
+    datasets.prepare(tmp_path / "images", "build/data", image_size=32, geometry="squash", validation_fraction=1.0)
+    targets.save(targets.build("tiny_resnet", "01").eval(), "build/target")
+    methods = {"grad_cam": {}, "gradient": {}, "rise": {"masks": 64}, "fastcam": {}, "random": {}}
+    asked = {"data": "build/data", "target": "build/target", "images": None, "methods": methods, "seed": 0}
+    asked["mosaics"] = {"number": 2, "cells": 2, "confidence": 0.0}
+    found, engines = {}, []
+    for precision in ("float32", "bfloat16"):
+        compute = Compute("cpu", precision)
+        make_maps(asked | {"maps": precision}, compute=compute)
+        made = maps.load(precision)
+        settings = {"data": "build/data", "target": "build/target", "maps": precision}
+        settings["metrics"] = ["insertion", "deletion"]
+        found[precision] = made.arrays, evaluate(settings, compute=compute)["scores"]
+        engines.append(made.engine)
+    assert engines[1].endswith("passes are made in bfloat16")
+    for row in methods:
+        one, other = (torch.from_numpy(found[precision][0][row][:]) for precision in found)
+        assert other.dtype == torch.float32
+        assert correlation(ranks(one), ranks(other)) > 0.9
+        for metric, scores in found["float32"][1][row].items():
+            assert np.abs(scores - found["bfloat16"][1][row][metric]).max() < 0.05
+    assert not np.array_equal(found["float32"][0]["gradient"], found["bfloat16"][0]["gradient"])
+
+
+def test_bfloat16_is_not_asked_for_by_auto(monkeypatch):
+    """On a device that trains in bfloat16 of its own accord, networks are explained in float32."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    compute = Compute().resolved()
+    assert (compute.precision, compute.asked) == ("bfloat16", "auto")
+    assert compute.resolved() == compute
+    with Compute("cpu", "bfloat16").resolved().casting():
+        assert torch.is_autocast_enabled("cpu")
+    with Compute("cpu").resolved().casting():
+        assert not torch.is_autocast_enabled("cpu")

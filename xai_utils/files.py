@@ -13,6 +13,7 @@ import re
 import secrets
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -24,6 +25,8 @@ except ImportError:  # Windows: nothing is locked, and nothing swept
 
 MARK = r"\.([^/]+)\.[0-9a-f]{8}\.partial"  # the name of what is still being written
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # no space, no more of one's quota, more than a file may hold
+KNOWN = Path(".checkpoints/hashes.json")  # path of a large file -> what the system says of it, its SHA-256
+LARGE, SETTLED = 2**24, 3 * 10**9  # bytes; nanoseconds
 NOT_SUPPORTED = {errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS}
 FILE_NAME = re.compile(r"\w(?:[\w.+-]{0,98}[\w+-])?")
 DEVICES = re.compile(r"(?i)(?:con|prn|aux|nul|com\d|lpt\d)(?:\..*)?")  # no files on Windows, whatever the suffix
@@ -307,9 +310,38 @@ def fingerprint(facts) -> str:
 
 
 def files_fingerprint(*places) -> str:
-    """One hash of all files, and of all files in the folders, that exist."""
+    """One hash of all files, and of all files in the folders, that exist; large ones are read once (`known_sha256`)."""
     digest, places = hashlib.sha256(), [Path(place) for place in places]
     files = [file for place in places for file in (place, *place.rglob("*")) if file.is_file()]
     for file in sorted(files):
-        digest.update(f"{file.name} {sha256(file)}\n".encode())
+        digest.update(f"{file.name} {known_sha256(file)}\n".encode())
     return digest.hexdigest()
+
+
+def known_sha256(path: Path) -> str:
+    """The `sha256` of a file; of a large one that of last time, where the system says that it is the same since then.
+
+    The same are device, inode, size and the times of its content's and its entry's last change, of which nobody can set
+    the last; a file that was changed a moment before it was read is read again. What is known lies in KNOWN, in the
+    working folder.
+    """
+    about = path.stat()
+    if about.st_size < LARGE:
+        return sha256(path)
+    stamp = [about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns]
+    key, known = str(path.resolve()), _known_hashes()
+    if key in known and known[key][0] == stamp:
+        return known[key][1]
+    found = sha256(path)
+    if time.time_ns() - max(about.st_mtime_ns, about.st_ctime_ns) >= SETTLED:  # before, it may change within one tick
+        with suppress(OSError):  # it is no more than quicker
+            write_json(KNOWN, _known_hashes() | {key: [stamp, found]})
+    return found
+
+
+def _known_hashes() -> dict[str, list]:
+    try:
+        found = json.loads(KNOWN.read_bytes())
+        return found if isinstance(found, dict) else {}
+    except (OSError, ValueError):
+        return {}

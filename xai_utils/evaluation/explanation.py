@@ -38,7 +38,7 @@ def make_maps(settings: dict, *, compute: distributed.Compute, log=None):
     compute = compute.resolved()
     explainers.check_rows(settings["methods"])
     with new_folder(settings["maps"]) as folder:
-        work = (settings | {"maps": str(folder), "engine": compute.engine}, compute.device, log)
+        work = (settings | {"maps": str(folder)}, compute, log)
         distributed.run(_explain, *work, processes=compute.processes, threads=compute.threads, device=compute.device)
 
 
@@ -56,16 +56,21 @@ def not_applicable(target: str, data: str, methods: dict) -> dict[str, list[str]
     return found
 
 
-def _explain(settings, device, log):
+def _explain(settings, compute, log):
     """One process's part: every world_size()-th batch, written into the rows of shared files."""
-    data = datasets.load(settings["data"])
+    with compute.casting():
+        _explain_all(settings, compute, log)
+
+
+def _explain_all(settings, compute, log):
+    data, device = datasets.load(settings["data"]), compute.device
     split, methods, folder = data.validation, settings["methods"], Path(settings["maps"])
     if not len(split):
         raise ValueError(f"{settings['data']} holds out no image; raise prepare_data.validation_fraction")
     indices = split.subset(min(settings["images"] or len(split), len(split)), settings["seed"])
     first, keep = split.tensor(indices[:1]).to(device), explainers.named_layers(methods)
     target = targets.load(settings["target"], device)
-    model = engine(target, first, choice=settings["engine"], keep=keep)
+    model = engine(target, first, choice=compute.engine, keep=keep)
 
     def answer(rows):
         """The predicted class of some images, and its probability (n, 2)."""

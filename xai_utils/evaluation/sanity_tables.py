@@ -31,16 +31,17 @@ def of_rows(target, made, split, *, images, compute, noise=sanity.NOISE, seed=0,
         split.tensor(indices).to(compute.device),
         torch.as_tensor(made.targets[:images]).to(compute.device),
     )
-    keep = named_layers(made.methods)
-    model = engine(targets.load(target, compute.device), pixels[:1], choice=compute.engine, keep=keep)
-    progress = Progress(len(made.methods))
-    for number, (row, given) in enumerate(made.methods.items(), 1):
-        method, options = method_of(row, given)
-        few = slice(0, HEAVY_IMAGES if made.passes[row] > HEAVY else None)
-        asked = {"options": options, "cascade": made.passes[row] <= CASCADE, "noise": noise, "seed": seed}
-        found[row] = sanity.sanity(method, model, pixels[few], classes[few], **asked)
-        if log:
-            log(f"{row}: {found[row].verdict}; {progress(number)}")
+    with compute.casting():
+        keep = named_layers(made.methods)
+        model = engine(targets.load(target, compute.device), pixels[:1], choice=compute.engine, keep=keep)
+        progress = Progress(len(made.methods))
+        for number, (row, given) in enumerate(made.methods.items(), 1):
+            method, options = method_of(row, given)
+            few = slice(0, HEAVY_IMAGES if made.passes[row] > HEAVY else None)
+            asked = {"options": options, "cascade": made.passes[row] <= CASCADE, "noise": noise, "seed": seed}
+            found[row] = sanity.sanity(method, model, pixels[few], classes[few], **asked)
+            if log:
+                log(f"{row}: {found[row].verdict}; {progress(number)}")
     return found
 
 

@@ -319,11 +319,16 @@ def _written(settings, explained, metrics, result):
 def evaluate(settings, *, compute=None, log=None):
     """`score_maps` on the device and in the processes of `compute`; for several, `log` must be importable."""
     compute = (compute or distributed.Compute()).resolved()
-    work = (settings | {"device": compute.device, "engine": compute.engine}, log)
+    work = (settings | {"device": compute.device, "engine": compute.engine}, compute, log)
     _complete(work[0])
     return distributed.run(
-        score_maps, *work, processes=compute.processes, threads=compute.threads, device=compute.device
+        _score_maps, *work, processes=compute.processes, threads=compute.threads, device=compute.device
     )
+
+
+def _score_maps(settings, compute, log):
+    with compute.casting():
+        return score_maps(settings, log)
 
 
 def _frame(result, method):

@@ -59,6 +59,8 @@ def engine(model, images, layers=(), reduce=None, *, choice="auto", keep=()):
         passes.why = "it was asked for"
     elif images.device.type != "cpu":
         passes.why = f"the images are on {images.device.type}"
+    elif torch.is_autocast_enabled("cpu"):
+        passes.why = f"passes are made in {torch.get_autocast_dtype('cpu')}".replace("torch.", "")
     elif lacking:
         passes.why = f"{' and '.join(lacking)} cannot be imported"
     else:
@@ -118,8 +120,9 @@ class _Graph(nn.Module):
 class Passes:
     """The `forward` of an engine's model.
 
-    PyTorch makes a pass where images want a gradient, are not on the CPU or not float32, where hooks inside the model
-    do more than `reading`, modes see PyTorch's operations (to count them, say), or weights were changed.
+    PyTorch makes a pass where images want a gradient, are not on the CPU or not float32, under autocast, where hooks
+    inside the model do more than `reading`, modes see PyTorch's operations (to count them, say), or weights were
+    changed.
     """
 
     def __init__(self, model, layers, reduce, images):
@@ -216,6 +219,7 @@ class Passes:
             and (images.device.type, images.dtype) == ("cpu", torch.float32)
             and not (images.requires_grad and torch.is_grad_enabled())
             and not (function_modes() or dispatch_modes())
+            and not torch.is_autocast_enabled("cpu")
             and self._hooks() == self.hooks + len(self.readers)
             and self._versions() == self.versions
         )

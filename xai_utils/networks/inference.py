@@ -1,6 +1,9 @@
 """A copy of a model that only infers, faster: batch norms in the convolutions, blocks of pixels, channels last."""
 
+import math
+import warnings
 from collections import Counter, OrderedDict
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -95,16 +98,32 @@ def _over_blocks(model):
     return model
 
 
-def _same(outputs, expected):
-    """Whether two outputs of a model, tensors or tuples of them, agree up to rounding; NaN agrees with nothing.
+def _difference(outputs, expected):
+    """How far two outputs of a model, tensors or tuples of them, are apart, over the largest value of the second.
 
     Of any other output (transformers' ModelOutput) the logits are compared.
     """
     if isinstance(expected, tuple | list):
-        return all(_same(*pair) for pair in zip(outputs, expected, strict=True) if pair[1] is not None)
+        pairs = zip(outputs, expected, strict=True)
+        found = [_difference(*pair) for pair in pairs if pair[1] is not None]
+        return max(found, key=lambda each: (math.isnan(each), each), default=0.0)
     if not isinstance(expected, torch.Tensor):
         outputs, expected = unpacked(outputs), unpacked(expected)
-    return bool((outputs - expected).abs().max() <= TOLERANCE * expected.abs().max())
+    apart, largest = (each.abs().max().item() for each in (outputs - expected, expected))
+    return 0.0 if apart == 0 else apart / largest if largest else math.inf
+
+
+@contextmanager
+def _in_full_precision(device):
+    """No autocast on a device, and no TensorFloat-32 in convolutions and matrix products; afterwards as it was."""
+    matrices = torch.backends.cuda.matmul
+    before = matrices.allow_tf32
+    matrices.allow_tf32 = False
+    try:
+        with torch.autocast(device.type, enabled=False), cudnn.flags(enabled=cudnn.enabled, allow_tf32=False):
+            yield
+    finally:
+        matrices.allow_tf32 = before
 
 
 def inference_copy(model, images=None, *, keep=()):
@@ -113,8 +132,9 @@ def inference_copy(model, images=None, *, keep=()):
     Each batch norm that follows a convolution becomes part of it (scale and shift of a convolution are again a
     convolution), a strided convolution of the pixels works on blocks of them, and all weights are stored channels
     last, which CPU and GPU convolutions prefer. Make it once, use it for many maps. `images` (N, 3, H, W) is the probe
-    that shows which norm follows which convolution (default: one noise image of 224 pixels). If the probe's logits
-    differ by more than 1e-4 of the largest, the convolutions and norms stay as they are. The copy counts as the model
+    that shows which norm follows which convolution (default: one noise image of 224 pixels). It is asked in full
+    precision: no autocast, no TensorFloat-32. If its logits differ by more than 1e-4 of the largest, a warning says so,
+    and convolutions and norms stay as they are. The copy counts as the model
     where a trained part asks for which network it was made (digests.py).
 
     A folded convolution returns what its batch norm returned; name convolutions in `keep` (layer names) whose own
@@ -131,10 +151,15 @@ def inference_copy(model, images=None, *, keep=()):
         if images is None:
             parameter = next(faster.parameters(), torch.zeros(()))
             images = torch.rand(1, 3, 224, 224, generator=torch.Generator().manual_seed(0)).to(parameter)
-        # the probe at full precision: a GPU's TensorFloat-32 rounds more coarsely than TOLERANCE
-        with evaluating(faster), cudnn.flags(enabled=cudnn.enabled, allow_tf32=False):
+        # autocast and a GPU's TensorFloat-32 round more coarsely than TOLERANCE
+        with evaluating(faster), _in_full_precision(images.device):
             pairs, expected = _foldable(faster, images, [find_layer(faster, name) for name in keep])
-            alike = _same(_over_blocks(_fold(faster, pairs))(images), expected)
-        if not alike:
+            apart = _difference(_over_blocks(_fold(faster, pairs))(images), expected)
+        if not apart <= TOLERANCE:  # "not": NaN, too
+            warnings.warn(
+                f"{type(bare(model)).__name__} is copied as it is, with batch norms behind its convolutions: without "
+                f"them logits differ by {apart:.1g} of the largest, where {TOLERANCE:g} is allowed",
+                stacklevel=2,
+            )
             faster = frozen_copy()
         return mark_copy(faster.to(memory_format=torch.channels_last), model)

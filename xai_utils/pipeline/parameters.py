@@ -5,8 +5,10 @@ At any depth {default: 16, paper: 100} is a value by scale: the chosen scale's, 
 that the scale is LIKE, or the default's.
 """
 
+import copy
 import math
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import get_args
 
@@ -45,6 +47,21 @@ def read(path="params.yaml") -> dict:
         why = _why_not_plain(values)
     if why:
         raise ParameterError(f"{path} {why}")
+    return values
+
+
+def changed(values: dict, assignments: Iterable[str]) -> dict:
+    """`values` with others, each "section.key=value" as of `dvc exp run -S`; ParameterError for an unknown key."""
+    values = copy.deepcopy(values)
+    for assignment in assignments:
+        name, equals, text = assignment.partition("=")
+        *above, last = name.split(".")
+        place = values
+        for key in above:
+            place = place.get(key) if isinstance(place, dict) else None
+        if not equals or not isinstance(place, dict) or (last not in place and above[-1:] != ["rows"]):
+            raise ParameterError(f"{assignment}: give section.key=value, with a key of params.yaml")
+        place[last] = YAML(typ="safe").load(text)
     return values
 
 

@@ -294,6 +294,8 @@ def main():
     what.add_argument(
         "--readme", action="store_true", help="put the last results, and kept runs beside them, into README.md"
     )
+    told = "for --plan: other parameters, as dvc exp run -S takes them"
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help=told)
     chosen = parser.parse_args()
     try:
         enter_project()
@@ -306,7 +308,7 @@ def main():
         elif chosen.plan:
             from xai_utils.pipeline import plan
 
-            values = parameters.read()
+            values = parameters.changed(parameters.read(), chosen.set)
             took = terminal.recorded().get(values["scale"], {})
             print("\n".join(plan.told(plan.plan(values, tell=progress), values, took)))
         elif chosen.write:

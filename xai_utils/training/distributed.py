@@ -39,6 +39,8 @@ class Compute:
     natively; otherwise the CPU and float32. `threads` is per process, `prefetch` how many batches it reads ahead.
     `engine`: what makes the passes that need no gradient when a network is explained and evaluated
     (`networks.engine`).
+    A precision of "bfloat16" that is asked for holds where networks are explained and evaluated, too (`casting`);
+    "auto" is float32 there. `asked` is what the precision was before it was `resolved`.
     Of its share of a batch `micro_batch` examples pass the network at a time (None: all). `compile`: losses, with the
     networks in them, go through torch.compile.
     """
@@ -51,6 +53,7 @@ class Compute:
     prefetch: int = 2
     micro_batch: int | None = None
     compile: bool = False
+    asked: str = ""
 
     def resolved(self) -> "Compute":
         """The same with "auto" replaced by what this machine has; the engine's stays, for each network decides.
@@ -72,11 +75,18 @@ class Compute:
         device = self.device if self.device != "auto" else "cuda" if gpu else "cpu"
         native = device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         precision = self.precision if self.precision != "auto" else "bfloat16" if native else "float32"
-        return replace(self, device=device, precision=precision)
+        return replace(self, device=device, precision=precision, asked=self.asked or self.precision)
+
+    def casting(self):
+        """A context in which passes are made in bfloat16 if that was asked for; maps and scores remain float32.
+
+        Of a resolved one.
+        """
+        return torch.autocast(self.device, torch.bfloat16, enabled=self.asked == "bfloat16")
 
     def decisive(self) -> dict:
         """What results may depend on, in their last digits or more: all but how early batches are read."""
-        return {name: value for name, value in asdict(self).items() if name != "prefetch"}
+        return {name: value for name, value in asdict(self).items() if name not in ("prefetch", "asked")}
 
     def device_name(self) -> str:
         """What a record of a measurement or a training says of the device."""
