@@ -26,10 +26,9 @@ from timing import count, new_file
 from torch import nn
 
 from xai_utils import datasets
-from xai_utils.evaluation.sanity import rank_correlation
 from xai_utils.explainers import EXPLAINERS, explain
 from xai_utils.files import scratch_folder
-from xai_utils.images import resize
+from xai_utils.images import rank_correlation, resize
 from xai_utils.metrics import insertion
 from xai_utils.metrics.perturbation import insertion_protocol
 from xai_utils.networks import Surrogate, build, deep_copy, gate_for, inference_copy, predictor_of

@@ -12,7 +12,15 @@ from torch import nn
 from torch.nn import functional
 
 from xai_utils.explainers import masking
-from xai_utils.explainers.masking import lime, rise, rise_draws, rise_masks, superpixels
+from xai_utils.explainers.masking import (
+    balanced_draws,
+    lime,
+    rise,
+    rise_and_count,
+    rise_draws,
+    rise_masks,
+    superpixels,
+)
 from xai_utils.networks import Target, build
 
 
@@ -42,7 +50,7 @@ def test_rise_of_a_linear_score_by_enumeration(monkeypatch):
     image = torch.rand(1, 3, side, side)
     model = Linear(weights)
     monkeypatch.setattr(masking, "rise_draws", enumerated(cells))
-    ours = rise(model, image, 1, masks=2**9, cells=cells, chunk=100)
+    ours = rise(model, image, 1, masks=2**9, cells=cells, estimator="paper", chunk=100)
 
     enlarge = functional.interpolate(torch.eye(9).reshape(1, 9, 3, 3), size=8, mode="bilinear")[0, :, :6, :6]
     response = enlarge.reshape(9, -1)  # (cell, pixel): mask = grid @ response
@@ -57,7 +65,7 @@ def test_rise_equals_a_slow_loop():
     torch.manual_seed(1)
     model, images = build("small_resnet", range(4)).eval(), torch.rand(2, 3, 40, 61)
     options = {"masks": 30, "cells": 4, "probability": 0.3, "seed": 5}
-    ours = rise(model, images, torch.tensor([1, 3]), **options)
+    ours = rise(model, images, torch.tensor([1, 3]), estimator="paper", **options)
     expected = torch.zeros(2, 40, 61)
     (grids, offsets), *more = rise_draws((40, 61), **options)
     assert not more
@@ -69,6 +77,100 @@ def test_rise_equals_a_slow_loop():
             scores = model.network(normalised * mask).softmax(1)[[0, 1], [1, 3]]
         expected += scores[:, None, None] * mask
     torch.testing.assert_close(ours, expected / (30 * 0.3))
+
+
+def balanced_set(cells, seed=0, size=(12, 12)):
+    """The grids of one whole set (M, cells^2), as signs."""
+    grids = torch.cat([grids for grids, _ in balanced_draws(size, masks=masking._set(cells), cells=cells, seed=seed)])
+    return 2 * grids.flatten(1) - 1
+
+
+@pytest.mark.parametrize("cells", [2, 3, 7, 8])
+def test_balanced_masks_weigh_each_other_out(cells):
+    """Each cell, each pair and each three of cells: the products of their signs sum to 0 over a set."""
+    signs = balanced_set(cells, size=(16, 16)).double()
+    assert set(signs.unique().tolist()) == {-1.0, 1.0}
+    assert not signs.sum(0).any()
+    assert torch.equal(signs.T @ signs, len(signs) * torch.eye(cells * cells, dtype=torch.float64))
+    assert not torch.einsum("ma,mb,mc->abc", signs, signs, signs).any()
+
+
+def test_balanced_offsets_cover_a_cell_and_fewer_masks_begin_more():
+    """One offset for each set, spread evenly over the cell; the first masks of many are those of few."""
+    blocks = [*balanced_draws((70, 35), masks=64 * 128, cells=7, seed=1)]
+    offsets = torch.stack([offsets[0] for _, offsets in blocks])
+    assert all((offsets == offsets[0]).all() for _, offsets in blocks)
+    for axis, cell in enumerate((10, 5)):
+        counts = offsets[:, axis].bincount(minlength=cell)
+        assert len(counts) == cell
+        assert (counts - 64 / cell).abs().max() <= 1.5
+    (grids, _), *more = balanced_draws((70, 35), masks=50, cells=7, seed=1)
+    assert not more
+    assert torch.equal(grids, blocks[0][0][:50])
+
+
+def test_one_balanced_set_is_exact_for_a_linear_score(monkeypatch):
+    """Its 32 masks of 3 x 3 cells give the map that all 512 give; as many of the paper's do not."""
+    side, cells = 6, 3
+    image, model = torch.rand(1, 3, side, side), Linear(0.02 * torch.randn(3, side, side))
+    found = rise(model, image, 1, masks=32, cells=cells)
+    few = rise(model, image, 1, masks=32, cells=cells, estimator="paper")
+    ((grids, offsets),) = balanced_draws((side, side), masks=32, cells=cells, seed=0)
+    every = enumerated(cells)()[0][0]
+    monkeypatch.setattr(masking, "rise_draws", lambda *_, **__: [(every, offsets[:1].expand(len(every), 2))])
+    expected = rise(model, image, 1, masks=2**9, cells=cells, estimator="paper")
+    torch.testing.assert_close(found, expected)
+    assert (few - expected).abs().max() > 100 * (found - expected).abs().max()
+    assert len(grids) == 32
+
+
+def test_balanced_masks_are_unbiased_and_nearer_than_the_papers():
+    """300 maps of a network, of 16 masks of 2 x 2 cells each: their mean is that of all grids at all offsets."""
+    torch.manual_seed(3)
+    model, image = build("small_resnet", range(3)).eval(), torch.rand(1, 3, 32, 32)
+    every = enumerated(2)()[0][0]
+    places = torch.tensor([*itertools.product(range(0, 16), repeat=2)])
+    grids, offsets = every.repeat(len(places), 1, 1), places.repeat_interleave(len(every), 0)
+    shown = rise_masks(grids, offsets, (32, 32))
+    with torch.no_grad():
+        pixels = model.mean[:, None, None] + shown[:, None] * (image - model.mean[:, None, None])
+        scores = torch.cat([model(part).softmax(1)[:, 1] for part in pixels.split(512)])
+    expected = torch.einsum("m,mhw->hw", scores, shown) / (len(shown) * 0.5)
+    errors = {}
+    for estimator in masking.ESTIMATORS:
+        options = {"masks": 16, "cells": 2, "estimator": estimator, "chunk": 16}
+        maps = torch.cat([rise(model, image, 1, seed=seed, **options) for seed in range(300)])
+        deviation = maps.std(0) / 300**0.5
+        assert ((maps.mean(0) - expected).abs() < 5 * deviation).all(), estimator
+        errors[estimator] = (maps - expected).square().mean()
+    assert errors["balanced"] < errors["paper"] / 4
+
+
+def test_an_image_takes_no_more_masks_than_it_needs():
+    """It stops when its halves agree, by itself, with the map of that many masks; 1 never stops."""
+    images, options = torch.rand(3, 3, 12, 12), {"masks": 2048, "cells": 3, "chunk": 64}
+    given = {"probability": 0.5, "baseline": "mean", "score": "softmax", "estimator": "balanced", "seed": 0}
+    maps, used = rise_and_count(Picked(), images, None, until=0.9, **given, **options)
+    assert (used % (2 * masking._set(3)) == 0).all()
+    assert (used < 2048).any()
+    for image, own, count in zip(images.split(1), maps, used.tolist(), strict=True):
+        torch.testing.assert_close(rise(Picked(), image, masks=count, cells=3)[0], own)
+    assert rise_and_count(Picked(), images, None, until=1.0, **given, **options)[1].tolist() == [2048] * 3
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"probability": 0.3}, "estimator 'balanced' draws with the probability 0.5 and at most 32 cells"),
+        ({"cells": 33}, "give estimator='paper'"),
+        ({"estimator": "literal"}, "estimator 'literal' is unknown; choose one of balanced, paper"),
+        ({"until": 0}, "until is 0; give a rank correlation above 0, or 1 to take all masks"),
+    ],
+)
+def test_what_an_estimator_cannot_do_is_refused(options, told):
+    """Before any pass."""
+    with pytest.raises(ValueError, match=told):
+        rise(Picked(), torch.rand(1, 3, 40, 40), **options)
 
 
 def test_rise_draws_are_bernoulli_grids_and_uniform_offsets():
@@ -143,7 +245,7 @@ def test_rise_holds_one_block_of_masks(monkeypatch):
             return super().forward(images)
 
     monkeypatch.setattr(masking, "rise_masks", watched)
-    rise(Counting(), torch.rand(2, 3, 12, 12), masks=1000, cells=3, chunk=50)
+    rise(Counting(), torch.rand(2, 3, 12, 12), masks=1000, cells=3, estimator="paper", chunk=50)
     assert held == [256, 256, 256, 232]
     assert max(batches) == 50
     assert sum(batches) == 2 + 2 * 1000

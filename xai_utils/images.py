@@ -12,6 +12,7 @@ from functools import lru_cache, wraps
 
 import numpy as np
 import torch
+from scipy import stats
 from scipy.ndimage import gaussian_filter1d
 from torch.nn import functional
 from torchvision.transforms import Normalize, v2
@@ -191,6 +192,22 @@ def rank_pixels(maps, images=None):
     order = torch.argsort(flat, dim=1, descending=True, stable=True)
     positions = torch.arange(flat.shape[1], device=maps.device).expand_as(order)
     return torch.empty_like(order).scatter_(1, order, positions).reshape(maps.shape)
+
+
+def rank_correlation(first, second):
+    """Spearman's correlation of two stacks of maps (N, H, W), image by image: (N,), in [-1, 1].
+
+    Equal values share their mean rank. Equal maps have 1, constant ones too; a constant map and one that is not have
+    0, for it orders nothing. NaN where a map is not finite.
+    """
+    flat = [maps.detach().flatten(1).cpu().double().numpy() for maps in (first, second)]
+    ranks = [stats.rankdata(values, axis=1) for values in flat]
+    centred = [values - values.mean(1, keepdims=True) for values in ranks]
+    spread = np.sqrt(np.prod([(values**2).sum(1) for values in centred], axis=0))
+    correlation = (centred[0] * centred[1]).sum(1) / np.where(spread > 0, spread, 1)
+    correlation = np.where((flat[0] == flat[1]).all(1), 1, correlation.clip(-1, 1))
+    finite = np.logical_and(*(np.isfinite(values).all(1) for values in flat))
+    return torch.from_numpy(np.where(finite, correlation, np.nan)).float()
 
 
 def keep_top(ranks, count):

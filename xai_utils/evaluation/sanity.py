@@ -12,12 +12,11 @@ one of each method. Results are float on the CPU, one value per image. The model
 
 from typing import NamedTuple
 
-import numpy as np
 import torch
-from scipy import stats
 from torch import nn
 
 from xai_utils.explainers import EXPLAINERS, check_options
+from xai_utils.images import rank_correlation
 from xai_utils.networks import answering, checked_target, class_indices, deep_copy, evaluating, logits_of
 from xai_utils.networks.layers import find_layer, layer_root, makes_weights, observed
 from xai_utils.networks.probe import layouts
@@ -26,22 +25,6 @@ NOISE = 0.02  # standard deviation of the noise on pixels in [0, 1]: 5 of 255 gr
 UNCHANGED = 0.9  # mean rank correlation from which on maps count as not changed; what reads the network is far below
 BATCH = 16  # images in memory at once
 CHANNELS_LAST = (nn.Linear, nn.LayerNorm)  # where they see maps, (N, h, w, C), a ConvNeXt's say
-
-
-def rank_correlation(first, second):
-    """Spearman's correlation of two stacks of maps (N, H, W), image by image: (N,), in [-1, 1].
-
-    Equal values share their mean rank. Equal maps have 1, constant ones too; a constant map and one that is not have
-    0, for it orders nothing. NaN where a map is not finite.
-    """
-    flat = [maps.detach().flatten(1).cpu().double().numpy() for maps in (first, second)]
-    ranks = [stats.rankdata(values, axis=1) for values in flat]
-    centred = [values - values.mean(1, keepdims=True) for values in ranks]
-    spread = np.sqrt(np.prod([(values**2).sum(1) for values in centred], axis=0))
-    correlation = (centred[0] * centred[1]).sum(1) / np.where(spread > 0, spread, 1)
-    correlation = np.where((flat[0] == flat[1]).all(1), 1, correlation.clip(-1, 1))
-    finite = np.logical_and(*(np.isfinite(values).all(1) for values in flat))
-    return torch.from_numpy(np.where(finite, correlation, np.nan)).float()
 
 
 def seeded(method, **options):

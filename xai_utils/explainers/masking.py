@@ -7,15 +7,26 @@ tomorrow.
 
 import math
 
+import numpy as np
 import torch
 from captum.attr import LimeBase
+from scipy.linalg import hadamard
 from skimage.segmentation import quickshift
 from torch.nn import functional
+from torch.quasirandom import SobolEngine
 
-from xai_utils.images import REFERENCE_SIZE, in_full_precision, interpolation_matrix, scaled_length
+from xai_utils.images import (
+    REFERENCE_SIZE,
+    in_full_precision,
+    interpolation_matrix,
+    rank_correlation,
+    scaled_length,
+)
 from xai_utils.images import baseline as named_baseline
 from xai_utils.networks import answering, class_indices, class_scores, evaluating, logits_of
 
+ESTIMATORS = ("balanced", "paper")
+MOST_BALANCED = 32  # cells of a side: more would need a design of 4096 rows and more
 BLOCK = 256  # RISE masks that are drawn, held and summed together, whatever the chunk
 KERNEL_WIDTH = 0.25  # of LIME's proximity kernel, in cosine distance
 RIDGE_PENALTY = 1.0
@@ -48,6 +59,34 @@ def rise_draws(size, *, masks, cells, probability, seed):
         yield grids[: masks - start], offsets[: masks - start]
 
 
+def _set(cells):
+    """How many masks weigh each other out: twice a power of 2 above cells^2."""
+    return 2 * 2 ** (cells * cells).bit_length()
+
+
+def balanced_draws(size, *, masks, cells, seed):
+    """As `rise_draws` with the probability 1/2, but masks that weigh each other out, in sets of 2^k > 2 cells^2.
+
+    Each mask by itself is drawn as there. In a set, though, every cell is seen as often as it is hidden, with each
+    other cell and without it, and so it is for every three cells: the rows of a Hadamard matrix, with random columns,
+    signs and order, and their complements next to them (a design of resolution IV). All of a set have one offset, and
+    the offsets cover a cell evenly (a scrambled Sobol sequence). Blocks are of one set; the sets have an even length.
+    """
+    generator, count = torch.Generator().manual_seed(seed), _set(cells) // 2
+    signs = torch.from_numpy(hadamard(count, dtype=np.float32))
+    cell = torch.tensor([math.ceil(side / cells) for side in size])
+    sets = math.ceil(masks / (2 * count))
+    places = (SobolEngine(2, scramble=True, seed=seed).draw(sets) * cell).long().minimum(cell - 1)
+    for number, place in enumerate(places):
+        columns, rows = 1 + torch.randperm(count - 1, generator=generator), torch.randperm(count, generator=generator)
+        half = signs[rows][:, columns[: cells * cells]]  # (count, cells^2), no constant column
+        half = half * (2 * torch.randint(2, (cells * cells,), generator=generator) - 1)
+        grids = (torch.stack([half, -half], 1).flatten(0, 1) + 1) / 2
+        grids = grids[: masks - 2 * count * number].unflatten(1, (cells, cells))
+        for block in grids.split(BLOCK):
+            yield block, place.expand(len(block), 2)
+
+
 @in_full_precision
 def rise_masks(grids, offsets, size):
     """RISE's masks (B, H, W) in [0, 1]: grids (B, s, s) resized to (s + 1) cells a side, cut out at offsets (B, 2)."""
@@ -66,11 +105,13 @@ def rise(
     images,
     target=None,
     *,
-    masks=8000,
+    masks=1000,
     cells=7,
     probability=0.5,
     baseline="mean",
     score="softmax",
+    estimator="balanced",
+    until=1.0,
     seed=0,
     chunk=16,
 ):
@@ -81,34 +122,79 @@ def rise(
     A mask m_i is a grid of cells x cells, each 1 with `probability`, enlarged bilinearly and shifted by a random part
     of a cell (sec. 3.2). It fades to the colour that the network's normalisation maps to zero ("mean"), so that it
     multiplies the network's input, or to another `baseline` of `xai_utils.images`. The map is the mean score of the
-    class where the pixel is seen: non-negative where the score is a probability. Masks depend on `seed`, `masks`,
-    `cells`, `probability` and the images' size, and all images share them. `chunk` masked images, at most 256 of each
-    image, go through the network at once. Masks are held and summed in blocks of 256, so that `chunk` changes no bit
-    beyond what the network rounds by its batch. Fastest on the model's `inference_copy`.
+    class where the pixel is seen: non-negative where the score is a probability.
 
-    ValueError for counts below 1, more cells than pixels on a side, a probability outside (0, 1), a negative seed.
+    `estimator`: "paper" draws each mask by itself, as published (there with 8000 of them). "balanced" draws masks that
+    weigh each other out (`balanced_draws`): the same map on average, and an eighth of the masks for one as close to it.
+    It needs the probability 1/2 and at most 32 cells. `until`: an image takes no more masks as soon as the maps of
+    their two halves have a rank correlation above it (1: never); `rise_and_count` tells how many it took. Masks depend
+    on `seed`, `estimator`, `cells`, `probability` and the images' size, fewer are the first of more, and all images
+    share them.
+
+    `chunk` masked images, at most 256 of each image, go through the network at once. Masks are held and summed in
+    blocks of at most 256, so that `chunk` changes no bit beyond what the network rounds by its batch. Fastest on the
+    model's `engine` or `inference_copy`.
+
+    ValueError for counts below 1, more cells than pixels on a side, a probability outside (0, 1), `until` outside
+    (0, 1], a negative seed, and what an estimator cannot do.
     """
+    options = {"masks": masks, "cells": cells, "probability": probability, "baseline": baseline, "score": score}
+    options |= {"estimator": estimator, "until": until, "seed": seed, "chunk": chunk}
+    return rise_and_count(model, images, target, **options)[0]
+
+
+def rise_and_count(model, images, target, *, masks, cells, probability, baseline, score, estimator, until, seed, chunk):
+    """The maps of `rise`, and how many masks each image took: int64 (N,), `masks` where none is to stop."""
     size = images.shape[-2:]
     _check(seed, masks=masks, cells=cells, chunk=chunk)
     if cells > min(size):
         raise ValueError(f"cells is {cells} on images of {size[0]} x {size[1]}; give 1..{min(size)}")
     if not 0 < probability < 1:
         raise ValueError(f"probability is {probability}; give a number above 0 and below 1")
+    if not 0 < until <= 1:
+        raise ValueError(f"until is {until}; give a rank correlation above 0, or 1 to take all masks")
+    drawn = {"masks": masks, "cells": cells, "seed": seed}
+    if estimator == "paper":
+        blocks, together = rise_draws(size, probability=probability, **drawn), BLOCK
+    elif estimator != "balanced":
+        raise ValueError(f"estimator {estimator!r} is unknown; choose one of {', '.join(ESTIMATORS)}")
+    elif probability != 0.5 or cells > MOST_BALANCED:
+        raise ValueError(
+            f"estimator 'balanced' draws with the probability 0.5 and at most {MOST_BALANCED} cells, and they are "
+            f"{probability} and {cells}; give estimator='paper'"
+        )
+    else:
+        blocks, together = balanced_draws(size, **drawn), _set(cells)
     with torch.no_grad(), evaluating(model), answering(model, score):
         target = _predicted(model, images, target, chunk)
         colour = named_baseline(baseline, model, images)
         difference = images - colour
-        total = images.new_zeros(len(images), size[0] * size[1], dtype=torch.float32)
-        for grids, offsets in rise_draws(size, masks=masks, cells=cells, probability=probability, seed=seed):
+        totals = images.new_zeros(2, len(images), size[0] * size[1], dtype=torch.float32)  # of every other set
+        used, going = torch.zeros(len(images), dtype=torch.int64), torch.arange(len(images), device=images.device)
+        taken = 0
+        for grids, offsets in blocks:
             shown = rise_masks(grids.to(images.device), offsets.to(images.device), size)  # (B, H, W)
             blend, scores = shown[:, None].to(images.dtype), []
-            for items in torch.arange(len(shown) * len(images), device=images.device).split(chunk):
-                mask, image = items // len(images), items % len(images)
+            for items in torch.arange(len(shown) * len(going), device=images.device).split(chunk):
+                mask, image = items // len(going), going[items % len(going)]
                 logits = logits_of(model, torch.addcmul(colour[image], difference[image], blend[mask]))
                 scores.append(class_scores(logits, target[image], score))
-            scores = torch.cat(scores).float().reshape(len(shown), len(images))
-            total.addmm_(scores.T, shown.flatten(1).float())  # in place: autocast leaves it in float32
-        return (total / (masks * probability)).unflatten(1, size)
+            scores = torch.cat(scores).float().reshape(len(shown), len(going))
+            half = taken // together % 2 if until < 1 else 0
+            summed = totals[half, going]
+            totals[half, going] = summed.addmm_(scores.T, shown.flatten(1).float())  # in place: in float32, always
+            used[going.cpu()] += len(shown)
+            taken += len(shown)
+            if until < 1 and taken % (2 * together) == 0 and not len(going := _apart(totals, going, size, until)):
+                break
+        maps = totals.sum(0) / (used.to(totals) * probability)[:, None]
+        return maps.unflatten(1, size), used
+
+
+def _apart(totals, going, size, until):
+    """Those of the images `going` (n,) whose maps of the two halves (2, N, H * W) do not agree yet."""
+    first, second = totals[:, going].unflatten(2, size)
+    return going[(rank_correlation(first, second) <= until).to(going.device)]
 
 
 class _Ridge:

@@ -74,8 +74,10 @@ EXPLAINERS = {
         options=(
             Option("masks", low=1, high=1_000_000, offered=(1, 20000), multiplies=True),
             Option("cells", low=1, high=1024, offered=(2, 16)),
-            Option("probability", NUMBER, low=0, high=1, offered=(0.05, 0.95)),
+            Option("probability", NUMBER, low=0, high=1),
             BASELINE,
+            Option("estimator", WORD, choices=masking.ESTIMATORS),
+            Option("until", NUMBER, low=0, high=1, offered=(0.5, 1.0)),
             SCORE,
             SEED,
         ),

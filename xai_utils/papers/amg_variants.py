@@ -9,10 +9,10 @@ import numpy as np
 import pandas
 import torch
 
-from xai_utils.evaluation.sanity import rank_correlation
 from xai_utils.evaluation.scores import score_methods
 from xai_utils.explainers.attention_gate import amg
 from xai_utils.explainers.cam import grad_cam
+from xai_utils.images import rank_correlation
 from xai_utils.metrics import METRICS
 from xai_utils.metrics.part_truth import deciding_parts
 from xai_utils.metrics.statistics import FAILS, HOLDS, decide, holm, paired_test
