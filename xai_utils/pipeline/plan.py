@@ -151,7 +151,8 @@ class _Measured:
             ("measure_speed", self.measure_speed),
         ):
             self.tell(f"measuring for {stage}")
-            found += [Work(stage, *each) for each in measure(self.given[stage])]
+            with self.compute.casting():
+                found += [Work(stage, *each) for each in measure(self.given[stage])]
         begin = _seconds_of_beginning()
         return found + [Work(stage, "notebook and page", 0, begin) for stage in parameters.STAGES]
 
@@ -335,14 +336,16 @@ class _Measured:
             about = given["image"] | {"epochs": given["explained_epochs"]}
             yield self._training("the network to be explained", task, about, **amounts | {"workers": 1})
         rows, levels, repeated = len(given["rows"]), len(given["percentages"]), given["repetitions"]
-        count = repeated * (2 * rows * levels + levels + 1)
-        yield self._training("networks on masked images", image_task(chosen), given["image"], count, **amounts)
+        if rows:
+            count = repeated * (2 * rows * levels + levels + 1)
+            yield self._training("networks on masked images", image_task(chosen), given["image"], count, **amounts)
         image = self._images(1) if given["image_size"] is None else torch.rand(1, 3, *[given["image_size"]] * 2)
         layers = scale_layers(explained, image.to(self.device))
         masked = {"explained": "build/explained", "statistic": None, "share": 0.5, "least": False, "scale": True}
-        task = layer_task(data | given["layer"] | masked | {"layer": layers[len(layers) // 2]})
-        count = repeated * len(layers) * (2 * (len(given["statistics"]) + 1) + 1)
-        yield self._training("networks behind masked layers", task, given["layer"], count, **amounts)
+        if given["statistics"]:
+            task = layer_task(data | given["layer"] | masked | {"layer": layers[len(layers) // 2]})
+            count = repeated * len(layers) * (2 * (len(given["statistics"]) + 1) + 1)
+            yield self._training("networks behind masked layers", task, given["layer"], count, **amounts)
         images, copied = self._images(), engine(explained, image.to(self.device), choice="copy")
         images = torch.nn.functional.interpolate(images, image.shape[-2:])
         for row, options in given["rows"].items():

@@ -54,7 +54,7 @@ class Task:
 
     model: nn.Module
     examples: int  # the training examples are 0 ... examples - 1
-    read: Callable[[Tensor], tuple[Tensor, ...]]  # indices (n,) -> CPU tensors (n, ...), as small as stored; in threads
+    read: Callable[[Tensor], tuple[Tensor, ...]]  # indices (n,) -> CPU tensors of those, as small as stored; in threads
     draw: Callable[[int, torch.Generator], Tensor] = lambda count, _: torch.zeros(count, 0)  # B -> each place's (B, k)
     # (what was read, its places' numbers, both on the device) -> the batch: tensors (n, ...)
     augment: Callable[[tuple[Tensor, ...], Tensor], tuple[Tensor, ...]] = lambda rows, _: rows
