@@ -35,7 +35,7 @@ def subject(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def picture(subject):
-    return subject.source.picture("validation", "plain", 0)
+    return subject.sources[0].picture("validation", "plain", 0)
 
 
 def defaults(subject, method, **changes):
@@ -168,7 +168,7 @@ def encoded(image, kind="PNG", **options):
 def test_an_upload_becomes_the_picture_that_preparing_the_same_file_gives(subject, tmp_path, monkeypatch):
     """Same pixels as the stage prepare_data, whatever the format and name; nothing is left in the temporary folder."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    prepared = subject.source.data.validation
+    prepared = subject.sources[0].data.validation
     index, file = next(row for row in enumerate(prepared.files) if row[1].startswith("plain"))
     content = encoded(noise(10 + int(Path(file).stem)))
     uploaded = pictures.read_upload(content, "../../any <b>name</b>.PNG", SIZE, geometry="squash")
@@ -237,7 +237,8 @@ def test_maps_and_curves_are_those_of_the_library(subject, picture):
     expected = explainers.explain(subject.model, picture.pixels[None], 1, method="smoe", weights="equal")[0]
     torch.testing.assert_close(answer.scores, expected)
     assert answer.ranks.flatten().argmin() == expected.argmax()
-    assert answer.over_a_pass > 0
+    assert answer.passes == pytest.approx(1, abs=0.05)  # statistics are no matrix products
+    assert answer.seconds > 0
     curves = subject.perturbed(subject.model, picture, 1, answer)
     probability = float(subject.probabilities(subject.model, picture)[1])
     assert curves.insertion[-1] == pytest.approx(probability, abs=1e-5)
@@ -315,7 +316,7 @@ def test_before_any_stage_a_network_of_imagenet_answers(tmp_path):
     assert "efficientnet_lite0 answers; it knows 1000 classes" in subject.about
     assert "shorter side has 256 pixels, and the 224 × 224 in the middle" in subject.about
     for name, label, least in (("coffee", "espresso", 0.9), ("camera", "tripod", 0.9), ("rocket", "missile", 0.3)):
-        picture = subject.source.picture(subject.source.splits[0], name, 0)
+        picture = subject.sources[0].picture("installed", name, 0)
         probabilities = subject.probabilities(subject.model, picture)
         assert subject.classes[probabilities.argmax()] == label
         assert probabilities.max() > least
@@ -336,7 +337,7 @@ def test_the_network_of_the_pipeline_is_offered_where_it_is_trained(tmp_path):
     subject = second()
     assert subject.classes == (HOSTILE, "plain")
     assert f"tiny_resnet answers; it knows 2 classes. An image is squeezed to {SIZE} × {SIZE} pixels" in subject.about
-    picture = subject.source.picture("validation", "plain", 0)
+    picture = subject.sources[0].picture("validation", "plain", 0)
     for method, stage in (("akd", "distill_surrogate"), ("dgle_cf", "train_mask_predictor")):
         with pytest.raises(ValueError, match=f"{method} needs what `dvc repro {stage}` trains"):
             subject.explain(subject.model, picture, 0, method, {})
@@ -345,20 +346,27 @@ def test_the_network_of_the_pipeline_is_offered_where_it_is_trained(tmp_path):
         second()
 
 
-def test_birds_are_drawn_where_nothing_is_prepared(tmp_path):
-    """A catalogue is enough for images with parts; without one files and uploads are left."""
+def test_without_prepared_data_there_is_nothing_to_pick_from(tmp_path):
+    """The page says which stage makes it; a picture of another size keeps its truth in place."""
     folder = make(tmp_path)
     shutil.rmtree(folder / "build/data")
-    shutil.copytree(ROOT / "data/birds", folder / "images", dirs_exist_ok=True)
     subject = open_subject(folder)
-    picture = subject.source.picture(subject.source.splits[0], subject.source.classes[0], 3)
-    assert picture.pixels.shape == (3, 64, 64)
-    y, x = np.argwhere(picture.parts > 0)[0]
-    name, mask = picture.part_at(x, y)
-    assert name == picture.part_names[picture.parts[y, x] - 1]
-    assert bool(mask[y, x])
-    shutil.rmtree(folder / "images")
-    assert open_subject(folder).source is None
+    assert subject.sources == ()
+    assert "dvc repro prepare_data" in subject.notices[0]
+
+
+def test_a_picture_of_another_size_keeps_what_is_true_of_it():
+    """Boxes and parts are where they were, and parts stay whole numbers; which of them decide is not known there."""
+    parts = np.zeros((8, 8), dtype=np.uint8)
+    parts[2:4, 4:8] = 3
+    picture = pictures.Picture(torch.rand(3, 8, 8), "x", None, parts, ("a", "b", "c"), ((4, 2, 8, 4),), deciding=print)
+    large = picture.at(16)
+    assert large.pixels.shape == (3, 16, 16)
+    assert large.boxes == ((8, 4, 16, 8),)
+    assert np.array_equal(np.argwhere(large.parts == 3)[[0, -1]], [[4, 8], [7, 15]])
+    assert set(np.unique(large.parts)) == {0, 3}
+    assert large.deciding is None
+    assert picture.at(8) is picture
 
 
 def test_options_are_json(subject):

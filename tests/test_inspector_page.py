@@ -84,9 +84,29 @@ def changed(page, locator, act):
     return np.abs(picture(locator) - before).mean()
 
 
+# In each frame: the name above the second method's pictures, the picture of its map, and its alt text.
+WATCH = """() => { window.watched = []; const look = () => {
+  const column = document.querySelectorAll('.xai-column')[1], shots = column.querySelectorAll('.shot img');
+  if (shots.length) watched.push([column.querySelector('h3').textContent, shots[1].src, shots[1].alt]);
+  requestAnimationFrame(look) }; look() }"""
+
+# What can be set, or is a picture, and has no name.
+UNNAMED = """() => [...document.querySelectorAll('.xai-inspector *')]
+  .filter(each => each.matches('button, select, input, img, svg[role], [role=slider]') && each.checkVisibility()
+    && !each.matches('img[width="1"], input[type=file]') && !(each.matches('button') && each.textContent.trim())
+    && !each.getAttribute('aria-label') && !each.alt
+    && ![...(each.labels || [])].some(label => label.textContent.trim()))
+  .map(each => each.outerHTML.slice(0, 200))"""
+
+
+def unnamed(page):
+    return page.evaluate(UNNAMED)
+
+
 def test_the_page_answers_in_a_browser(served, browser, tmp_path):
-    """Load, change a method, move a slider, click, upload, refuse, save: pictures change, text stays text, no request
-    leaves this machine."""
+    """Load, pick a thumbnail, change a method, move a slider, click, upload, refuse, save, reopen: pictures change and
+    never stand under another's name, text stays text, all has a name for a screen reader, no request leaves this
+    machine."""
     printed, folder = served
     address = printed.split("?")[0]
     page = browser.new_page(viewport={"width": 1280, "height": 1500}, accept_downloads=True)
@@ -100,10 +120,19 @@ def test_the_page_answers_in_a_browser(served, browser, tmp_path):
     overlay.wait_for(timeout=PATIENCE)
     assert "enter_project" not in page.content()
     page.locator(".xai-inspector .about", has_text="it knows 1000 classes").wait_for(timeout=PATIENCE)
-    assert "chelsea" in page.locator(".xai-controls select").all_inner_texts()[1]
+    assert "chelsea" in page.get_by_label("photograph", exact=True).inner_text()
+    thumbnail = page.get_by_role("button", name="coffee")
+    thumbnail.focus()
+    assert thumbnail.evaluate("each => getComputedStyle(each).backgroundImage").startswith('url("data:image/jpeg')
+    card = page.locator(".xai-card .shot img")
+    assert changed(page, card, lambda: page.keyboard.press("Enter")) > 3
+    assert "A cup of coffee" in card.get_attribute("alt")
+    assert page.evaluate("document.activeElement.textContent") == "coffee, shown"  # the keyboard stays where it was
+    assert unnamed(page) == []
+    page.get_by_role("status").get_by_text("4 of 4 maps are there").wait_for(timeout=PATIENCE)
 
     # the network of this project is the second choice: its page follows
-    page.get_by_label("network").select_option(index=1)
+    page.get_by_label("network", exact=True).select_option(index=1)
     page.locator(".xai-inspector .about", has_text="tiny_resnet answers; it knows 2 classes").wait_for(timeout=PATIENCE)
     overlay.wait_for(timeout=PATIENCE)
 
@@ -113,19 +142,31 @@ def test_the_page_answers_in_a_browser(served, browser, tmp_path):
     assert any(HOSTILE in option.replace("\xa0", " ") for option in options)  # ipywidgets keeps spaces from breaking
     assert page.locator("img[src='x']").count() == 0
 
-    picker, gradient = column.locator("select").first, EXPLAINERS["gradient"].label
+    picker, gradient = column.get_by_label("method 2"), EXPLAINERS["gradient"].label
+    page.evaluate(WATCH)
     assert changed(page, overlay, lambda: picker.select_option(gradient)) > 3
-    handle = page.locator(".xai-controls .noUi-handle").first
+    for method in ("smoe", "grad_cam", "sobel_edges", "gradient", "smoe", "gradient"):
+        picker.select_option(EXPLAINERS[method].label)
+        page.wait_for_timeout(30)
+    column.locator("h3", has_text=gradient).wait_for(timeout=PATIENCE)
+    overlay.wait_for(timeout=PATIENCE)
+    watched = page.evaluate("window.watched")
+    assert len({name for name, *_ in watched}) > 2
+    owners = {}
+    for name, map_alone, alt in watched:
+        assert alt.startswith(f"{name[2:]} for ")  # "2 Grad-CAM"
+        assert owners.setdefault(map_alone, name) == name
+    handle = page.get_by_role("slider", name="opacity").first
     assert changed(page, overlay, lambda: (handle.click(), handle.press("Home"))) > 3
 
     overlay.click(position={"x": 20, "y": 30})
     page.locator(".xai-results th", has_text="pixel").wait_for(timeout=PATIENCE)
+    link = page.get_by_role("link", name="link to what is shown").get_attribute("href")
 
     good, bad = tmp_path / "good.png", tmp_path / "<b>bad<b>.png"
     noise(99, 80).save(good)
     bad.write_bytes(b"no image")
-    card = page.locator(".xai-card .shot img")
-    page.get_by_role("button", name="upload", exact=True).click()
+    page.get_by_label("image from").select_option("an upload")
 
     def upload(file):
         with page.expect_file_chooser(timeout=PATIENCE) as chooser:
@@ -138,7 +179,7 @@ def test_the_page_answers_in_a_browser(served, browser, tmp_path):
     page.locator(".xai-error", has_text="<b>bad<b>.png: not a readable image").wait_for(timeout=PATIENCE)
     assert card.get_attribute("src") == shown
 
-    page.get_by_role("button", name="file", exact=True).click()
+    page.get_by_label("image from").select_option("a file")
     box = page.get_by_placeholder("path of an image")
     for path, caption in ((folder.parent / NAMED / "named.png", "named.png"), ("images/plain/1.png", "1.png")):
         box.fill(str(path))
@@ -147,14 +188,25 @@ def test_the_page_answers_in_a_browser(served, browser, tmp_path):
     box.fill(str(good))
     box.press("Enter")
     page.locator(".xai-error", has_text=f'make inspect FOLDERS="{tmp_path}"').wait_for(timeout=PATIENCE)
-    page.get_by_role("button", name="save what is shown").click()
-    with page.expect_download(timeout=PATIENCE) as download:
-        page.locator("a[download$='.png']").click(timeout=PATIENCE)
+    with page.expect_download(timeout=PATIENCE) as download:  # of one click
+        page.get_by_role("button", name="save PNG").click()
     with Image.open(Path(download.value.path())) as saved:
-        assert '"name": "1.png"' in saved.text["settings"]
+        assert '"image_name": "1.png"' in saved.text["settings"]
+    with page.expect_download(timeout=PATIENCE) as download:
+        page.get_by_role("button", name="save JSON").click()
+    page.get_by_label("image from").select_option("data set")
+    page.locator(".xai-card figcaption", has_text="validation").wait_for(timeout=PATIENCE)
+    with page.expect_file_chooser(timeout=PATIENCE) as chooser:
+        page.get_by_role("button", name="open a saved JSON").click()
+    chooser.value.set_files(download.value.path())
+    page.locator(".xai-card figcaption", has_text=re.compile("^1.png$")).wait_for(timeout=PATIENCE)
+    page.get_by_label("compare with another").check()
+    page.locator(".xai-column .pair", has_text="B: ").first.wait_for(timeout=PATIENCE)
+    assert unnamed(page) == []
 
     page.set_viewport_size({"width": 390, "height": 844})
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.set_viewport_size({"width": 1280, "height": 1500})
     assert dialogs == []
     assert elsewhere == []
     assert sorted(path.name for path in folder.iterdir()) == [
@@ -170,9 +222,14 @@ def test_the_page_answers_in_a_browser(served, browser, tmp_path):
     assert status(served, *channels, **cookie, Origin="http://elsewhere.example") == 403
     assert status(served, *channels, **cookie, **here, Host="elsewhere.example") == 403
     assert status(served, *channels, **cookie, **here) == 101
+    page.goto(address + link, timeout=PATIENCE)  # the cookie of this page lets its link in
+    page.locator(".xai-inspector .about", has_text="tiny_resnet").wait_for(timeout=PATIENCE)
+    page.locator(".xai-results th", has_text="pixel").wait_for(timeout=PATIENCE)
+    page.locator(".xai-column").nth(1).locator("h3", has_text=gradient).wait_for(timeout=PATIENCE)
+    assert page.get_by_label("image from").evaluate("each => each.selectedOptions[0].text") == "data set"
     page.goto("about:blank")
     deadline = time.monotonic() + PATIENCE / 1000
-    while f"Kernel shutdown: {kernel}" not in log.read_text():
+    while (text := log.read_text()).count("Kernel shutdown") < text.count("Kernel started") or kernel not in text:
         assert time.monotonic() < deadline, log.read_text()
         time.sleep(0.1)
     page.close()

@@ -8,15 +8,24 @@ import io
 import json
 import os
 import re
+import shutil
+import threading
 import time
+from contextlib import contextmanager
+from urllib.parse import urlsplit
 
+import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from inspected import HOSTILE, SIZE, make, noise
 from PIL import Image
 
-from xai_utils import datasets
-from xai_utils.widgets import Choice, Inspector, open_subject, openers, pictures
+from xai_utils import datasets, networks
+from xai_utils.explainers import EXPLAINERS
+from xai_utils.metrics.part_truth import deciding_parts
+from xai_utils.widgets import Inspector, inspector, keeping, open_subject, openers, pictures, truth
+from xai_utils.widgets.side import Side
 
 PATIENCE = 60.0  # seconds
 LONG_AGO = datetime.datetime(2020, 1, 1)
@@ -27,12 +36,29 @@ def folder(tmp_path_factory):
     return make(tmp_path_factory.mktemp("inspected") / "project")
 
 
-@pytest.fixture
-def page(folder):
-    page = Inspector(open_subject(folder))
+@pytest.fixture(scope="module")
+def subject(folder):
+    return open_subject(folder)
+
+
+@contextmanager
+def opened(networks):
+    """The page of some networks, with all that it shows first."""
+    page = Inspector(networks)
     assert page.wait(PATIENCE)
     yield page
     page.close()
+
+
+@pytest.fixture
+def page(subject):
+    with opened({"the network": lambda: subject}) as page:
+        yield page
+
+
+@pytest.fixture
+def side(page):
+    return page.sides[0]
 
 
 def pictures_of(column):
@@ -45,7 +71,11 @@ def file(image, name="mine.png"):
     return ({"name": name, "type": "image/png", "size": 1, "content": buffer.getvalue(), "last_modified": LONG_AGO},)
 
 
-def test_the_first_look_has_maps_curves_layers_and_answers(page):
+def numbers_of(column):
+    return dict(re.findall(r"<th scope=row>(.*?)</th><td>(.*?)</td>", column.output.value))
+
+
+def test_the_first_look_has_maps_curves_layers_and_answers(page, side):
     """Without a click: an image, its classes, maps of the methods that can answer, curves, LOVI and layers."""
     methods = [column.method for column in page.columns]
     assert methods == ["fastcam", "grad_cam", "gradient", "smoe"]
@@ -53,35 +83,136 @@ def test_the_first_look_has_maps_curves_layers_and_answers(page):
         assert len(pictures_of(column)) == 3
         assert "…" not in column.output.value
     assert page.curves.value.count("<polyline") == 8
-    assert page.layer_strip.value.count("<img") == 6
-    assert page.picture.label == HOSTILE
+    assert page.layers.value.count("<img") == 6
+    assert side.asked.picture.label == HOSTILE
+    assert page.status.value == "4 of 4 maps are there"
 
 
-def test_cheap_settings_explain_nothing_anew(page, monkeypatch):
-    """Opacity, colours, share, baseline and pixel redraw from what is kept; a repeated option, too."""
-    explained = []
-    original = type(page.subject).explain
-    monkeypatch.setattr(type(page.subject), "explain", lambda *given: explained.append(given[4]) or original(*given))
+@pytest.fixture
+def explained(monkeypatch, subject):
+    """The methods whose maps were made since."""
+    found, original = [], type(subject).explain
+    monkeypatch.setattr(
+        type(subject), "explain", lambda *given, **more: found.append(given[4]) or original(*given, **more)
+    )
+    return found
+
+
+def test_cheap_settings_explain_nothing_anew(page, side, explained):
+    """Opacity, clipping, colours, share, baseline and pixel redraw from what is kept; a repeated option, too."""
+    explained.clear()
     before = [pictures_of(column) for column in page.columns]
-    page.opacity.value, page.colour_map.value, page.share.value = 0.1, "magma", 40
-    page.hidden.value, page.pixel.value = "blur", "3, 4"
-    assert explained == []
+    shown = page.display.widgets
+    for name, value in {"opacity": 0.1, "colour_map": "magma", "share": 40, "hidden": "blur", "pixel": "3, 4"}.items():
+        shown[name].value = value
+    assert page.wait(PATIENCE)
     for column, old in zip(page.columns, before, strict=True):
         assert all(new != each for new, each in zip(pictures_of(column), old, strict=True))
-    page.target.value = 1 - page.target.value
-    assert len(explained) == 4
-    page.target.value = 1 - page.target.value
-    assert len(explained) == 4
+    assert explained == []
+    for _ in range(2):
+        side.target.value = 1 - side.target.value
+        assert page.wait(PATIENCE)
+        assert len(explained) == 4
 
 
-def test_the_same_pixels_from_another_file_are_known(page, monkeypatch):
+def test_colours_are_clipped_for_display_alone(page):
+    """Another percentile draws another picture, is said under it, and leaves the values and what they are worth."""
+    column = page.columns[2]
+    overlay, drawn, masked = pictures_of(column)
+    kept = [each.answer.scores.clone() for each in page._shown]
+    before = numbers_of(column)
+    assert "colours end at percentile 99, for display only" in column.output.value
+    page.display.widgets["percentile"].value = 90
+    assert page.wait(PATIENCE)
+    assert "colours end at percentile 90, for display only" in column.output.value
+    assert pictures_of(column)[0] != overlay
+    assert pictures_of(column)[1] != drawn
+    assert pictures_of(column)[2] == masked
+    assert numbers_of(column) == before
+    assert all(torch.equal(each.answer.scores, old) for each, old in zip(page._shown, kept, strict=True))
+    page.display.widgets["percentile"].value = 100
+    assert "colours end at the maximum" in column.output.value
+
+
+def test_passes_are_counted_once_and_a_plain_pass_is_timed_once(page, side, subject, monkeypatch):
+    """Other images and classes are told the passes and the unit that were measured at first; another option is not."""
+    from xai_utils.widgets import subject as room
+
+    counted, timed, count, plain = [], [], room.counted_passes, type(subject).plain_seconds
+    monkeypatch.setattr(room, "counted_passes", lambda *given: counted.append(1) or count(*given))
+    monkeypatch.setattr(type(subject), "plain_seconds", lambda *given: timed.append(1) or plain(*given))
+    before = [numbers_of(column)["passes, counted"] for column in page.columns]
+    assert before[1] == "1.0"  # Grad-CAM reads what the pass has left behind
+    assert float(before[2]) > 1.9  # the gradient goes all the way back
+    side.number.value = 1
+    assert page.wait(PATIENCE)
+    assert [numbers_of(column)["passes, counted"] for column in page.columns] == before
+    assert (counted, timed) == ([], [])
+    assert all("×" in numbers_of(column)["time, in plain passes"] for column in page.columns)
+    page.columns[0]._widgets["cam"].value = "grad_cam"
+    assert page.wait(PATIENCE)
+    assert (counted, timed) == ([1], [])
+
+
+def test_no_map_is_ever_shown_under_the_name_of_another(page, side):
+    """Whatever is chosen while lanes answer: each picture that is ever written belongs to the name that heads it, the
+    maps of before are gone as soon as another method, option, class or image is chosen, and late answers stay away."""
+    column, written, known = page.columns[0], [], {}
+
+    def note(change):
+        (name,) = re.findall(r"<h3>1 (.*?)</h3>", change.new) or [None]
+        written.append((name, tuple(re.findall(r'base64,([^"]+)" alt="([^"]*)"', change.new))))
+
+    column.output.observe(note, "value")
+    for method in ("grad_cam", "gradient", "sobel_edges", "grad_cam", "smoe", "centred_gaussian", "gradient"):
+        column.picker.value = method
+        assert column.output.value.startswith(f"<h3>1 {EXPLAINERS[method].label}</h3>")
+        side.target.value = 1 - side.target.value
+        (head,) = re.findall(r'<div class="pair"><div>(.*?)</div>', column.output.value)[:1]
+        assert html.unescape(head) == side.asked.name
+    side.number.value = 1
+    assert page.wait(PATIENCE)
+    assert len(written) > 14
+    for name, shots in written:
+        for picture, alt in shots[1:2]:  # the map alone
+            assert html.unescape(alt).startswith(f"{name} for ")
+            assert known.setdefault(picture, alt) == alt
+    assert len(pictures_of(column)) == 3
+
+
+def test_an_answer_that_comes_late_is_shown_nowhere(page, monkeypatch):
+    """A map that is still being made when its method is taken away is kept under its question and drawn nowhere."""
+    column, begun, go = page.columns[0], threading.Event(), threading.Event()
+    original = type(page.sides[0].subject).explain
+
+    def slow(subject, model, picture, target, method, *given, **more):
+        found = original(subject, model, picture, target, method, *given, **more)
+        if method == "sobel_edges":
+            begun.set()
+            assert go.wait(PATIENCE)
+        return found
+
+    monkeypatch.setattr(type(page.sides[0].subject), "explain", slow)
+    column.picker.value = "sobel_edges"
+    assert begun.wait(PATIENCE)
+    assert "<img" not in column.output.value
+    assert "1 to come" in page.status.value
+    column.picker.value = "centred_gaussian"
+    assert "<img" not in column.output.value
+    go.set()
+    assert page.wait(PATIENCE)
+    assert "Centred Gaussian" in column.output.value
+    assert "Sobel" not in column.output.value
+
+
+def test_the_same_pixels_from_another_file_are_known(page, side, subject, explained):
     """An upload of the image that is shown needs no new map: answers are kept by content."""
-    explained = []
-    original = type(page.subject).explain
-    monkeypatch.setattr(type(page.subject), "explain", lambda *given: explained.append(1) or original(*given))
-    number = int(page.subject.source.data.validation.files[0].split("/")[1].split(".")[0])
-    page.upload.value = file(noise(number))
-    assert page.picture.name == "mine.png"
+    explained.clear()
+    number = int(subject.sources[0].data.validation.files[0].split("/")[1].split(".")[0])
+    side.kind.value = "upload"
+    side.upload.value = file(noise(number))
+    assert page.wait(PATIENCE)
+    assert side.asked.picture.name == "mine.png"
     assert explained == []
 
 
@@ -96,8 +227,12 @@ def test_a_slow_method_shows_progress_can_be_cancelled_and_taken_up_again(page):
     while column.bar.value == 0 and time.monotonic() < end:
         time.sleep(0.01)
     assert 0 < column.bar.value < 20000
-    page.opacity.value = 0.3  # the page still answers
+    page.display.widgets["opacity"].value = 0.3  # the page still answers
     assert len(pictures_of(page.columns[0])) == 3
+    page.columns[0].picker.value = "sobel_edges"  # and what is quick does not wait for it
+    while not pictures_of(page.columns[0]) and time.monotonic() < end:
+        time.sleep(0.01)
+    assert column.progress.layout.display == ""
     column.stop.click()
     assert page.wait(PATIENCE)
     assert "cancelled" in column.output.value
@@ -114,32 +249,33 @@ def test_a_slow_method_shows_progress_can_be_cancelled_and_taken_up_again(page):
     assert column.output.value == ""
 
 
-def test_an_upload_changes_the_picture_and_a_bad_one_is_refused(page):
+def test_an_upload_changes_the_picture_and_a_bad_one_is_refused(page, side):
     """A good file is shown and explained; a bad one leaves all as it was and is named, as text."""
-    page.upload.value = file(noise(77, 50))
-    assert page.picture.name == "mine.png"
+    side.upload.value = file(noise(77, 50))  # nothing yet: images come from the data set
+    side.kind.value = "upload"
+    assert side.asked.picture.name == "mine.png"
     assert page.wait(PATIENCE)
-    shown = [column.output.value for column in page.columns]
-    page.upload.value = ({**file(noise(1))[0], "name": "<b>bad</b>.png", "content": b"no image"},)
-    assert "&lt;b&gt;bad&lt;/b&gt;.png" in page.error.value
-    assert "<b>" not in page.error.value
-    assert [column.output.value for column in page.columns] == shown
-    page.number.value = 0
-    page._pick()
-    assert page.error.value == ""
+    shown = shown_by(page)
+    side.upload.value = ({**file(noise(1))[0], "name": "<b>bad</b>.png", "content": b"no image"},)
+    assert "&lt;b&gt;bad&lt;/b&gt;.png" in side.error.value
+    assert "<b>" not in side.error.value
+    assert page.wait(PATIENCE)
+    assert shown_by(page) == shown
+    side.kind.value = "data set"
+    assert side.error.value == ""
 
 
-def test_a_file_is_read_from_its_path(page, folder):
+def test_a_file_is_read_from_its_path(side, folder):
     """The path of an image is enough; one that is not there is said."""
-    page.kind.value = "file"
-    page.file.value = str(folder / "images/plain/1.png")
-    assert page.picture.name == "1.png"
-    page.file.value = "nowhere.png"
-    assert "nowhere.png is no file" in page.error.value
-    assert page.picture.name == "1.png"
+    side.kind.value = "file"
+    side.file.value = str(folder / "images/plain/1.png")
+    assert side.asked.picture.name == "1.png"
+    side.file.value = "nowhere.png"
+    assert "nowhere.png is no file" in side.error.value
+    assert side.asked.picture.name == "1.png"
 
 
-def test_files_outside_of_what_was_named_are_refused(page, folder, tmp_path):
+def test_files_outside_of_what_was_named_are_refused(side, folder, tmp_path):
     """Neither an absolute path, nor one that climbs, nor a link leads out of the project and the folders of the command
     line; what is no path at all is said, too, and the last image stays."""
     picture, named = tmp_path / "elsewhere" / "x.png", tmp_path / "named"
@@ -149,21 +285,21 @@ def test_files_outside_of_what_was_named_are_refused(page, folder, tmp_path):
     links = folder / "images" / "out.png", folder / "images" / "out", folder / "images" / "in.png"
     for link, target in zip(links, (picture, picture.parent, folder / "images/plain/2.png"), strict=True):
         link.symlink_to(target)
-    page.kind.value = "file"
-    page.file.value = "images/plain/3.png"  # counts from the project, not from where the process is
+    side.kind.value = "file"
+    side.file.value = "images/plain/3.png"  # counts from the project, not from where the process is
     refused = f"does not lie in {folder.resolve()}; upload it, or begin with make inspect FOLDERS="
     climbing = os.path.relpath(picture, folder.resolve())
     linked = "images/out.png", "images/out/x.png"
     for given in (picture, climbing, *linked, picture.parent / "none.png", "/", "/proc/self/mem"):
-        page.file.value = str(given)
-        assert refused in html.unescape(page.error.value), given
+        side.file.value = str(given)
+        assert refused in html.unescape(side.error.value), given
     for given in ("images/plain/\0.png", "a" * 300, "images", "images/plain/9.png"):
-        page.file.value = given
-        assert "xai-error" in page.error.value
-    assert page.picture.name == "3.png"
-    page.file.value = "images/in.png"
-    assert page.error.value == ""
-    assert page.picture.name == "in.png"
+        side.file.value = given
+        assert "xai-error" in side.error.value
+    assert side.asked.picture.name == "3.png"
+    side.file.value = "images/in.png"
+    assert side.error.value == ""
+    assert side.asked.picture.name == "in.png"
     for link in links:
         link.unlink()
     folders = open_subject(folder, [named]).folders
@@ -174,67 +310,167 @@ def test_files_outside_of_what_was_named_are_refused(page, folder, tmp_path):
         pictures.within(str(picture), ())
 
 
-def test_no_text_of_the_data_becomes_html(page):
+def test_no_text_of_the_data_becomes_html(page, side):
     """A class called as a tag appears escaped wherever HTML is written."""
-    page.pixel.value = "1, 1"
-    values = [w.value for w in (page.card, page.curves, page.reading, page.error, page.layer_strip)]
+    page.display.widgets["pixel"].value = "1, 1"
+    values = [w.value for w in (side.card, page.curves, page.reading, side.error, page.layers, page.keeping.link)]
     values += [column.output.value for column in page.columns]
-    assert "&lt;img src=x" in page.card.value
+    assert "&lt;img src=x" in side.card.value
     assert not any("<img src=x" in value for value in values)
 
 
 def test_a_pixel_is_read_with_its_rank(page):
     """The row of a method holds its score and rank there; what is no pixel of the image reads nothing."""
-    page.pixel.value = "5, 7"
-    answer = page.answers.known(page._key(page.columns[1]))
+    page.display.widgets["pixel"].value = "5, 7"
+    answer = page._shown[1].answer
     assert f"{int(answer.ranks[7, 5]) + 1} of {SIZE * SIZE}" in page.reading.value
     assert f"{answer.scores[7, 5]:.4g}" in page.reading.value
     for wrong in ("", "5", "5, 99", "-1, 2", "a, b"):
-        page.pixel.value = wrong
+        page.display.widgets["pixel"].value = wrong
         assert "Click a picture" in page.reading.value
 
 
 def test_what_is_shown_can_be_saved(page):
-    """One PNG with the settings inside and the same settings as JSON, offered as links; equal pages, equal bytes."""
-    files = page.files()
-    (picture, _), (text, _) = files.values()
-    settings = json.loads(text)
-    assert settings["image"]["label"] == HOSTILE
-    assert [each["method"] for each in settings["methods"]] == [column.method for column in page.columns]
-    assert settings["methods"][0]["insertion_area"] == pytest.approx(
-        page.answers.known(("curves", page._key(page.columns[0]))).insertion_area
-    )
+    """One click each, and each click again: a PNG with the state inside, and the JSON, of equal pages equal bytes."""
+    (_, picture, _), (_, text, _) = page.files().values()
+    saved = json.loads(text)
+    (found,) = saved["found"]
+    assert found["label"] == HOSTILE
+    assert [each["method"] for each in found["maps"]] == [column.method for column in page.columns]
+    assert found["maps"][0]["insertion_area"] == pytest.approx(page._shown[0].curves.insertion_area)
     opened = Image.open(io.BytesIO(picture))
     opened.load()
-    assert opened.text["settings"] == text.decode()
-    page._save(None)
-    (link, *_) = re.findall(r'href="data:image/png;base64,([^"]+)"', page.saved.value)
+    assert json.loads(opened.text["settings"]) == saved
+    written = []
+    page.keeping.said.observe(lambda change: written.append(change.new), "value")
+    for _ in range(2):
+        page.keeping.picture.click()
+    page.keeping.json.click()
+    assert [bool(each) for each in written] == [True, False, True, False, True]
+    (link,) = re.findall(r'href="data:image/png;base64,([^"]+)"', written[2])
     assert base64.b64decode(link) == picture
+    assert "previousElementSibling.click()" in written[4]
+
+
+STATE = {"opacity": 0.2, "percentile": 95.0, "colour_map": "magma", "share": 25, "hidden": "mean", "pixel": "3, 5"}
+
+
+def shown_by(page):
+    return [column.output.value.split('<table class="numbers">')[0] for column in page.columns], [
+        side.card.value for side in page.sides
+    ]
+
+
+def test_a_saved_state_opens_again(page, side, subject, folder, monkeypatch):
+    """JSON by upload and by path, and the link: image, class, methods, options and display are as they were, and so is
+    each picture; an upload comes back from the JSON, and a link says that it cannot hold it."""
+    side.kind.value = "upload"
+    side.upload.value = file(noise(5, 50))
+    side.target.value = 1 - side.target.value
+    page.columns[1].picker.value = "integrated_gradients"
+    page.columns[1]._widgets["steps"].value = 3
+    page.columns[3].picker.value = "none"
+    for name, value in STATE.items():
+        page.display.widgets[name].value = value
+    page.compare.value = True
+    page.sides[1].kind.value = "data set"
+    page.sides[1].number.value = 1
+    assert page.wait(PATIENCE)
+    before, state = shown_by(page), page.state()
+    name, content, _ = page.files()[".json"]
+    with opened({"the network": lambda: subject}) as again:
+        again.keeping.upload.value = ({**file(noise(1))[0], "name": name, "content": content},)
+        assert again.keeping.said.value == ""
+        assert again.wait(PATIENCE)
+        assert again.state() == state
+        assert shown_by(again) == before
+        again.compare.value = False
+        (folder / "saved.json").write_bytes(content)
+        again.keeping.path.value = "saved.json"
+        assert again.state() == state
+        address = keeping.link(state)
+        assert len(address) < 4000
+        with pytest.raises(ValueError, match="an upload, which a link cannot hold; open the saved JSON"):
+            again.restore(keeping.read(address))
+        assert again.state() == state  # all or nothing
+        side.kind.value = "data set"
+        state = page.state()
+        monkeypatch.setenv("QUERY_STRING", "token=1&" + urlsplit(keeping.link(state)).query)
+        again.restore(keeping.read("?" + os.environ["QUERY_STRING"]))
+        assert again.state() == state
+
+
+def test_what_is_no_state_is_said_and_changes_nothing(page):
+    """Other JSON, another network, class, method, option or value: the reason stands there, and all stays as it was."""
+    state = page.state()
+    side, options = state["sides"][0], {"method": "rise", "options": {"masks": 5}}
+    broken = {
+        "this is no saved inspection": {"a": 1},
+        "network 'other' is not here; there is the network": state | {"sides": [side | {"network": "other"}]},
+        "the network knows no class 'cat'": state | {"sides": [side | {"class": "cat"}]},
+        "image 99 of": state | {"sides": [side | {"image": side["image"] | {"number": 99}}]},
+        "method 'other' is unknown": state | {"methods": [options | {"method": "other"}, None, None, None]},
+        "rise has no option 'colour'": state | {"methods": [options | {"options": {"colour": 1}}, None, None, None]},
+        "rise: masks cannot be -1 here": state | {"methods": [options | {"options": {"masks": -1}}, None, None, None]},
+        "this state cannot be opened: Invalid selection": state | {"display": {"colour_map": "pink"}},
+    }
+    for reason, given in broken.items():
+        content = json.dumps(given).encode()
+        page.keeping.upload.value = ({**file(noise(1))[0], "name": "state.json", "content": content},)
+        assert reason in html.unescape(page.keeping.said.value), reason
+        assert page.state() == state, reason
+    page.keeping.path.value = "../../etc/passwd"
+    assert "does not lie in" in page.keeping.said.value
+    page.restore(state | {"found": [keeping.identity(page.sides[0].asked) | {"image": "other"}]})
+    assert "another: image" in page.keeping.said.value
 
 
 def test_an_option_that_does_not_fit_is_said_in_its_column(page):
     """What a method refuses stands in the place of its map, and the others stay."""
     page.columns[0].picker.value = "akd"
+    assert page.wait(PATIENCE)
     assert "distill_surrogate" in page.columns[0].output.value
-    page.columns[1].picker.value = "smoe"
-    page.columns[1]._widgets["statistic"].value = "truncated_normal_mean"
+    assert "3 of 4 maps are there; 1 cannot be made" in page.status.value
     assert len(pictures_of(page.columns[2])) == 3
 
 
 def test_without_images_the_page_waits_for_a_file(folder, tmp_path):
     """No data set: files and uploads are offered, nothing is explained, and saving says what is missing."""
-    import shutil
-
     shutil.copytree(folder, tmp_path / "p", ignore=shutil.ignore_patterns("data", "images"))
-    page = Inspector(open_subject(tmp_path / "p"))
-    assert page.kind.options == ("file", "upload")
-    page.opacity.value = 0.2
-    page._save(None)
-    assert "choose an image" in page.error.value
-    page.upload.value = file(noise(3))
+    page = Inspector({"the network": functools.partial(open_subject, tmp_path / "p")})
+    (side,) = page.sides
+    assert [kind for _, kind in side.kind.options] == ["file", "upload"]
+    page.display.widgets["opacity"].value = 0.2
+    page.keeping.picture.click()
+    assert "choose an image" in page.keeping.said.value
+    side.kind.value = "upload"
+    side.upload.value = file(noise(3))
     assert page.wait(PATIENCE)
     assert len(pictures_of(page.columns[0])) == 3
     page.close()
+
+
+def test_thumbnails_are_buttons_made_when_they_are_shown(page, side, subject, monkeypatch):
+    """A button for each image of the class, which a click shows; a dozen at once, and pictures of no others."""
+    buttons, made, source = side.thumbnails.buttons, [], subject.sources[0]
+    monkeypatch.setattr(source, "count", lambda split, label: 30)
+    blank = pictures.Picture(torch.rand(3, SIZE, SIZE), "x")
+    monkeypatch.setattr(source, "picture", lambda split, label, number: made.append(number) or blank)
+    side.split.value = "train"
+    assert sorted(set(made)) == list(range(12))
+    assert [button.description for button in buttons] == ["0, shown", *map(str, range(1, 12))]
+    made.clear()
+    side.thumbnails.later.click()
+    assert made == list(range(12, 24))
+    assert buttons[0].description == "12"
+    assert "background-image" in side.thumbnails.view.children[0].value
+    side.thumbnails.later.click()
+    assert [button.layout.display for button in buttons] == [*[""] * 6, *["none"] * 6]
+    side.thumbnails.earlier.click()
+    buttons[5].click()
+    assert side.number.value == 17
+    assert (buttons[4].description, buttons[5].description) == ("16", "17, shown")
+    assert sorted(set(made)) == list(range(12, 30))  # those of the first page were kept
 
 
 @pytest.fixture(scope="module")
@@ -243,100 +479,199 @@ def imagenet(folder):
     return {name: functools.cache(opener) for name, opener in openers(folder).items()}
 
 
-def test_another_network_begins_anew(imagenet):
-    """ImageNet's answers first; switched, the page has the other's classes, maps and source, and back again."""
-    page = Choice(imagenet)
-    first = page.inspector
-    assert first.subject.source.kind == first.kind.value == "photos"
-    assert first.label.value == "chelsea"
-    assert first.picture.name == "Chelsea the cat: Stefan van der Walt, CC0"
-    assert (first.split.layout.display, first.number.layout.display) == ("none", "none")
-    assert "it knows 1000 classes" in str(page.view.children[2].children[0].children[0].value)
-    before = first.card.value
-    page.picker.value = page.picker.options[1]
-    second = page.inspector
-    assert second is not first
-    assert page.view.children[2].children == (second.view,)
-    assert [index for _, index in sorted(second.target.options, key=lambda option: option[1])] == [0, 1]
-    assert second.picture.label == HOSTILE
-    assert second.search.layout.display == "none"
-    assert "it knows 2 classes" in second.view.children[0].value
-    assert all(len(pictures_of(column)) == 3 for column in second.columns)
-    assert not set(second.answers._kept) & set(first.answers._kept)
-    assert first.answers.lane.wait(PATIENCE)
-    page.picker.value = page.picker.options[0]
-    assert page.inspector.card.value == before
-    page.inspector.close()
+def test_another_network_has_its_own_images_classes_and_methods(imagenet):
+    """ImageNet's answers first; switched, the page has the other's classes, maps and images, and back again."""
+    with opened(imagenet) as page:
+        (side,) = page.sides
+        first, second = side.network.options
+        assert side.kind.value == "photographs"
+        assert side.label.value == "chelsea"
+        assert side.asked.picture.name == "Chelsea the cat: Stefan van der Walt, CC0"
+        assert (side.split.layout.display, side.number.layout.display) == ("none", "none")
+        assert [button.description for button in side.thumbnails.buttons[:5]] == [
+            "chelsea, shown", "coffee", "camera", "rocket", "astronaut"
+        ]  # fmt: skip
+        assert "it knows 1000 classes" in page.about.value
+        before, card = {each.key for each in page._shown}, side.card.value
+        side.network.value = second
+        assert page.wait(PATIENCE)
+        assert [index for _, index in sorted(side.target.options, key=lambda option: option[1])] == [0, 1]
+        assert side.asked.picture.label == HOSTILE
+        assert side.search.layout.display == "none"
+        assert "it knows 2 classes" in page.about.value
+        assert all(len(pictures_of(column)) == 3 for column in page.columns)
+        assert not before & {each.key for each in page._shown}
+        side.network.value = first
+        assert side.card.value == card
 
 
-def test_an_image_of_ones_own_is_asked_about_again(imagenet, folder):
-    """The upload, or the file, that one network was asked about is the one that the next is asked about."""
-    page = Choice(imagenet)
-    page.inspector.upload.value = file(noise(7, 300))
-    page.inspector.kind.value = "upload"
-    assert page.inspector.picture.pixels.shape == (3, 224, 224)
-    page.inspector.upload.value = ({**file(noise(1))[0], "name": "bad.png", "content": b"no image"},)
-    page.picker.value = page.picker.options[1]
-    assert page.inspector.picture.name == "mine.png"
-    assert page.inspector.picture.pixels.shape == (3, SIZE, SIZE)
-    page.inspector.kind.value = "file"
-    page.inspector.file.value = "images/plain/1.png"
-    page.picker.value = page.picker.options[0]
-    assert page.inspector.picture.name == "1.png"
-    assert page.inspector.picture.pixels.shape == (3, 224, 224)
-    page.inspector.close()
+def test_two_networks_and_two_images_are_compared_by_the_same_methods(imagenet, folder):
+    """The second side shows the first one's image as another network sees it, then another image of its own: each map
+    stands beside its counterpart, under the letter of its side, with the same options."""
+    with opened(imagenet) as page:
+        first = page.sides[0]
+        first.kind.value, first.file.value = "file", "images/plain/1.png"
+        page.compare.value = True
+        second = page.sides[1]
+        second.network.value = second.network.options[1]
+        assert page.wait(PATIENCE)
+        assert [each.asked.picture.pixels.shape[-1] for each in page.sides] == [224, SIZE]
+        assert {each.asked.picture.name for each in page.sides} == {"1.png"}
+        assert page.status.value == "8 of 8 maps are there"
+        column = page.columns[1]
+        assert len(pictures_of(column)) == 6
+        assert f"<div>A: {first.asked.name}</div>" in column.output.value
+        assert f"<div>B: {html.escape(second.asked.name)}</div>" in column.output.value
+        options = [each.question.options for each in page._shown if each.place == 1]
+        assert options[0] == options[1]
+        assert page.curves.value.count("<polyline") == 16
+        assert "2 Grad-CAM, B" in page.curves.value
+        first.file.value = "images/plain/2.png"  # the second side follows
+        assert {each.asked.picture.name for each in page.sides} == {"2.png"}
+        second.kind.value = "data set"
+        first.file.value = "images/plain/1.png"
+        assert second.asked.picture.name.startswith("images, validation")
+        page.compare.value = False
+        assert page.wait(PATIENCE)
+        assert len(pictures_of(column)) == 3
 
 
 def test_of_a_thousand_classes_one_is_found(imagenet):
     """The five most probable stand first; a part of a name puts its classes before them, and the only one is taken."""
-    page = Inspector(imagenet[next(iter(imagenet))]())
-    page.label.value = "camera"
-    assert page.search.layout.display == ""
-    assert len(page.target.options) == 1000
-    assert page.target.options[0][0].startswith("tripod  (9")
-    page.search.value = "Cat"
-    matches = [name for name, _ in page.target.options if "cat" in name.split("  (")[0].lower()]
-    assert [name for name, _ in page.target.options[: len(matches)]] == matches
-    assert len(page.target.options) == 1000
-    assert page.subject.classes[page.target.value] == "tripod"
-    page.search.value = "reflex cam"
-    assert page.subject.classes[page.target.value] == "reflex camera"
-    page.search.value = "no such class"
-    assert page.subject.classes[page.target.value] == "reflex camera"
-    assert page.target.options[0][0].startswith("tripod")
-    page.search.value = ""
-    page.label.value = "coffee"
-    assert page.subject.classes[page.target.value] == "espresso"
-    page.close()
+    side = Side(imagenet, lambda: None)
+    side.label.value = "camera"
+    assert side.search.layout.display == ""
+    assert len(side.target.options) == 1000
+    assert side.target.options[0][0].startswith("tripod  (9")
+    side.search.value = "Cat"
+    matches = [name for name, _ in side.target.options if "cat" in name.split("  (")[0].lower()]
+    assert [name for name, _ in side.target.options[: len(matches)]] == matches
+    assert len(side.target.options) == 1000
+    assert side.asked.name == "tripod"
+    side.search.value = "reflex cam"
+    assert side.asked.name == side.subject.classes[side.target.value] == "reflex camera"
+    side.search.value = "no such class"
+    assert side.asked.name == "reflex camera"
+    assert side.target.options[0][0].startswith("tripod")
+    side.search.value = ""
+    side.label.value = "coffee"
+    assert side.asked.name == "espresso"
 
 
-def test_a_network_that_cannot_be_opened_is_said(imagenet):
-    """The reason stands under the picker, and the page of the last network stays."""
+def test_the_cell_of_the_explained_class_is_outlined_in_a_mosaic(imagenet):
+    """A mosaic of photographs: the class is that of its cell alone, which is outlined as true, the others as others."""
+    side = Side(imagenet, lambda: None)
+    side.kind.value = "mosaics of photographs"
+    side.label.value = "coffee"  # the second one stands in the second cell
+    assert side.asked.name == "espresso"
+    assert side.asked.picture.explained == 1
+    found = truth.outlines(truth.CELLS, side.asked)
+    (true,) = (each for each in found if each.colour == truth.TRUE)
+    assert len(found) == 4
+    assert true.name == "espresso"
+    corners = {point for line in true.lines for point in line}
+    assert corners == {(112, 0), (224, 0), (112, 112), (224, 112)}
+
+
+def test_a_network_that_cannot_be_opened_is_said(subject):
+    """The reason stands there, the page and its name stay those of the last network."""
 
     def missing():
         raise ModuleNotFoundError("the weights of <efficientnet_lite0> are not installed")
 
-    page = Choice({"first": list(imagenet.values())[1], "broken": missing})
-    shown = page.inspector
-    page.picker.value = "broken"
-    assert "the weights of &lt;efficientnet_lite0&gt; are not installed" in page.error.value
-    assert page.inspector is shown
-    page.picker.value = "first"
-    assert page.error.value == ""
-    page.inspector.close()
-
-
-def test_the_part_under_a_pixel_is_read(folder, tmp_path):
-    """On data with parts the table names the part and says how much of it is salient."""
-    import shutil
-
-    from conftest import ROOT
-
-    shutil.copytree(folder, tmp_path / "p", ignore=shutil.ignore_patterns("data"))
-    shutil.copytree(ROOT / "data/birds", tmp_path / "p/images", dirs_exist_ok=True)
-    page = Inspector(open_subject(tmp_path / "p"))
-    y, x = (int(v) for v in torch.from_numpy(page.picture.parts).nonzero()[0])
-    page.pixel.value = f"{x}, {y}"
-    name = page.picture.part_names[page.picture.parts[y, x] - 1]
-    assert f"mean in {name}" in page.reading.value
+    with opened({"first": lambda: subject, "broken": missing}) as page:
+        (side,) = page.sides
+        shown = side.card.value
+        side.network.value = "broken"
+        assert "the weights of &lt;efficientnet_lite0&gt; are not installed" in side.error.value
+        assert side.network.value == "first"
+        assert side.card.value == shown
+    page = Inspector({"broken": missing, "second": lambda: subject})
+    assert "are not installed" in page.sides[0].error.value
+    page.sides[0].network.value = "second"
+    assert page.wait(PATIENCE)
+    assert len(pictures_of(page.columns[0])) == 3
     page.close()
+
+
+@pytest.fixture(scope="module")
+def birds(folder, tmp_path_factory):
+    """A network of birds as the project's, which looks at one beak's pixels only; its data have boxes and parts."""
+    place = tmp_path_factory.mktemp("birds") / "p"
+    shutil.copytree(folder, place, ignore=shutil.ignore_patterns("data", "target"))
+    datasets.prepare(
+        ROOT / "data/birds", place / "build/data", image_size=64, train_per_class=1, validation_per_class=2
+    )
+    torch.manual_seed(1)
+    classes = list(datasets.load(place / "build/data").classes)
+    networks.save(networks.build("tiny_resnet", classes).eval(), place / "build/target")
+    return open_subject(place)
+
+
+def test_boxes_and_parts_are_outlined_where_they_exist(birds, page):
+    """Boxes, parts and those that decide can be switched on for birds; deciding ones are those that part truth finds;
+    other images offer what they have."""
+    assert page.display.widgets["outlined"].options == ("nothing",)
+    with opened({"birds": lambda: birds}) as page:
+        (side,), outlined = page.sides, page.display.widgets["outlined"]
+        assert outlined.options == ("nothing", "true boxes", "parts", "deciding parts")
+        picture = side.asked.picture
+        outlined.value = "true boxes"
+        assert side.card.value.count("<path") == 2  # a line and its rim
+        assert all(column.output.value.count("<path") == 6 for column in page.columns)
+        assert "with outlines of box" in page.columns[0].output.value
+        (box,) = truth.outlines(truth.BOXES, side.asked)
+        assert box.lines[0] == (picture.boxes[0][:2], (picture.boxes[0][2], picture.boxes[0][1]))
+        outlined.value = "parts"
+        seen = {name for place, name in enumerate(picture.part_names, 1) if (picture.parts == place).any()}
+        assert {each.name for each in truth.outlines(truth.PARTS, side.asked)} == seen
+        outlined.value = "deciding parts"
+        assert page.wait(PATIENCE)
+        data = birds.sources[0].data
+        row = int(side.asked.picture.name.split()[-1])
+        expected = deciding_parts(birds.model, data, "validation", [row], [side.asked.target]).decides[0]
+        names = {name for name, decides in zip(data.part_names, expected.tolist(), strict=True) if decides}
+        assert {each.name for each in page._outlines(side.asked)} == names & seen
+        y, x = (int(v) for v in torch.from_numpy(picture.parts).nonzero()[0])
+        page.display.widgets["pixel"].value = f"{x}, {y}"
+        assert f"mean in {picture.part_names[picture.parts[y, x] - 1]}" in page.reading.value
+        page.files()
+        side.kind.value = "upload"
+        side.upload.value = file(noise(3))
+        assert outlined.options == ("nothing",)
+        assert outlined.value == "nothing"
+        assert "<path" not in side.card.value
+
+
+def test_edges_run_where_a_mask_ends():
+    """A hole has edges, too, and a straight one is one line; together they are as long as the sides that differ."""
+    mask = np.zeros((4, 5), dtype=bool)
+    mask[1:4, 1:4] = True
+    mask[2, 2] = False
+    found = truth.edges(mask)
+    assert ((1, 1), (4, 1)) in found
+    assert ((1, 1), (1, 4)) in found
+    assert sum(abs(x1 - x0) + abs(y1 - y0) for (x0, y0), (x1, y1) in found) == 12 + 4
+    assert len(found) == 8
+
+
+def test_a_notebook_is_given_a_state(folder, monkeypatch):
+    """By the link that the page shows; a state that cannot be opened is said, and the page begins as it is."""
+    monkeypatch.setattr("xai_utils.widgets.page.openers", lambda root, folders: {"n": lambda: subject})
+    subject = open_subject(folder)
+    pages, init = [], Inspector.__init__
+    monkeypatch.setattr(Inspector, "__init__", lambda page, given: pages.append(page) or init(page, given))
+    inspector()
+    state = pages[0].state()
+    state["display"]["share"] = 33
+    inspector(keeping.link(state))
+    assert pages[1].display.values.share == 33
+    assert "inspector(&quot;?state=" in pages[1].keeping.link.value
+    monkeypatch.setenv("QUERY_STRING", "state=%7B")
+    monkeypatch.setenv("VOILA_REQUEST_URL", "/")
+    inspector()
+    assert "no saved inspection" in pages[2].keeping.said.value
+    assert 'href="?state=' in pages[2].keeping.link.value
+    assert len(pages[2].columns) == 4
+    for page in pages:
+        page.close()

@@ -1,4 +1,4 @@
-"""The inspector: a page that asks a network about one image. Notebooks show `inspector()`, `make inspect` the page."""
+"""The inspector: a page that asks networks about images. Notebooks show `inspector()`, `make inspect` the page."""
 
 import importlib
 
@@ -7,11 +7,10 @@ _PLACES = {
     "open_photographs": "opening",
     "open_subject": "opening",
     "openers": "opening",
-    "Choice": "choice",
     "Inspector": "page",
-    "inspector": "choice",
+    "inspector": "page",
 }
-__all__ = ["FOLDERS", "Choice", "Inspector", "inspector", "open_photographs", "open_subject", "openers"]
+__all__ = ["FOLDERS", "Inspector", "inspector", "open_photographs", "open_subject", "openers"]
 
 
 def __getattr__(name):

@@ -1,30 +1,73 @@
-"""What a page knows of its `Subject`, and the asking for what it does not know yet.
+"""What a page knows of the networks that it asks, and the asking for what it does not know yet.
 
-Answers are kept by their content, so that a setting that was there before, or a cheap one, never explains anew.
+Answers are kept by what they answer (`Question.key`), so that a setting that was there before never explains anew, and
+no answer can stand under another question.
 """
 
+import threading
 from collections import OrderedDict
 from copy import deepcopy
+from typing import NamedTuple
+
+import torch
 
 from xai_utils.explainers import passes
 from xai_utils.widgets.background import Lane
-from xai_utils.widgets.subject import QUICK
+from xai_utils.widgets.pictures import Picture
+from xai_utils.widgets.subject import QUICK, Subject
 
 KEPT = 512  # answers and pictures in memory: at 224 pixels 100 MB
 
 
-class Answers:
-    """The answers of one `Subject`, the last `KEPT` by key: quick maps are made at once, all else in a `Lane`.
+class Asked(NamedTuple):
+    """A network, an image and a class, and what the network said of the image."""
 
-    Its owner calls it under a lock. `done(key, answer)` and `progress(key, images)` are called in the lane's thread:
+    subject: Subject
+    picture: Picture
+    image: str  # SHA-256 of the pixels
+    target: int
+    probabilities: torch.Tensor  # (K,)
+    stack: tuple | str  # `Subject.stack`, or why there is none
+    cells: tuple[int, ...] = ()  # of a mosaic: what the network calls the image of each cell
+
+    @property
+    def name(self):
+        """The class that is explained."""
+        return self.subject.classes[self.target]
+
+
+class Question(NamedTuple):
+    """One map that is asked for. It never changes: whatever is set on the page later is another question."""
+
+    asked: Asked
+    method: str
+    options: dict
+
+    @property
+    def key(self):
+        return self.asked.subject.key(self.asked.picture, self.asked.target, self.method, self.options)
+
+    @property
+    def passes(self):
+        """About how many images go through the network, as far as its options tell."""
+        return passes(self.method, self.options)
+
+    @property
+    def is_quick(self):
+        return self.method in self.asked.subject.missing or self.passes <= QUICK
+
+
+class Answers:
+    """The answers to what a page asks, the last `KEPT`. What is quick and what is slow have a `Lane` each.
+
+    Its owner calls it under a lock. `done(key, answer)` and `progress(key, images)` are called in a lane's thread:
     there the owner takes that lock and keeps the answer (`keep`).
     """
 
-    def __init__(self, subject, *, done, progress):
-        self.subject, self.model = subject, subject.model  # asked by the owner only; the lane asks its own copy
-        self._slow_model = deepcopy(subject.model)
-        self._kept = OrderedDict()
-        self.lane = Lane(done=done, progress=progress)
+    def __init__(self, *, done, progress):
+        self._kept, self._models, self._counted, self._seconds = OrderedDict(), {}, {}, {}
+        self._measuring = threading.Lock()
+        self.quick, self.slow = Lane(done=done, progress=progress), Lane(done=done, progress=progress)
 
     def keep(self, key, answer):
         self._kept[key] = answer
@@ -43,22 +86,60 @@ class Answers:
             self.keep(key, known := make())
         return known
 
-    def is_quick(self, method, options):
-        """Whether nobody needs to wait for a map, or for the error in its place."""
-        return method in self.subject.missing or passes(method, options) <= QUICK
+    def plain_seconds(self, subject):
+        """What a plain pass of a network takes, measured once; None: not yet."""
+        return self._seconds.get(subject.weights)
 
-    def explain(self, key, *question):
-        """Keep the map of `question` (picture, class, method, options), made now, or the error to show in its place."""
-        try:
-            answer = self.subject.explain(self.model, *question, None)
-        except Exception as error:  # a bad option must not end the page
-            answer = error
-        self.keep(key, answer)
+    def want(self, quick, slow):
+        """From now on these tasks (key -> work) and no others."""
+        self.quick.want(quick)
+        self.slow.want(slow)
 
-    def map_task(self, *question):
-        """The lane's work that makes the map of `question`."""
-        return lambda look: self.subject.explain(self._slow_model, *question, look)
+    def close(self):
+        self.quick.close()
+        self.slow.close()
 
-    def curves_task(self, *question):
-        """The lane's work that makes the curves of `question` (picture, class, explanation)."""
-        return lambda look: self.subject.perturbed(self._slow_model, *question, look)
+    def _model(self, subject, lane):
+        """A lane's own copy of the network: methods hang hooks into it. Both are made at once, by the page's thread."""
+        if subject.weights not in self._models:
+            self._models[subject.weights] = deepcopy(subject.model), deepcopy(subject.model)
+        return self._models[subject.weights][lane is self.slow]
+
+    def map_task(self, question):
+        """The work that makes a map; what a method's options cost is counted once, a plain pass timed once."""
+        (subject, picture, _, target, *_), method, options = question
+        model = self._model(subject, self.quick if question.is_quick else self.slow)
+        counting = subject.weights, subject.size, method, str(options)
+
+        def work(look):
+            with self._measuring:
+                if subject.weights not in self._seconds:
+                    self._seconds[subject.weights] = subject.plain_seconds(model)
+            known = self._counted.get(counting)
+            found = subject.explain(model, picture, target, method, options, look, counted=known)
+            self._counted[counting] = found.passes
+            return found
+
+        return work
+
+    def curves_task(self, question, explanation):
+        """The work that measures a map's insertion and deletion."""
+        subject, picture, _, target, *_ = question.asked
+        model = self._model(subject, self.slow)
+        return lambda look: subject.perturbed(model, picture, target, explanation, look)
+
+    def masked_task(self, question, explanation, share, hidden):
+        """The work that asks for the class's probability where only the top `share` of the pixels is left."""
+        subject, picture, _, target, *_ = question.asked
+        model = self._model(subject, self.quick)
+
+        def work(look):
+            images = subject.masked(picture, explanation, share, hidden)[None]
+            return subject.class_probabilities(model, images, target)[0]
+
+        return work
+
+    def deciding_task(self, asked):
+        """The work that finds the names of the parts that decide for the class."""
+        model = self._model(asked.subject, self.quick)
+        return lambda look: asked.picture.deciding(model, asked.target, asked.subject.device)

@@ -14,7 +14,7 @@ from xai_utils.networks.digests import digest
 from xai_utils.pipeline import parameters
 from xai_utils.training.distributed import Compute
 from xai_utils.widgets import FOLDERS
-from xai_utils.widgets.pictures import Drawn, Photographs, Prepared
+from xai_utils.widgets.pictures import Mosaics, Photographs, Prepared
 from xai_utils.widgets.subject import Subject
 
 NETWORK, WEIGHTS, SIZE = "efficientnet_lite0", "IMAGENET1K", 224  # comes with the extra `pipeline`; its images' size
@@ -44,9 +44,14 @@ def open_photographs(root=".", folders=None) -> Subject:
         "that of the pipeline"
         for method, record in _with_part()
     }
-    source = Photographs(SIZE)
+    photographs = Photographs(SIZE)
     return Subject(
-        _copy(target, SIZE, compute.device), SIZE, missing=missing, source=source, weights=digest(target), **settings
+        _copy(target, SIZE, compute.device),
+        SIZE,
+        missing=missing,
+        sources=(photographs, Mosaics(photographs)),
+        weights=digest(target),
+        **settings,
     )
 
 
@@ -60,7 +65,7 @@ def open_subject(root=".", folders=None) -> Subject:
     (root, settings, compute), notices = _project(root, folders), []
     prepare = parameters.resolve(parameters.read(root / "params.yaml"), "prepare_data")
     target = targets.load(root / PIPELINE, compute.device)
-    source, size, geometry = _images(root, prepare, notices)
+    sources, size, geometry = _images(root, prepare, notices)
     parts = _parts(root, target, compute.device, notices)
     made = [(EXPLAINERS[method].part, network) for method, found in parts.items() for network in found.values()]
     return Subject(
@@ -74,7 +79,7 @@ def open_subject(root=".", folders=None) -> Subject:
             if method not in parts
         },
         notices=tuple(notices),
-        source=source,
+        sources=sources,
         weights=" ".join(digest(network) for network in (target, *(network for _, network in made))),
         **settings,
     )
@@ -124,20 +129,16 @@ def _read(opener, notices):
 
 
 def _images(root, prepare, notices):
-    """The source of images or None, the image size, and the geometry of files and uploads."""
-    prepared, dataset = root / "build/data", root / prepare["dataset"]
-    if (prepared / "dataset.json").is_file():
-        data = _read(lambda: datasets.load(prepared), notices)
-        if data is not None:
-            geometry = prepare["geometry"] if data.catalogue else data.description["geometry"]
-            return Prepared(data), data.description["image_size"], geometry
-    drawn = None
-    if (dataset / "species.yaml").is_file():
-        catalogue = _read(lambda: datasets.load_catalogue(dataset / "species.yaml"), notices)
-        drawn = catalogue and Drawn(catalogue, prepare["image_size"])
-    if drawn is None:
+    """The sources of images, the image size, and the geometry of files and uploads."""
+    prepared = root / "build/data"
+    data = _read(lambda: datasets.load(prepared), notices) if (prepared / "dataset.json").is_file() else None
+    if data is None:
         notices.append("There is no data set to pick from: `dvc repro prepare_data` makes it. Files and uploads work.")
-    return drawn, prepare["image_size"], prepare["geometry"]
+        return (), prepare["image_size"], prepare["geometry"]
+    geometry = prepare["geometry"] if data.catalogue else data.description["geometry"]
+    own = Prepared(data)
+    sources = own, Mosaics(own)
+    return sources[: min(2, len(own.classes))], data.description["image_size"], geometry
 
 
 def _parts(root, target, device, notices):

@@ -1,45 +1,73 @@
-"""Where the one image comes from that is looked at: photographs, prepared data, drawn birds, a file, an upload."""
+"""Where an image comes from that is looked at: photographs, prepared data, mosaics of either, a file, an upload."""
 
 import shlex
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
+from torch.nn import functional
 
-from xai_utils import datasets
 from xai_utils.datasets import DataError
 from xai_utils.datasets.fitting import fit
 from xai_utils.datasets.folders import SUFFIXES
 from xai_utils.datasets.on_disk import FORMATS, read_image
 from xai_utils.datasets.photographs import PHOTOGRAPHS, photographs
+from xai_utils.metrics.grid_pointing import CELLS, explained_cell, mosaic
+from xai_utils.metrics.part_truth import deciding_parts
 
 MOST_BYTES = 8 * 2**20  # of a file; the page's connection takes messages of 64 MB (voila.json)
 MOST_PIXELS = 40_000_000  # 120 MB of colours while it is decoded
-DRAWN = 1000  # birds of a species that can be drawn where no data are prepared
+THUMBNAIL = 64  # pixels a side
 
 
 class Picture(NamedTuple):
-    """One image as the network takes it."""
+    """One image as the network takes it, and what is known to be true of it."""
 
     pixels: torch.Tensor  # (3, S, S) in [0, 1]
     name: str  # where it comes from
     label: str | None = None  # its true class
     parts: np.ndarray | None = None  # uint8 (S, S), 0 or the position in `part_names` + 1
     part_names: tuple[str, ...] = ()
+    boxes: tuple = ()  # of x0, y0, x1, y1, half-open, in pixels
+    cells: torch.Tensor | None = None  # (cells², 3, S, S), the images of a mosaic, row by row
+    explained: int = 0  # the cell whose class is explained first
+    deciding: Callable | None = None  # (network, class, device) -> the names of the parts that decide
 
     def part_at(self, x, y):
         """The name of the part at a pixel and its mask (S, S), or None where there is none."""
         number = 0 if self.parts is None else int(self.parts[y, x])
         return (self.part_names[number - 1], torch.from_numpy(self.parts == number)) if number else None
 
+    def at(self, size):
+        """The same image with `size` pixels a side. Which parts decide is asked of an image as it was drawn only."""
+        if (own := self.pixels.shape[-1]) == size:
+            return self
+        scaled = partial(functional.interpolate, size=(size, size), mode="bilinear", antialias=True)
+        parts = None if self.parts is None else np.array(Image.fromarray(self.parts).resize((size, size), 0))
+        return self._replace(
+            pixels=scaled(self.pixels[None])[0],
+            parts=parts,
+            boxes=tuple(tuple(side * size / own for side in box) for box in self.boxes),
+            cells=None if self.cells is None else scaled(self.cells),
+            deciding=None,
+        )
+
+    def thumbnail(self):
+        """It with at most THUMBNAIL pixels a side, a PIL image."""
+        image = Image.fromarray((self.pixels.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8))
+        image.thumbnail((THUMBNAIL, THUMBNAIL))
+        return image
+
 
 class Photographs:
     """The photographs that are installed (`datasets.photographs`), each in the place of a class with one image."""
 
-    kind, word, splits = "photos", "photograph", ("installed",)
+    kind, word, splits = "photographs", "photograph", ("installed",)
 
     def __init__(self, size):
         self.size, self.classes = size, tuple(PHOTOGRAPHS)
@@ -59,7 +87,7 @@ class Prepared:
 
     def __init__(self, data):
         self.data, self.classes = data, data.classes
-        self.splits = [split for split in ("validation", "train") if len(getattr(data, split))]
+        self.splits = tuple(split for split in ("validation", "train") if len(getattr(data, split)))
 
     def _rows(self, split, label):
         return np.flatnonzero(getattr(self.data, split).labels == self.classes.index(label))
@@ -69,29 +97,47 @@ class Prepared:
 
     def picture(self, split, label, number):
         """The `number`-th image (from 0) of a class."""
-        images, row = getattr(self.data, split), self._rows(split, label)[number]
-        parts = None if images.parts is None else np.array(images.parts[row])
-        name = f"{self.data.description['name']}, {split} {row}"
-        return Picture(images.tensor([row])[0], name, label, parts, self.data.part_names)
+        images, row = getattr(self.data, split), int(self._rows(split, label)[number])
+        drawn = self.data.catalogue is not None
+        return Picture(
+            images.tensor([row])[0],
+            f"{self.data.description['name']}, {split} {row}",
+            label,
+            None if images.parts is None else np.array(images.parts[row]),
+            self.data.part_names,
+            tuple(tuple(box) for box in images.boxes[row].tolist()),
+            deciding=partial(self._deciding, split, row) if drawn else None,
+        )
+
+    def _deciding(self, split, row, model, target, device):
+        (found,) = deciding_parts(model, self.data, split, [row], [target], device=device).decides
+        return tuple(name for name, decides in zip(self.data.part_names, found.tolist(), strict=True) if decides)
 
 
-class Drawn:
-    """Birds drawn from their catalogue when they are asked for: what there is where none are prepared."""
+class Mosaics:
+    """Mosaics of 2 x 2 images of a `source`: one of the class that is picked, the others of the classes after it."""
 
-    kind, word = "data set", "class"
-    splits = ("drawn now",)
-
-    def __init__(self, catalogue, size):
-        self.catalogue, self.size, self.classes = catalogue, size, tuple(catalogue.species)
-
-    def count(self, split, label):
-        return DRAWN
+    def __init__(self, source):
+        self.source, self.kind = source, f"mosaics of {source.kind}"
+        self.word, self.splits, self.classes, self.count = source.word, source.splits, source.classes, source.count
 
     def picture(self, split, label, number):
-        """The bird of a species with seed `number`."""
-        bird = datasets.render(self.catalogue, label, number, size=self.size)
-        pixels = torch.from_numpy(bird.image.transpose(2, 0, 1).copy()).float() / 255
-        return Picture(pixels, f"{label}, drawn with seed {number}", label, bird.parts, datasets.PARTS)
+        """The mosaic around the `number`-th image of a class, which stands in one cell after the other."""
+        place, cells = self.classes.index(label), CELLS**2
+        others = [each for each in self.classes[place + 1 :] + self.classes[:place] if self.count(split, each)]
+        if not others:
+            raise DataError(f"{split} holds images of {label} alone; a mosaic needs another class")
+        names = [others[turn % len(others)] for turn in range(cells - 1)]
+        explained = explained_cell(place + number)
+        names.insert(explained, label)
+        own = [
+            self.source.picture(split, name, number if name == label else number % self.count(split, name))
+            for name in names
+        ]
+        images = torch.stack([each.pixels for each in own])
+        name = "mosaic of " + "; ".join(each.name for each in own)
+        made = mosaic(images, size=images.shape[-2:])
+        return Picture(made, name, own[explained].label, cells=images, explained=explained)
 
 
 def within(given, folders) -> Path:

@@ -7,9 +7,9 @@ them (`key`); which thread asks, and of which copy of the network, is the page's
 import copy
 import hashlib
 import json
-import statistics
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -18,13 +18,13 @@ from xai_utils import explainers, networks
 from xai_utils.explainers import EXPLAINERS, passes, smoe
 from xai_utils.explainers.records import FLAG, LAYER
 from xai_utils.images import baseline, keep_top, perturb, rank_pixels
-from xai_utils.metrics.cost import plain_forward
+from xai_utils.metrics.cost import counted_passes, plain_forward
 from xai_utils.metrics.perturbation import area_under_curve, perturbation_curves
 from xai_utils.networks.probe import layouts
 from xai_utils.widgets.background import watched
 
-QUICK = 4  # passes that nobody needs to wait for: such maps are made at once
-UNIT_ROUNDS = 3  # plain passes, whose median time is the unit
+QUICK = 4  # passes that take no time worth telling: such maps wait for no slow one
+UNIT_ROUNDS = 5  # plain passes, whose shortest time is a network's unit
 SEEDS = (0, 2**31 - 1)
 
 
@@ -45,7 +45,7 @@ class Explanation(NamedTuple):
     scores: torch.Tensor  # (S, S) float32, raw
     ranks: torch.Tensor  # (S, S) int64, 0 = most salient
     seconds: float
-    over_a_pass: float  # seconds over those of a plain pass
+    passes: float  # counted, see `counted_passes`
 
 
 class Curves(NamedTuple):
@@ -62,7 +62,7 @@ class Subject:
     """A network that infers, the explainers trained for it, and the settings of the pipeline that made them.
 
     `parts`: method -> label -> the trained network that it brings (`Part`); `missing`: method -> why it cannot answer;
-    `notices`: what a reader of the maps must know; `source`: where images come from (None: files and uploads only);
+    `notices`: what a reader of the maps must know; `sources`: where images come from beside files and uploads;
     `folders`: those from which files may be read, without links in their paths.
     """
 
@@ -73,7 +73,7 @@ class Subject:
     parts: dict = field(default_factory=dict)
     missing: dict = field(default_factory=dict)
     notices: tuple = ()
-    source: object = None
+    sources: tuple = ()
     folders: tuple = ()
     defaults: dict = field(default_factory=dict)  # method -> options, as the pipeline's scale has them
     curves: dict = field(default_factory=dict)  # curve -> options of its protocol
@@ -157,37 +157,51 @@ class Subject:
         """The class probability of several images (n, 3, S, S), a list."""
         return networks.logits_of(model, images.to(self.device)).softmax(1)[:, int(target)].tolist()
 
+    @torch.inference_mode()
+    def classes_of(self, model, images):
+        """The classes that the network gives several images (n, 3, S, S), places in `classes`."""
+        return tuple(networks.logits_of(model, images.to(self.device)).argmax(1).tolist())
+
     def stack(self, model, picture):
         """The SMOE Scale of each spatial scale: layer names, and the stack (L, S, S) in [0, 1]."""
         images = self._batch(picture)
         return networks.scale_layers(model, images), smoe.layer_maps(model, images)[0].cpu()
 
-    def explain(self, model, picture, target, method, options, look=None) -> Explanation:
-        """One map; what is quick is timed twice and counts with the shorter time. `look` watches the passes.
+    def plain_seconds(self, model) -> float:
+        """What a plain pass of one image takes: the shortest of UNIT_ROUNDS, for a busy machine only adds to it."""
+        images = torch.zeros(1, 3, self.size, self.size, device=self.device)
+        return min(self._timed(lambda: plain_forward(model, images))[1] for _ in range(UNIT_ROUNDS))
+
+    def _timed(self, work):
+        """What `work` gives and the seconds that it takes."""
+        synchronise = torch.cuda.synchronize if self.device == "cuda" else lambda: None
+        synchronise()
+        begun = time.perf_counter()
+        result = work()
+        synchronise()
+        return result, time.perf_counter() - begun
+
+    def explain(self, model, picture, target, method, options, look=None, *, counted=None) -> Explanation:
+        """One map, its time and its passes: `counted` before, on any image, or now. `look` watches the passes.
 
         ValueError naming the stage where the method's network is missing, and whatever the method refuses.
         """
         if method in self.missing:
             raise ValueError(self.missing[method])
-        images, synchronise = self._batch(picture), torch.cuda.synchronize if self.device == "cuda" else lambda: None
+        images, found = self._batch(picture), []
 
-        def timed(work):
-            synchronise()
-            begun = time.perf_counter()
-            result = work()
-            synchronise()
-            return result, time.perf_counter() - begun
-
-        def explained():
+        def explained(*_):
             given = self._arguments(method, options)
-            return explainers.explain(model, images, int(target), method=method, **given)[0].cpu()
+            make = partial(explainers.explain, model, images, int(target), method=method, **given)
+            found.append(self._timed(lambda: make()[0].cpu()))
 
         with watched(model, look or (lambda _: None)):
-            scores, seconds = timed(explained)
-            if passes(method, options) <= QUICK:
-                seconds = min(seconds, timed(explained)[1])
-            unit = statistics.median(timed(lambda: plain_forward(model, images))[1] for _ in range(UNIT_ROUNDS))
-        return Explanation(scores, rank_pixels(scores[None])[0], seconds, seconds / unit)
+            if once := counted is None:
+                counted = counted_passes(model, images, explained)
+            if not once or passes(method, options) <= QUICK:  # whose time the counting would lengthen
+                explained()
+        scores, seconds = found[-1]
+        return Explanation(scores, rank_pixels(scores[None])[0], seconds, counted)
 
     def _arguments(self, method, options):
         """The options as the method's function takes them."""
