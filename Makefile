@@ -35,8 +35,9 @@ faults: setup ## kill every stage, fill the disk, run twice at once, and compare
 	python tests/faults.py
 
 bench: setup ## measure our maps beside other libraries', one benchmark after the other
-	for name in speed transformer_cams data_path memory; do python benchmarks/$$name.py --json benchmarks/$$name.json || exit 1; done
+	for name in speed transformer_cams data_path memory rise; do python benchmarks/$$name.py --json benchmarks/$$name.json || exit 1; done
 	python benchmarks/growth.py --json benchmarks/growth.json --docs docs
+	python benchmarks/rise.py --docs docs
 
 report: setup data ## maps, scores and checks of your own: make report IMAGES=folder TARGET=network; docs/own-data.md
 	@python -m xai_utils.pipeline.own_report "$$IMAGES" "$$TARGET" --name="$$NAME" --methods="$$METHODS" --limit="$$LIMIT" --size="$$SIZE"
