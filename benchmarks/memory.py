@@ -1,10 +1,13 @@
-"""How much memory the scoring of maps takes for 100 and for 1000 images: python benchmarks/memory.py [--json PATH]
+"""How much memory the stages take for 1,000 and for 10,000 images: python benchmarks/memory.py [--json PATH]
 
-All metrics that need no drawn birds, two methods, `small_resnet` at 96 pixels, the pipeline's default chunk; a process
-of its own for each number of images, whose private memory (RssAnon of Linux: without libraries and mapped files, whose
-pages the system takes back when it needs them) is read every 5 ms. glibc is told to give back every freed piece of
-64 kB and more at once. By default it keeps fragments, which hide what the scoring holds: 657 and 824 MB were seen, a
-level that depends on chance and not on the images scored so far. About five minutes.
+What the stages call, each in a process of its own for each number of images: prepare_data (reading and decoding),
+finetune_target (a training of one epoch, and held-out logits), train_mask_predictor (the distribution of its scores),
+train_attention (AMG's tables and variants), explain (maps, what is said of them), evaluate (all metrics that need no
+drawn birds), remove_and_retrain (maps, ranks and trainings of one row), figures (AKD's failures). Its private memory,
+with that of the processes that it starts (RssAnon of Linux: without libraries and mapped files, whose pages the system
+takes back when it needs them), is read every 5 ms. glibc is told to give back every freed piece of 64 kB and more at
+once. By default it keeps fragments, which hide what a stage holds: 657 and 824 MB were seen, a level that depends on
+chance and not on the images so far. `--images 40 80` takes minutes and shows no more than that this file works.
 """
 
 import argparse
@@ -22,36 +25,96 @@ import torch
 from PIL import Image
 from timing import new_file
 
-from xai_utils import datasets, networks, runs
-from xai_utils.evaluation import scores
+from xai_utils import datasets, networks
+from xai_utils.evaluation import explanation, maps, scores
 from xai_utils.metrics import METRICS
+from xai_utils.networks.mask_predictor import predictor_of
+from xai_utils.papers import akd, amg, amg_variants, dgle
+from xai_utils.retraining import experiment
+from xai_utils.training.distributed import Compute
+from xai_utils.training.surrogate import explained_classes
+from xai_utils.training.target import fit_target, held_out_logits
 
-COUNTS, SIZE, METHODS = (100, 1000), 96, ("first", "second")
-CURVES = {name: {"pixels_per_step": 12544} for name in ("insertion", "deletion")}  # short ones: longer take no more
+COUNTS, SIZE, NETWORK, METHODS = (1000, 10_000), 64, "tiny_resnet", {"grad_cam": {}, "smoe": {}, "random": {}}
+CURVES = {name: {"pixels_per_step": 25088} for name in ("insertion", "deletion")}  # short ones: longer take no more
+CURVES["faithfulness"] = {"steps": 4}
+LEARNING = {"epochs": 1, "batch_size": 32, "learning_rate": 0.01, "schedule": "steps", "milestones": []}
+LEARNING |= {"momentum": 0.9, "weight_decay": 1e-4, "smallest_crop": 0.6}
+RETRAINING = {"data": "data", "target": "target", "seed": 0, "network": "target", "image_size": 48, "fill": "mean"}
+RETRAINING |= {"train_images": None, "held_out_images": None, "start": "explained", "explained_epochs": 1}
+RETRAINING |= {"repetitions": 1, "percentages": [50], "rows": {"gradient": {"method": "gradient"}}, "statistics": []}
+RETRAINING |= {"keep_share": 0.1, "least_share": 0.1, "scale_kept": True, "image": LEARNING, "layer": LEARNING}
+COMPUTE = Compute(device="cpu", threads=1)
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536"}
-GROWTH = 1.10  # what we promise: 1000 images over 100
+GROWTH = 1.10  # what we promise: ten times as many images
 
 
-def project(folder: Path, count: int):
-    """Prepared images with boxes, an untrained target and random maps: what `scores.evaluate` reads."""
-    random = np.random.default_rng(0)
-    boxes = ["file,x0,y0,x1,y1"]
-    for number in range(count):
-        file = folder / "source" / "validation" / "ab"[number % 2] / f"{number}.png"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(random.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)).save(file)
-        boxes.append(f"{file.relative_to(folder / 'source')},8,8,48,64")
-    (folder / "source" / "boxes.csv").write_text("\n".join(boxes) + "\n", encoding="utf-8")
-    datasets.prepare(folder / "source", folder / "data", image_size=SIZE, geometry="squash")
+def source(folder: Path, count: int):
+    """Files of so many images to train on and as many held out, of two classes, with boxes."""
+    random, boxes = np.random.default_rng(0), ["file,x0,y0,x1,y1"]
+    for split in ("train", "validation"):
+        for number in range(count):
+            file = folder / split / "ab"[number % 2] / f"{number}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(random.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)).save(file)
+            boxes.append(f"{file.relative_to(folder)},8,8,40,48")
+    (folder / "boxes.csv").write_text("\n".join(boxes) + "\n", encoding="utf-8")
+
+
+def prepare_data():
+    datasets.prepare("source", "data", image_size=SIZE, geometry="squash")
     torch.manual_seed(0)
-    networks.save(networks.build("small_resnet", ["a", "b"]).eval(), folder / "target")
-    (folder / "maps").mkdir()
-    explained = {"split": "validation", "indices": list(range(count)), "targets": [n % 2 for n in range(count)]}
-    explained |= {"methods": {name: {} for name in METHODS}, "passes": dict.fromkeys(METHODS, 1.0)}
-    explained["run"] = runs.identity([], data=folder / "data", target=folder / "target") | {"maps": "random"}
-    (folder / "maps" / "explained.json").write_text(json.dumps(explained), encoding="utf-8")
-    for name in METHODS:
-        np.save(folder / "maps" / f"{name}.npy", random.random((count, SIZE, SIZE), dtype=np.float32))
+    networks.save(networks.build(NETWORK, ["a", "b"]).eval(), "target")
+
+
+def finetune_target():
+    fitted, _ = fit_target(LEARNING | {"data": "data", "target": NETWORK, "seed": 0}, compute=COMPUTE)
+    held_out_logits(fitted, datasets.load("data").validation, compute=COMPUTE)
+
+
+def train_mask_predictor():
+    target, split, law = networks.load("target").eval(), datasets.load("data").validation, {"eta": 1.5, "exponent": 2.5}
+    predictor = predictor_of(target, split.tensor([0]), controller="customized").eval()
+    dgle.distribution(dgle.held_out_scores(target, predictor, split, **law), **law)
+
+
+def train_attention():
+    target, data = networks.load("target").eval(), datasets.load("data")
+    indices, classes = np.arange(len(data.validation)), torch.zeros(len(data.validation), dtype=torch.int64)
+    layer, probe = networks.cam_layer(target, data.validation.tensor([0])), data.validation.tensor([0])
+    gate = networks.gate_for(target, probe, objective="none").eval()
+    options = {"smooth_samples": 2, "seed": 0}
+    amg.held_out_scores(target, data.validation, indices, classes, {layer: gate}, **options)
+    ways = {("none", "weighted"): [gate]}
+    amg_variants.held_out_scores(target, data, indices, classes, ways, layer=layer)
+
+
+def explain():
+    settings = {"data": "data", "target": "target", "maps": "maps", "images": None, "seed": 0, "methods": METHODS}
+    settings |= {"mosaics": {"number": 40, "cells": 2, "confidence": 0}}
+    explanation.make_maps(settings, compute=COMPUTE)
+    for made in maps.load("maps").arrays.values():
+        maps.described(made)
+
+
+def evaluate():
+    settings = {name: name for name in ("data", "target", "maps", "scores", "drawn")}
+    metrics = [name for name, metric in METRICS.items() if metric.needs != "part_masks"]
+    scores.evaluate(settings | {"metrics": metrics, "curves": CURVES, "chunk": 128}, compute=COMPUTE)
+
+
+def remove_and_retrain():
+    experiment.retrain(RETRAINING, ["none", "keep"], compute=COMPUTE)
+
+
+def figures():
+    made, split = maps.load("maps"), datasets.load("data").validation
+    explained_classes(networks.load("target").eval(), split, made.indices, made.arrays["grad_cam"])
+    akd.box_areas(split, made.indices)
+
+
+JOBS = (prepare_data, finetune_target, train_mask_predictor, train_attention)
+JOBS += (explain, evaluate, remove_and_retrain, figures)
 
 
 def private_kilobytes(process="self"):
@@ -83,32 +146,35 @@ def most_private(function):
     return most
 
 
-def peak(folder: Path) -> int:
-    """The most kB of private memory during the evaluation of a folder, in this process."""
-    metrics = [name for name, metric in METRICS.items() if metric.needs != "part_masks"]
-    settings = {name: str(folder / name) for name in ("data", "target", "maps", "scores", "drawn")}
-    return most_private(lambda: scores.evaluate(settings | {"metrics": metrics, "curves": CURVES, "chunk": 128}))
+def peaks(count: int) -> dict[str, int]:
+    """Stage -> the most kB of private memory while it works on so many images, in a process of its own."""
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        source(Path(folder, "source"), count)
+        for job in JOBS:
+            command = [sys.executable, Path(__file__).resolve(), "--job", job.__name__]
+            options = {"check": True, "text": True, "stdout": subprocess.PIPE, "cwd": folder}
+            told = subprocess.run(command, **options, env=os.environ | ALLOCATOR).stdout
+            found[job.__name__] = int(told.splitlines()[-1])
+            print(f"{count:6} images, {job.__name__}: {found[job.__name__] / 1e3:.0f} MB at the peak", flush=True)
+    return found
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=new_file, help="also write the measurements there")
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)  # of the process that is measured
+    parser.add_argument("--images", type=int, nargs=2, default=COUNTS, help="to compare (default: %(default)s)")
+    parser.add_argument("--job", choices=[job.__name__ for job in JOBS], help=argparse.SUPPRESS)  # of the process
     arguments = parser.parse_args()
-    if arguments.folder:
-        print(peak(arguments.folder))
+    if arguments.job:
+        torch.set_num_threads(COMPUTE.threads)
+        print(most_private({job.__name__: job for job in JOBS}[arguments.job]))
         sys.exit()
-    peaks = {}
-    for count in COUNTS:
-        with tempfile.TemporaryDirectory() as folder:
-            project(Path(folder), count)
-            command = [sys.executable, __file__, "--folder", folder]
-            options = {"check": True, "text": True, "stdout": subprocess.PIPE, "env": os.environ | ALLOCATOR}
-            told = subprocess.run(command, **options).stdout
-        peaks[count] = int(told.splitlines()[-1])
-        print(f"{count:5} images: {peaks[count] / 1e3:.0f} MB at the peak")
-    ratio = peaks[COUNTS[1]] / peaks[COUNTS[0]]
-    print(f"ratio {ratio:.3f} (promised {GROWTH:.2f})")
+    few, many = (peaks(count) for count in arguments.images)
+    ratios = {name: round(many[name] / few[name], 4) for name in many}
+    for name, ratio in ratios.items():
+        print(f"{name}: ratio {ratio:.3f} (promised {GROWTH:.2f}){'' if ratio <= GROWTH else ' NOT KEPT'}")
     if arguments.json:
-        about = {"peak_kilobytes": peaks, "ratio": round(ratio, 4), "promised": GROWTH, "torch": torch.__version__}
+        sizes = dict(zip(map(str, arguments.images), (few, many), strict=True))
+        about = {"peak_kilobytes": sizes, "ratios": ratios, "promised": GROWTH, "torch": torch.__version__}
         arguments.json.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
