@@ -9,8 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 import toy_tasks
+from scratch import change, project
 
+from xai_utils import datasets, networks
+from xai_utils.papers import amg_variants
+from xai_utils.pipeline import parameters
 from xai_utils.training import distributed, loop
+from xai_utils.training.gate import fit_gate
 
 
 def test_two_processes_do_what_one_does(tmp_path):
@@ -121,6 +126,35 @@ def test_torchrun_leaves_the_checkpoint_that_a_call_finds_finished(tmp_path):
     assert output.count("epoch 1 of 1") == 1
     fitted = toy_tasks.fit(tmp_path, {"epochs": 1}, compute=loop.Compute("cpu", processes=2))
     assert fitted.resumed_from == 4
+
+
+def test_torchrun_trains_the_gates_that_the_notebook_asks_for(tmp_path, monkeypatch):
+    """Two processes train all of train_attention as params.yaml has it; the notebook's calls find each finished."""
+    project(tmp_path, scale="smoke", **{"compute.device": "cpu", "compute.processes": 2, "compute.threads": 1})
+    learning = {"train_attention.networks": [], "train_attention.variants": 1}
+    change(tmp_path / "params.yaml", **learning)
+    monkeypatch.chdir(tmp_path)
+    datasets.prepare(
+        tmp_path / "data" / "birds", Path("build/data"), image_size=32, train_per_class=1, validation_per_class=1
+    )
+    networks.save(networks.build("tiny_resnet", datasets.load("build/data").classes).eval(), Path("build/target"))
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "xai_utils.training"]
+    process = toy_tasks.start(*launch, "train_attention", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    output, errors = process.communicate(timeout=200)
+    assert process.returncode == 0, errors
+    given = parameters.resolve(parameters.read(), "train_attention")
+    compute, said = loop.Compute(**given["compute"]), []
+    target, probe = networks.load("build/target"), datasets.load("build/data").validation.tensor([0])
+    asked = given["gate"] | {"data": "build/data", "target": "build/target", "seed": given["seed"]}
+    asked |= {name: given[name] for name in ("objective", "gate_input", "intensity_weight", "reduction")}
+    layers = networks.cam_layer(target, probe), networks.last_convolution(target, probe)
+    histories = [fit_gate(asked | {"layer": layer}, compute=compute, log=said.append)[1] for layer in layers]
+    amg_variants.fit_variants(asked | {"layer": layers[0]}, seeds=1, compute=compute, log=said.append)
+    assert said == []
+    assert [len(history) for history in histories] == [given["gate"]["epochs"]] * 2
+    assert (
+        output.count("epoch 1 of 1") == 2 + 3
+    )  # two layers; of six ways one is the first layer's and two train nothing
 
 
 def test_what_cannot_be_shared_is_said(tmp_path):

@@ -3,12 +3,14 @@
 The gates are trained with several seeds, for what one training is better at another may be worse at.
 """
 
+from contextlib import suppress
 from itertools import product
 
 import numpy as np
 import pandas
 import torch
 
+from xai_utils import datasets
 from xai_utils.evaluation.scores import score_methods
 from xai_utils.explainers.attention_gate import amg
 from xai_utils.explainers.cam import grad_cam
@@ -16,9 +18,11 @@ from xai_utils.images import rank_correlation
 from xai_utils.metrics import METRICS
 from xai_utils.metrics.part_truth import deciding_parts
 from xai_utils.metrics.statistics import FAILS, HOLDS, decide, holm, paired_test
+from xai_utils.networks import NotApplicable, cam_layer, last_convolution, targets
 from xai_utils.networks.attention_gate import GATE_INPUTS, OBJECTIVES
 from xai_utils.papers.amg import BATCH, HELD
 from xai_utils.training.gate import fit_gate
+from xai_utils.training.target import fit_target
 
 SCORED = ("average_drop", "percent_increase", "percentage_in", "box_average_precision", "part_truth")
 CORRELATION = "rank correlation"
@@ -39,6 +43,31 @@ def fit_variants(settings: dict, *, seeds: int, **options) -> dict:
             fit_gate(chosen | {"seed": settings["seed"] + place}, **options)[0] for place in range(count)
         ]
     return found
+
+
+def fit_stage(settings: dict, *, compute, checkpoint_steps=None, log=None):
+    """All trainings of the stage train_attention, as its notebook asks for them: it then finds them finished.
+
+    `settings`: data, target (folders) and the stage's parameters. Black boxes, a gate for each layer, the variants.
+    """
+    options = {"compute": compute, "log": log}
+    shared = {name: settings[name] for name in ("data", "seed")}
+    target, data = targets.load(settings["target"]), datasets.load(settings["data"])
+    for name in settings["networks"]:
+        if name != target.architecture:
+            chosen = settings["network"] | shared | {"target": name}
+            fit_target(chosen, checkpoint_steps=checkpoint_steps, **options)
+    probe, gate = data.validation.tensor([0]), settings["gate"]
+    base = gate | shared | {name: settings[name] for name in ("target", "intensity_weight", "reduction")}
+    layers = [cam_layer(target, probe)]
+    with suppress(NotApplicable):
+        layers.append(last_convolution(target, probe))
+    if gate["epochs"]:
+        for layer in layers:
+            chosen = base | {name: settings[name] for name in ("objective", "gate_input")} | {"layer": layer}
+            fit_gate(chosen, checkpoint_steps=checkpoint_steps, **options)
+        if settings["variants"]:
+            fit_variants(base | {"layer": layers[0]}, seeds=settings["variants"], **options)
 
 
 def scores_of(model, images, target, gates: dict, *, layer, part_masks=None, **given) -> dict[str, pandas.DataFrame]:

@@ -19,6 +19,7 @@ STAGES = {  # stage -> what trains it; looked up when asked for
     "finetune_target": "xai_utils.training.target:fit_target",
     "distill_surrogate": "xai_utils.training.surrogate:fit_surrogates",
     "train_mask_predictor": "xai_utils.training.mask_predictor:fit_predictors",
+    "train_attention": "xai_utils.papers.amg_variants:fit_stage",  # upstairs, where the variants are
 }
 
 
