@@ -5,7 +5,6 @@ from a tensor that is still on the GPU. A tensor's place is its storage's, as in
 follow. It does not show what a real device computes, or has no operation for.
 """
 
-from concurrent.futures import Future
 from contextlib import contextmanager
 
 import torch
@@ -13,8 +12,6 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
-
-from xai_utils.training import distributed
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 # these read one place and write the other
@@ -113,27 +110,6 @@ class _Generator(torch.Generator):
         return self.place
 
 
-class _Here:
-    """In place of a pool of processes: each job at once, here."""
-
-    def __init__(self, *_):
-        pass
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        pass
-
-    def shutdown(self, **_):
-        pass
-
-    def submit(self, function, *args):
-        future = Future()
-        future.set_result(function(*args))
-        return future
-
-
 @contextmanager
 def gpu(monkeypatch):
     """Inside the `with`, torch finds a GPU, on which `Compute(device="auto")` computes; gives the `_Operations`."""
@@ -145,6 +121,5 @@ def gpu(monkeypatch):
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: None)  # optimizers ask for its stream
     monkeypatch.setattr(torch, "Generator", _Generator)
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
-    monkeypatch.setattr(distributed, "pool", _Here)
     with _Operations() as operations, _Requests():
         yield operations

@@ -16,6 +16,7 @@ from conftest import ROOT
 from ruamel.yaml import YAML
 
 from xai_utils.pipeline import beside, cells, dependencies, git, kept, parameters, report, stage
+from xai_utils.training.distributed import Compute
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
@@ -126,9 +127,13 @@ def test_a_notebook_has_the_parameters_of_its_section(name):
 
 @pytest.mark.parametrize("name", parameters.STAGES)
 def test_dvc_watches_the_parameters_a_stage_receives(name):
-    """A stage reruns when one of its parameters changes, and not for another stage's."""
-    watched = parameters.read(ROOT / "dvc.yaml")["stages"][name]["params"]
+    """A stage reruns when one of its parameters changes, and not for another stage's, or for what changes no result."""
+    listed = parameters.read(ROOT / "dvc.yaml")["stages"][name]["params"]
+    watched = [key for each in listed for key in ([each] if isinstance(each, str) else each["params.yaml"])]
     shared = [key for key in parameters.SHARED if key in parameters.STAGES[name].model_fields]
+    if "compute" in shared:
+        shared.remove("compute")
+        shared += [f"compute.{key}" for key in Compute().decisive()]
     assert sorted(watched) == sorted(["scale", *shared, name])
 
 

@@ -2,11 +2,13 @@
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from cluster import cluster, kill_the_first_at_work
 from conftest import ROOT
 
 from xai_utils import datasets
@@ -156,16 +158,52 @@ def test_masks_know_no_label(finished, prepared, monkeypatch, tmp_path):
         np.save(file, np.roll(np.load(file), 5))
     results = []
     for folder in (Path("build/data"), tmp_path / "shuffled"):
-        chosen = {name: None for name in ("image_size", "train_images", "held_out_images")}
+        chosen = {name: None for name in ("image_size", "train_images", "held_out_images", "images")}
         chosen |= {"data": str(folder), "data_hash": folder.name, "subset_seed": 0, "explained": str(explained)}
         chosen |= {"percentages": [50], "seed": 0, "row": {"method": "fastcam"}}
         path = tmp_path / f"{folder.name}.json"
-        jobs.work(path, "levels", chosen, Compute("cpu", "float32"))
+        jobs.work("maps", path, "levels", chosen, Compute("cpu", "float32"))
         results.append(json.loads(path.read_text()))
     assert results[0] == results[1]
     found = np.load(tmp_path / results[0]["levels"] / "train.npy")
     assert found.shape == (24, 32, 32)
     assert (found == 0).reshape(24, -1).sum(1).tolist() == [512] * 24
+
+
+def test_workers_of_a_scheduler_train_what_processes_here_do(finished, prepared, tmp_path, monkeypatch):
+    """Two workers of Dask, one killed in the middle of a job: every record as it is without them, to the bit."""
+    pytest.importorskip("distributed", reason="dask.distributed (the extra `cluster`) is not installed")
+    shutil.copytree(prepared / "build", tmp_path / "build")
+    monkeypatch.chdir(tmp_path)
+    asked, said = SETTINGS | {"statistics": []}, []
+    expected = [record for record in finished[0] if record["level"] == "image" and record["mode"] == "keep"]
+    with cluster(tmp_path) as (address, started), ThreadPoolExecutor(1) as beside:
+        killed = beside.submit(kill_the_first_at_work, address, started, lambda: any((FOLDER / "image").glob("*.json")))
+        records = retrain(asked, ["keep"], compute=Compute("cpu", threads=2, scheduler=address), log=said.append)
+        assert started[killed.result()].poll() is not None
+        assert sum(process.poll() is None for process in started.values()) == 1
+    assert records == expected
+    assert len(said) == 1 + 1 + 2 + 2 * 2 * 2  # images, the explained network, maps of two rows, trainings
+
+
+def test_each_image_is_read_once_an_epoch(prepared, tmp_path, monkeypatch):
+    """One training reads its images once for each epoch, and what all share reads them once for all of them."""
+    monkeypatch.chdir(prepared)
+    read, pixels = [], datasets.Split.pixels
+    monkeypatch.setattr(datasets.Split, "pixels", lambda split, rows: read.append(len(rows)) or pixels(split, rows))
+    chosen = {"data": "build/data", "data_hash": "once", "image_size": None, "train_images": 16, "held_out_images": 9}
+    chosen |= {"subset_seed": 0, "images": None}
+    jobs.work("images", tmp_path / "images.json", "images", chosen, Compute("cpu", "float32"))
+    shared = json.loads((tmp_path / "images.json").read_text())
+    assert (shared["images"], sum(read)) == (None, 16)
+    whole = datasets.load("build/data").train
+    mean = whole.tensor(whole.subset(16, 0)).mean((0, 2, 3))
+    torch.testing.assert_close(torch.tensor(shared["colour"]), mean)
+    read.clear()
+    chosen |= SETTINGS["image"] | experiment.UNMASKED | {"fill": shared["colour"], "seed": 0, "epochs": 3}
+    chosen["network"] = {"architecture": "tiny_resnet"}
+    jobs.work("a training", tmp_path / "image.json", "image", chosen, Compute("cpu", "float32"))
+    assert sum(read) - 9 in range(3 * 16, 3 * 16 + 4)  # nine held out; a network is built for the size of one image
 
 
 def test_what_is_switched_off_is_not_trained(prepared, finished, monkeypatch):

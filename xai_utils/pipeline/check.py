@@ -5,14 +5,17 @@ in preflight.py, which needs torch and hence seconds, where something is not as 
 knew all names.
 """
 
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ValidationError
 
 from xai_utils.pipeline import parameters, raw_data
 
+ANSWER = 5  # seconds in which a scheduler answers
 WEIGHTS, CODE = "data/weights", "xai_utils"
 
 
@@ -58,6 +61,8 @@ def problems(values: dict | None = None, *, notebook: Callable[[str, dict], obje
     if "prepare_data" in chosen:
         found += raw_data.problems(Path(chosen["prepare_data"]["dataset"]))
         found += _said(_require_data, Path(chosen["prepare_data"]["dataset"]))
+    for address in {given["compute"]["scheduler"] for given in chosen.values() if "compute" in given} - {None}:
+        found += _said(_require_answer, address)
     pipeline, wrong = _opened(Path("dvc.yaml"), Pipeline)
     found += wrong
     if missing := [stage for stage in parameters.STAGES if pipeline and stage not in pipeline.stages]:
@@ -109,6 +114,18 @@ def _resolved(values) -> tuple[list[dict], list[str]]:
     return given, found
 
 
+def _require_answer(address: str):
+    """ValueError where nobody listens at a scheduler's address."""
+    place = urlsplit(address)
+    try:
+        socket.create_connection((place.hostname, place.port), timeout=ANSWER).close()
+    except OSError as error:
+        raise ValueError(
+            f"params.yaml: compute.scheduler = '{address}' cannot be reached ({error}); start a scheduler there "
+            "(dask scheduler), or leave it empty"
+        ) from None
+
+
 def _require_data(folder: Path):
     """ValueError where `folder` cannot hold the images."""
     if not folder.is_dir():
@@ -144,11 +161,18 @@ def _has_run(recorded: Recorded | None, values: dict) -> bool:
     before = recorded and recorded.params.get("params.yaml")
     return (
         bool(before)
-        and all(values.get(key, ...) == value for key, value in before.items())
+        and all(_at(values, key) == value for key, value in before.items())
         and all(
             _size(Path(entry.path)) == entry.size for entry in recorded.deps if entry.path.startswith((WEIGHTS, CODE))
         )
     )
+
+
+def _at(values: dict, key: str):
+    """The value that DVC calls `key`, such as compute.device; ... where there is none."""
+    for part in key.split("."):
+        values = values.get(part, ...) if isinstance(values, dict) else ...
+    return values
 
 
 def _size(path: Path) -> int:

@@ -2,12 +2,14 @@
 
 import os
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer
 
 from xai_utils.files import file_name
 
 REFERENCE_SIZE = 224  # pixels at which the papers state lengths (images.py, which needs torch)
+SCHEMES = ("tcp", "tls", "ws", "wss", "ucx")  # of Dask's
 WORKERS = max(64, 4 * (os.cpu_count() or 1))  # threads of all processes together: more only wait for each other
 
 
@@ -66,6 +68,17 @@ def _kept(rows):
     return {name: row for name, row in rows.items() if row is not False} if isinstance(rows, dict) else rows
 
 
+def _address(text):
+    parts = urlsplit(text)
+    try:
+        whole = parts.scheme in SCHEMES and parts.hostname and parts.port
+    except ValueError:  # of a port that is no number
+        whole = False
+    if not whole:
+        raise ValueError(f"give PROTOCOL://HOST:PORT, as a scheduler tells it, PROTOCOL one of {', '.join(SCHEMES)}")
+    return text
+
+
 def but_for(*names):
     """A name that is none of `names`, which the stage itself gives."""
 
@@ -95,6 +108,7 @@ ScaleJitter = Annotated[list[Annotated[int, Field(le=4096)]], AfterValidator(_sc
 
 Word = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_printable)]
 FileName = Annotated[str, AfterValidator(file_name)]
+Address = Annotated[Word, AfterValidator(_address)]
 ColourMap = Annotated[Word, AfterValidator(_colour_map)]
 Baseline = Literal["rise_blur", "rise_blur_gauss", "blur", "mean", "black"]
 

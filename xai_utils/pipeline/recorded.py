@@ -27,6 +27,9 @@ def received(lock: dict, stage: str, scales: list[str]) -> dict:
         raise parameters.ParameterError(
             f"dvc.lock has no scale for {stage}: an earlier version made these reports; run make repro"
         )
+    for key in [key for key in recorded if "." in key]:  # of a section of which some values change no result
+        section, name = key.split(".")
+        recorded.setdefault(section, {})[name] = recorded.pop(key)
     run_at = recorded.pop("scale")
     return parameters.at_scale(recorded | recorded.pop(stage), run_at, scales, stage)
 

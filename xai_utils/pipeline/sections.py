@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from xai_utils.pipeline.kinds import (
     WORKERS,
+    Address,
     Ascending,
     Baseline,
     ColourJitter,
@@ -46,6 +47,7 @@ class Compute(Section):
     prefetch: Annotated[int, Field(ge=0, le=64)]
     micro_batch: Whole | None
     compile: bool
+    scheduler: Address | None
 
     @model_validator(mode="after")
     def _not_crowded(self):

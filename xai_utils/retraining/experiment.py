@@ -26,7 +26,6 @@ and a killed training goes on from its checkpoint.
 """
 
 import json
-from concurrent.futures import as_completed
 from dataclasses import replace
 from functools import partial
 
@@ -41,8 +40,8 @@ from xai_utils.networks.architectures import TIMM, require_known
 from xai_utils.retraining.inputs import FOLDER, images_of
 from xai_utils.retraining.jobs import key_of, work
 from xai_utils.retraining.masks import thresholds
-from xai_utils.training import distributed
 from xai_utils.training.distributed import Compute
+from xai_utils.training.workers import workers
 
 
 def retrain(settings, modes=("none", "keep", "remove"), *, compute=None, log=None):
@@ -61,10 +60,11 @@ def retrain(settings, modes=("none", "keep", "remove"), *, compute=None, log=Non
             f"{settings['data']} has no labelled image to train on, and remove_and_retrain does nothing but train; "
             "switch it off (rows: {} and statistics: [])"
         )
-    workers = compute.processes * (compute.threads if compute.device == "cpu" else 1)
-    with distributed.pool(workers, compute.device) as pool:
-        make = partial(_made, pool=pool, compute=replace(compute, threads=1, processes=1), log=log)
-        conditions = [condition for mode in modes for condition in _conditions(settings, mode, make)]
+    data_hash = files_fingerprint(settings["data"])
+    count = compute.processes * (compute.threads if compute.device == "cpu" else 1)
+    with workers(replace(compute, threads=1, processes=count)) as done:
+        make = partial(_made, done=done, compute=replace(compute, threads=1, processes=1), log=log)
+        conditions = [condition for mode in modes for condition in _conditions(settings, mode, data_hash, make)]
         results = make([(_named(record), kind, chosen) for record, kind, chosen in conditions])
     return [record | result for (record, _, _), result in zip(conditions, results, strict=True)]
 
@@ -125,30 +125,21 @@ def _named(record):
     return f"{record['mode']} {where} {record['row']}"
 
 
-def _made(jobs, *, pool, compute, log):
+def _made(jobs, *, done, compute, log):
     """What each job (name, kind, its settings) results in, a dict; workers do the jobs whose file is missing.
 
     A file's name stands for all that the result depends on; the number of workers is not among it.
     """
-    paths, futures = [], {}
+    paths, missing = [], {}  # path -> name, and what `work` is asked for
     for name, kind, chosen in jobs:
         paths.append(path := FOLDER / kind / f"{key_of(kind, chosen, compute.decisive())}.json")
-        if not path.exists() and path not in [other for _, other in futures.values()]:
-            futures[pool.submit(work, path, kind, chosen, compute)] = name, path
-    try:
-        for number, future in enumerate(as_completed(futures), start=1):
-            name, path = futures[future]
-            try:
-                future.result()
-            except Exception as error:
-                error.add_note(f"Raised by: {name}")
-                raise
-            if log:
-                hits = _read(path).get("hits")
-                log(f"{number} of {len(futures)}: {name}" + (f" {np.mean(hits):.3f}" if hits else ""))
-    except BaseException:
-        pool.shutdown(cancel_futures=True)
-        raise
+        if not path.exists():
+            missing.setdefault(path, (name, (name, path, kind, chosen, compute)))
+    names, asked = zip(*missing.values(), strict=True) if missing else ((), ())
+    for number, (place, _) in enumerate(done(work, asked), start=1):
+        if log:
+            hits = _read([*missing][place]).get("hits")
+            log(f"{number} of {len(missing)}: {names[place]}" + (f" {np.mean(hits):.3f}" if hits else ""))
     return [_read(path) for path in paths]
 
 
@@ -165,10 +156,12 @@ def _read(path):
 UNMASKED = {"levels": None, "place": None, "keep": None}
 
 
-def _conditions(settings, mode, make):
+def _conditions(settings, mode, data_hash, make):
     """(record, kind, settings of the training) of all that is trained in a mode."""
-    data = {name: settings[name] for name in ("data", "image_size", "train_images", "held_out_images", "fill")}
-    data |= {"subset_seed": settings["seed"], "data_hash": files_fingerprint(settings["data"])}
+    data = {name: settings[name] for name in ("data", "image_size", "train_images", "held_out_images")}
+    data |= {"subset_seed": settings["seed"], "data_hash": data_hash}
+    [shared] = make([("images and their mean colour", "images", data)])
+    data["images"], data["fill"] = shared["images"], shared["colour"] if settings["fill"] == "mean" else [0.0] * 3
     folder = settings["target"]
     if settings["network"] != "target":
         chosen = data | settings["image"] | UNMASKED | {"network": {"architecture": settings["network"]}}

@@ -6,10 +6,10 @@ import numpy as np
 
 from xai_utils import datasets
 from xai_utils.explainers.registry import explain, explainer, method_of
-from xai_utils.files import files_fingerprint, new_arrays, partial_folder
+from xai_utils.files import new_arrays, partial_folder
 from xai_utils.metrics.cost import counted_passes
 from xai_utils.networks import engine, targets
-from xai_utils.retraining.inputs import batches, images_of
+from xai_utils.retraining.inputs import batches, images_of, kept_by_content
 from xai_utils.retraining.masks import levels
 
 
@@ -28,11 +28,9 @@ def explained_levels(chosen, path, compute):
                 begin = 1_000_003 * chosen["seed"] + 2 * int(rows[0]) + number
                 given = explainer(method).seeded(options, chosen["seed"], compute.device, begin=begin)
                 maps = explain(model, fetch(rows).to(compute.device), method=method, **given)
-                arrays[files[split]][rows] = levels(maps.cpu(), chosen["percentages"]).numpy()
+                arrays[files[split]][rows] = levels(maps, chosen["percentages"]).cpu().numpy()  # ranked on the device
             arrays[files[split]].flush()
-        content = files_fingerprint(folder)[:20]
-        if not (path.parent / content).exists():
-            folder.rename(path.parent / content)
+        content = kept_by_content(folder, path.parent)
     given = explainer(method).seeded(options, 0, compute.device)
     image = images["train"][0]([0]).to(compute.device)
     passes = counted_passes(model, image, partial(explain, method=method, **given))

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
 
 import torch
 from torch import distributed, multiprocessing
@@ -42,7 +43,8 @@ class Compute:
     A precision of "bfloat16" that is asked for holds where networks are explained and evaluated, too (`casting`);
     "auto" is float32 there. `asked` is what the precision was before it was `resolved`.
     Of its share of a batch `micro_batch` examples pass the network at a time (None: all). `compile`: losses, with the
-    networks in them, go through torch.compile.
+    networks in them, go through torch.compile. `scheduler`: address of a Dask scheduler, whose workers do independent
+    jobs (workers.py); without one processes of this machine do them.
     """
 
     device: str = "auto"
@@ -53,12 +55,13 @@ class Compute:
     prefetch: int = 2
     micro_batch: int | None = None
     compile: bool = False
+    scheduler: str | None = None
     asked: str = ""
 
     def resolved(self) -> "Compute":
         """The same with "auto" replaced by what this machine has; the engine's stays, for each network decides.
 
-        ValueError for what it has not, ImportError for an engine that is not installed.
+        ValueError for what it has not, ImportError for an engine, or a client of the scheduler, that is not installed.
         """
         if self.device not in DEVICES or self.precision not in PRECISIONS:
             raise ValueError(f"device is one of {DEVICES} and precision one of {PRECISIONS}; got {self}")
@@ -69,6 +72,11 @@ class Compute:
             raise ValueError(f"prefetch is 0 (batches are read in the step) or more, such as 2; got {self}")
         if self.micro_batch is not None and self.micro_batch < 1:
             raise ValueError(f"micro_batch is 1 or more, or None (whole batches at a time); got {self}")
+        if self.scheduler and find_spec("distributed") is None:
+            raise ImportError(
+                "compute.scheduler needs dask.distributed, which cannot be imported; install the extra `cluster` "
+                '(pip install ".[cluster]"), or leave it empty'
+            )
         gpu = torch.cuda.is_available()
         if self.device == "cuda" and not gpu:
             raise ValueError('device is "cuda", but torch finds no GPU; use "auto" or "cpu"')
@@ -85,8 +93,8 @@ class Compute:
         return torch.autocast(self.device, torch.bfloat16, enabled=self.asked == "bfloat16")
 
     def decisive(self) -> dict:
-        """What results may depend on, in their last digits or more: all but how early batches are read."""
-        return {name: value for name, value in asdict(self).items() if name not in ("prefetch", "asked")}
+        """What results may depend on, in their last digits or more: not how early batches are read, nor where."""
+        return {name: value for name, value in asdict(self).items() if name not in ("prefetch", "scheduler", "asked")}
 
     def device_name(self) -> str:
         """What a record of a measurement or a training says of the device."""
