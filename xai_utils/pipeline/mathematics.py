@@ -24,6 +24,7 @@ def mathml(latex: str, *, display: str = "inline") -> str:
         element = converter.convert_to_element(latex, display=display)
     except Exception:  # latex2mathml has no common class of errors, and lets through what its parser stumbles over
         return f"<code>{html.escape(latex)}</code>"
+    del element.attrib["xmlns"]  # HTML knows the element
     text = tostring(element, encoding="unicode")  # its own convert() would turn &lt; into a bracket again
     return re.sub(r"&amp;(#x[0-9A-Fa-f]+;)", r"&\1", text)
 
