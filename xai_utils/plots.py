@@ -156,10 +156,11 @@ def overlay(image, saliency, *, opacity=0.55, colour_map="viridis", percentile=P
     return opacity * coloured[..., :3] + (1 - opacity) * pixels(image)
 
 
-def image_grid(rows, *, row_titles=None, column_titles=None, cell=1.35, bars=(), every=None) -> Figure:
+def image_grid(rows, *, row_titles=None, column_titles=None, cell=1.35, bars=(), key=None, every=None) -> Figure:
     """`rows`: a list of lists of (H, W, 3) pictures, or None for an empty cell; not wider than WIDTH.
 
     `cell`: inches of a picture, at most; `bars`: label -> colour map, drawn as colour bars from low to high below;
+    `key`: name -> colour, a legend below;
     `every`: after so many rows the next titles of columns begin, `column_titles` then being a list of lists.
     """
     count, titled = max(len(row) for row in rows), column_titles is not None
@@ -167,7 +168,7 @@ def image_grid(rows, *, row_titles=None, column_titles=None, cell=1.35, bars=(),
     margin = 0.075 * max((len(line) for name in names for line in name.split("\n")), default=0)
     cell = min(cell, (WIDTH - margin) / count)
     heads = column_titles if every else [column_titles]
-    height = cell * len(rows) + (0.32 * len(heads) if titled else 0) + (0.55 if bars else 0)
+    height = cell * len(rows) + (0.32 * len(heads) if titled else 0) + (0.55 if bars else 0) + (0.25 if key else 0)
     with rc_context(STYLE):
         figure = Figure(figsize=(cell * count + margin, height))
         axes = figure.subplots(len(rows), count, squeeze=False)
@@ -192,6 +193,9 @@ def image_grid(rows, *, row_titles=None, column_titles=None, cell=1.35, bars=(),
             bar.set_ticks(list(ticks), labels=list(ticks.values()), fontsize=7.5)
             bar.set_label(label, fontsize=7.5)
             bar.outline.set_visible(False)
+        if key:
+            handles = [Patch(color=colour, label=name) for name, colour in key.items()]
+            figure.legend(handles=handles, loc="outside lower center", ncols=len(key), fontsize=7.5)
         figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0.01, hspace=0.01)
     return figure
 

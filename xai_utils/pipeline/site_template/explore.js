@@ -1,7 +1,7 @@
 // The scores of single images: one point an image, two methods against each other; a chosen image is shown with both maps.
 (() => {
   "use strict";
-  const TILE = 176; // pixels of a shown picture
+  const TILE = 160; // pixels of a shown picture, as in site.css
   const make = (name, text = "", about = {}) => Object.assign(document.createElement(name), { textContent: text }, about);
 
   function picture(data, file, place, label) {
@@ -45,12 +45,12 @@
     }
 
     function list(points) {
-      const rows = points.map(({ place, image, name, x, y }) => {
+      const rows = points.map(({ place, number, name, x, y }) => {
         const row = make("tr");
         row.dataset.place = place;
         const head = make("th");
-        head.dataset.value = `${name} ${image}`;
-        const button = make("button", `${name}, ${image}`, { type: "button" });
+        head.dataset.value = `${name} ${number}`;
+        const button = make("button", `${name}, ${number}`, { type: "button" });
         button.addEventListener("click", () => show(place));
         head.append(button);
         const cells = [x, y, y - x].map((value) => {
@@ -72,7 +72,7 @@
     function draw() {
       const about = data.metrics[metric.value];
       const points = data.images
-        .map(({ image, class: name }, place) => ({ place, image, name, x: score(across, place), y: score(up, place) }))
+        .map(({ image: number, class: name }, place) => ({ place, number, name, x: score(across, place), y: score(up, place) }))
         .filter(({ x, y }) => x !== null && y !== null);
       const all = points.flatMap(({ x, y }) => [x, y]);
       const ends = [Math.min(...all), Math.max(...all)];
@@ -81,19 +81,20 @@
         ? `${up.value} is better on ${better} of ${points.length} images: those ${about.arrow === "↓" ? "below" : "above"} the line.`
         : `${points.length} images; neither direction is better.`;
       const colour = getComputedStyle(document.body).color;
-      const axis = (field, title) => ({ field, type: "quantitative", title, scale: { domain: ends, zero: false, nice: true } });
+      const title = { x: across.value, y: up.value };
+      const axis = (field) => ({ field, type: "quantitative", title: `${title[field]}: ${about.label} ${about.arrow}`, scale: { domain: ends, zero: false, nice: true } });
       const spec = {
         width: "container", height: 380, background: null, autosize: { type: "fit", contains: "padding" },
         config: { view: { stroke: null }, axis: { labelColor: colour, titleColor: colour, gridOpacity: 0.25, domainColor: colour, tickColor: colour } },
         layer: [
           { data: { values: [{ x: ends[0], y: ends[0] }, { x: ends[1], y: ends[1] }] },
             mark: { type: "line", strokeDash: [4, 4], color: colour, opacity: 0.6 },
-            encoding: { x: axis("x", null), y: axis("y", null) } },
+            encoding: { x: axis("x"), y: axis("y") } },
           { data: { values: points }, mark: { type: "point", filled: true, size: 75, opacity: 0.75, cursor: "pointer" },
             encoding: {
-              x: axis("x", `${across.value}: ${about.label} ${about.arrow}`), y: axis("y", `${up.value}: ${about.label} ${about.arrow}`),
+              x: axis("x"), y: axis("y"),
               color: { value: "#4c8ff0" },
-              tooltip: [{ field: "name", title: "class" }, { field: "image" }, { field: "x", title: across.value, format: ".3f" }, { field: "y", title: up.value, format: ".3f" }],
+              tooltip: [{ field: "name", title: "class" }, { field: "number" }, { field: "x", title: across.value, format: ".3f" }, { field: "y", title: up.value, format: ".3f" }],
             } },
         ],
       };
