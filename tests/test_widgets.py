@@ -1,6 +1,7 @@
 """The inspector's page, driven without a browser: a widget that is set answers as it does when it is clicked."""
 
 import base64
+import dataclasses
 import datetime
 import functools
 import html
@@ -36,9 +37,15 @@ def folder(tmp_path_factory):
     return make(tmp_path_factory.mktemp("inspected") / "project")
 
 
+def coarse(subject):
+    """It, with curves of a few steps."""
+    curves = {name: protocol | {"pixels_per_step": 224 * 224 / 4} for name, protocol in subject.curves.items()}
+    return dataclasses.replace(subject, curves=curves)
+
+
 @pytest.fixture(scope="module")
 def subject(folder):
-    return open_subject(folder)
+    return coarse(open_subject(folder))
 
 
 @contextmanager
@@ -476,7 +483,7 @@ def test_thumbnails_are_buttons_made_when_they_are_shown(page, side, subject, mo
 @pytest.fixture(scope="module")
 def imagenet(folder):
     """The network of ImageNet beside that of the project, each opened once."""
-    return {name: functools.cache(opener) for name, opener in openers(folder).items()}
+    return {name: functools.cache(lambda opener=opener: coarse(opener())) for name, opener in openers(folder).items()}
 
 
 def test_another_network_has_its_own_images_classes_and_methods(imagenet):
@@ -605,7 +612,7 @@ def birds(folder, tmp_path_factory):
     torch.manual_seed(1)
     classes = list(datasets.load(place / "build/data").classes)
     networks.save(networks.build("tiny_resnet", classes).eval(), place / "build/target")
-    return open_subject(place)
+    return coarse(open_subject(place))
 
 
 def test_boxes_and_parts_are_outlined_where_they_exist(birds, page):

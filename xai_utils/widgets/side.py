@@ -91,7 +91,8 @@ class Side:
     @property
     def source(self):
         """Where the image comes from; None: from outside, or from the first side."""
-        return next((each for each in self.subject.sources if each.kind == self.kind.value), None)
+        sources = self.subject.sources if self.subject is not None else ()
+        return next((each for each in sources if each.kind == self.kind.value), None)
 
     def _offer_images(self):
         """The splits, classes and numbers of the source that is chosen, and which widgets are of use for it."""
