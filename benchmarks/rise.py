@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from matplotlib import rc_context
 from matplotlib.figure import Figure
-from PIL import Image
 from timing import count, new_file, processor
 
 from xai_utils import datasets, networks, plots
 from xai_utils.datasets.fitting import fit
+from xai_utils.datasets.on_disk import read_image
 from xai_utils.explainers.masking import ESTIMATORS, rise
 from xai_utils.files import write_text
 from xai_utils.images import rank_correlation
@@ -48,7 +48,7 @@ def of_photographs(number, folder):
     """EfficientNet-Lite0, images (N, 3, 224, 224), evenly spread over those of the folder, and RISE's baseline."""
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
     paths = [paths[place] for place in np.linspace(0, len(paths) - 1, min(number, len(paths))).astype(int)]
-    fitted = [fit(Image.open(path).convert("RGB"), np.zeros((0, 4)), 224, "crop")[0] for path in paths]
+    fitted = [fit(read_image(path), np.zeros((0, 4)), 224, "crop")[0] for path in paths]
     pixels = np.stack([np.asarray(each) for each in fitted]).transpose(0, 3, 1, 2)
     target = networks.build(
         "efficientnet_lite0", pretrained_from=networks.architectures.COMES_WITH["efficientnet_lite0"]

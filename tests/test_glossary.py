@@ -10,14 +10,14 @@ from xai_utils.evaluation.tables import html
 from xai_utils.explainers import CONTROLS, EXPLAINERS
 from xai_utils.metrics import METRICS
 from xai_utils.papers import LINKS
-from xai_utils.pipeline import glossary, page_tables
+from xai_utils.pipeline import glossary, page_tables, report
 
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     """The text of the glossary beside no other page."""
     folder = tmp_path_factory.mktemp("p") / "reports"
-    glossary.write(folder, [("index.html", "all reports"), (glossary.PAGE, glossary.TITLE)])
+    report.write_glossary(folder, [("index.html", "all reports"), (glossary.PAGE, glossary.TITLE)])
     return (folder / glossary.PAGE).read_text()
 
 

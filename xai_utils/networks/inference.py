@@ -134,8 +134,8 @@ def inference_copy(model, images=None, *, keep=()):
     last, which CPU and GPU convolutions prefer. Make it once, use it for many maps. `images` (N, 3, H, W) is the probe
     that shows which norm follows which convolution (default: one noise image of 224 pixels). It is asked in full
     precision: no autocast, no TensorFloat-32. If its logits differ by more than 1e-4 of the largest, a warning says so,
-    and convolutions and norms stay as they are. The copy counts as the model
-    where a trained part asks for which network it was made (digests.py).
+    and convolutions and norms stay as they are. The copy counts as the model where a trained part asks for which
+    network it was made (digests.py).
 
     A folded convolution returns what its batch norm returned; name convolutions in `keep` (layer names) whose own
     output you want to hook.
@@ -152,7 +152,7 @@ def inference_copy(model, images=None, *, keep=()):
             parameter = next(faster.parameters(), torch.zeros(()))
             images = torch.rand(1, 3, 224, 224, generator=torch.Generator().manual_seed(0)).to(parameter)
         # autocast and a GPU's TensorFloat-32 round more coarsely than TOLERANCE
-        with evaluating(faster), _in_full_precision(images.device):
+        with evaluating(faster), _in_full_precision(next(iter(images)).device):  # of one or several inputs
             pairs, expected = _foldable(faster, images, [find_layer(faster, name) for name in keep])
             apart = _difference(_over_blocks(_fold(faster, pairs))(images), expected)
         if not apart <= TOLERANCE:  # "not": NaN, too

@@ -6,14 +6,11 @@ Made from the records (`METRICS`, `EXPLAINERS`) and the docstrings of what they 
 import re
 from functools import cache
 from html import escape
-from pathlib import Path
 
 from xai_utils.docstrings import formula, sentence
 from xai_utils.explainers import CONTROLS, EXPLAINERS
-from xai_utils.files import write_text
 from xai_utils.metrics import METRICS
 from xai_utils.papers import LINKS
-from xai_utils.pipeline import report
 
 PAGE, TITLE = "glossary.html", "Glossary"
 TERMS = {  # heads of tables that are neither a method nor a metric
@@ -121,9 +118,3 @@ def entries() -> dict[str, list[dict]]:
         for name, (label, told) in TERMS.items()
     ]
     return {"Metrics": metrics, "Methods": methods, "Other heads of tables": terms}
-
-
-def write(folder: Path, pages: list[tuple[str, str]]):
-    """Write the page into the `folder` of the reports; `pages`: (file, title) of all of them."""
-    links = [{"file": file, "title": title, "current": file == PAGE} for file, title in pages]
-    write_text(folder / PAGE, report.filled("glossary.html.j2", title=TITLE, groups=entries(), pages=links))

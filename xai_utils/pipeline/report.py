@@ -240,7 +240,16 @@ def write_index(folder: Path, notebooks: dict[str, Path], picture: Path, *, tabl
     )
     write_text(folder / "index.html", page_tables.dressed(page, glossary.address))
     pages = [("index.html", FRONT), *((card["file"], card["title"]) for card in cards), (glossary.PAGE, glossary.TITLE)]
-    glossary.write(folder, pages)
+    write_glossary(folder, pages)
+
+
+def write_glossary(folder: Path, pages: list[tuple[str, str]]):
+    """Write the glossary into the `folder` of the reports; `pages`: (file, title) of all of them."""
+    from xai_utils.pipeline import glossary
+
+    links = [{"file": file, "title": title, "current": file == glossary.PAGE} for file, title in pages]
+    page = filled("glossary.html.j2", title=glossary.TITLE, groups=glossary.entries(), pages=links)
+    write_text(folder / glossary.PAGE, page)
 
 
 def part_of_readme(part: str) -> re.Pattern:
