@@ -5,7 +5,7 @@ import copy
 import pytest
 from conftest import ROOT
 
-from xai_utils.pipeline import parameters
+from xai_utils.pipeline import parameters, recorded
 
 
 @pytest.fixture(scope="module")
@@ -107,3 +107,11 @@ def test_parameters_can_be_tried_without_a_file(committed):
     for wrong in ("scale", "explain.imags=7", "nothing.images=7", "scale.images=3"):
         with pytest.raises(parameters.ParameterError, match=r"give section\.key=value"):
             parameters.changed(values, [wrong])
+
+
+def test_what_dvc_records_key_by_key_is_a_section_again():
+    """dvc.lock has compute.device and compute.threads; a stage received both in `compute`."""
+    given = {"scale": "default", "seed": 0, "compute.device": "auto", "compute.threads": 2, "explain": {"images": 60}}
+    lock = {"stages": {"explain": {"params": {"params.yaml": given}}}}
+    found = recorded.received(lock, "explain", ["default"])
+    assert found == {"seed": 0, "compute": {"device": "auto", "threads": 2}, "images": 60}
