@@ -229,9 +229,7 @@ class _Measured:
         yield self._training("the filter", mask_predictor.filter_task(chosen), given["filter"])
         for name in given["predictors"]:
             chosen = common | given["generator"] | {"predictor": "build/filter", "mgnet": given["mgnet"]}
-            chosen |= {"controller": mask_predictor.CONTROLLER_OF[name]}
-            chosen |= {} if name == "mgnet" else {"mgnet": None}
-            task = mask_predictor.mask_task({key: each for key, each in chosen.items() if each is not None})
+            task = mask_predictor.mask_task(chosen | {"controller": mask_predictor.CONTROLLER_OF[name]})
             yield self._training(name, task, given["generator"])
 
     def train_attention(self, given):
