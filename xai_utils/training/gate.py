@@ -50,7 +50,7 @@ def gate_task(settings: dict) -> loop.Task:
     ValueError for the objective "none" and for data without training images.
 
     Notes: the paper does not say how its attention is trained. x ⊙ L is made of pixels: what fades becomes black.
-    SGD is Nesterov's, as in all trainings here.
+    SGD is Nesterov's unless `nesterov` is false.
     """
     pupil = _Pupil(settings)
     validate = pupil.scores if settings.get("validate", True) else None
