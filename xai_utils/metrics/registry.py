@@ -44,7 +44,7 @@ class Metric(NamedTuple):
     # or "cell_masks": the maps are not of the images, but of mosaics in which they are explained
     unit: str
     measures: str  # in words, without the settings
-    function: Callable
+    function: Callable  # the second paragraph of its docstring is the formula
     paper: str = ""  # and year, as `papers.LINKS` has it; what the number is there, after a comma
     curve: str | None = None  # the curve of `perturbation.CURVES` that it is a number of
     curve_score: Callable | None = None  # that curve (N, points) -> (N,), so that metrics can share curves
