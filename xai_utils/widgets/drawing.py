@@ -243,7 +243,7 @@ def reading(mark, picture, explained, share):
 
 def download(name, content, kind):
     """A file that the browser saves when this is shown, and a link for whoever has forbidden that."""
-    blank = "data:image/gif;base64,R0lGODlhAQABAAAAACw="
+    blank = "data:image/gif;base64,R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7"
     click = "this.previousElementSibling.click()"
     link = f'<a download="{text(name)}" href="{address(content, kind)}">{text(name)}</a>'
     return f'<p>saved: {link}<img src="{blank}" alt="" width="1" height="1" onload="{click}"></p>'
