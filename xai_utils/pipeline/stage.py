@@ -36,7 +36,7 @@ from xai_utils.pipeline import (  # noqa: E402
 from xai_utils.pipeline.project import REPORTS, ROOT, begin_in_utf_8, enter_project  # noqa: E402
 
 HEADLINE = ("insertion", "deletion", "faithfulness_offset", "average_drop", "box_average_precision", "part_truth")
-LAST = "figures"  # the stage behind which the pipeline writes the front page of the reports
+FRONT_PAGE = REPORTS / "index.html"  # the pipeline writes it behind the stage whose output dvc.yaml says it is
 STAGE = "XAI_STAGE"  # in the environment of a notebook that the pipeline runs: its stage
 STRIPPED, RUNS, FAILED = Path("build/notebooks"), Path("build/runs"), Path(".runs")
 LEFTOVERS = (Path("build"), Path(".checkpoints"), FAILED, REPORTS)  # where a killed stage may have left some
@@ -150,7 +150,7 @@ def perform(stage: str, source: Path, given: dict, scale: str, described: dict) 
     result = report.normalise(nbformat.read(executed, as_version=4), root=Path.cwd())
     report.render(result, REPORTS / f"{stage}.html", pages(), recorded.about(scale))
     report.save(result, RUNS / f"{stage}.ipynb")
-    if stage == LAST:
+    if FRONT_PAGE.as_posix() in dependencies.outputs(described[stage]):
         from xai_utils.pipeline import front
 
         front.write(notebooks())
