@@ -80,8 +80,7 @@ def _rewritten(table: Tag, body, link) -> str:
     lines.append("</tr></thead>")
     for outer, part in groupby(rows, key=lambda row: [cell.get_text(" ", strip=True) for cell in row[: levels - 1]]):
         lines.append("<tbody>")
-        if outer:
-            told = escape(", ".join(filter(None, outer)))
+        if told := escape(", ".join(filter(None, outer))):
             lines.append(f'<tr class="group"><th colspan="{len(columns) + 1}"><span>{told}</span></th></tr>')
         for row in part:
             name = row[levels - 1].get_text(" ", strip=True)

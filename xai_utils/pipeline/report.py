@@ -96,8 +96,9 @@ def title(notebook) -> str:
 
 
 def first_paragraph(notebook) -> str:
-    """The first paragraph under the heading."""
-    return notebook.cells[0].source.split("\n\n")[1].replace("\n", " ").strip()
+    """The first paragraph under the heading, as plain text: without the marks of emphasis and of code."""
+    text = notebook.cells[0].source.split("\n\n")[1].replace("\n", " ").strip()
+    return re.sub(r"(\*\*|\*|`)(\S|\S.*?\S)\1", r"\2", text)
 
 
 def page_script() -> str:
