@@ -26,7 +26,7 @@ def clone(tmp_path, monkeypatch):
     shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks")
     (tmp_path / "reports").mkdir()
     text = (ROOT / "params.yaml").read_text(encoding="utf-8")
-    few, changed = re.subn(r"(rise: )\{masks: .*?\}\}", r"\1{masks: 60}", text)
+    few, changed = re.subn(r"(rise:\n +masks: )\{.*?\}", r"\g<1>60", text)
     assert changed == 1
     (tmp_path / "params.yaml").write_text(few, encoding="utf-8")
     monkeypatch.chdir(tmp_path)

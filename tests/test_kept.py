@@ -54,7 +54,7 @@ def test_a_kept_run_says_how_it_was_made(run):
     about = kept.kept(run)["again"]
     assert (about["scale"], about["images"], about["image_size"]) == ("default", 60, 96)
     assert about["parameters"]["prepare_data"]["image_size"] == 96
-    assert about["parameters"]["explain"]["rows"]["rise"] == {"masks": 500}
+    assert about["parameters"]["explain"]["rows"]["rise"] == {"masks": 500, "estimator": "paper"}
     assert list(about["parameters"]) == [
         name for name in parameters.STAGES if (ROOT / f"reports/{name}.html").is_file()
     ]
@@ -123,7 +123,7 @@ def test_a_folder_without_a_lock_is_kept_if_its_numbers_agree(copy):
     (copy / "notebooks").symlink_to("elsewhere")
     kept.keep("plain", copy, copy)
     both = kept.kept(copy)
-    assert both["plain"]["parameters"]["explain"]["rows"]["rise"] == {"masks": 500}
+    assert both["plain"]["parameters"]["explain"]["rows"]["rise"] == {"masks": 500, "estimator": "paper"}
     assert (both["plain"]["claims"], both["plain"]["hashes"]) == (both["again"]["claims"], {})
     maps = copy / "build" / "maps" / "explained.json"
     maps.parent.mkdir(parents=True)

@@ -84,7 +84,8 @@ def test_who_writes_or_reads_by_a_name_refuses_one_that_leaves(tmp_path, monkeyp
     learning = {
         name: None for name in ("alpha", "temperature", "attention", "reduction", "opened", "residual_attention")
     }
-    learning |= {name: "" for name in ("data", "target", "trunk", "delta_source", "seed")} | {"student": {}}
+    learning |= {name: "" for name in ("data", "target", "trunk", "delta_source", "seed")}
+    learning |= {"student": {}, "joint": False}
     for call in (
         lambda: rows_of("all", row),
         lambda: explanation.make_maps({"methods": row, "maps": "maps"}, compute=Compute()),

@@ -8,7 +8,7 @@ from scratch import change, project
 
 from xai_utils.pipeline import dependencies, parameters, preflight, rehearsal, stage
 
-BEFORE = {"evaluate": ("explain", "remove_and_retrain", "train_attention"), "figures": ("evaluate",)}
+BEFORE = {"evaluate": ("explain", "train_attention"), "figures": ("evaluate",)}
 
 
 @pytest.fixture

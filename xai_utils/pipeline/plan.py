@@ -46,6 +46,7 @@ from xai_utils.networks import surrogate as surrogates
 from xai_utils.networks.attention_gate import GATE_INPUTS, OBJECTIVES
 from xai_utils.pipeline import parameters
 from xai_utils.progress import span
+from xai_utils.retraining import inputs
 from xai_utils.retraining.experiment import UNMASKED
 from xai_utils.retraining.trainings import image_task, layer_task
 from xai_utils.training import mask_predictor, surrogate
@@ -320,6 +321,8 @@ class _Measured:
         )
         data = {name: given[name] for name in ("image_size", "fill")} | {"data": "build/data", "data_hash": ""}
         data |= {"subset_seed": 0, "seed": 0, "train_images": None, "held_out_images": None} | UNMASKED
+        shared = inputs.shared_images(data, inputs.FOLDER / "images/plan", self.compute)
+        data |= {"images": shared["images"], "fill": shared["colour"]}
         own = given["network"] != "target"
         architecture = given["network"] if own else self.architecture
         chosen = data | given["image"] | {"network": {"architecture": architecture}}

@@ -46,7 +46,8 @@ def build(root: Path, target: Path, tell=lambda text: None):
     made = {stage: f"{stage}.html" for stage in notebooks if f"{stage}.html" in found.written}
     titles = {file: report.title(notebooks[stage]) for stage, file in made.items()}
     titles |= dict([GLOSSARY] if GLOSSARY[0] in found.written else [])
-    shown_pages, explored = list(titles), explore.values(reports)
+    shown_pages = list(titles)
+    explored = explore.values(reports) if {str(explore.RECORD), "metrics.json"} <= set(found.written) else None
     titles |= {explore.FILE: explore.TITLE} if explored else {}
     runs = {f"runs/{name}.html": about | {"name": name} for name, about in kept.kept(root).items()}
     compared = _comparison(root, tell)
