@@ -133,8 +133,8 @@ class Inspector:
             methods = tuple((column.place, column.method, column.values) for column in self.columns if column.method)
             asked = tuple(side.asked for side in self.sides if side.asked is not None)
             self._request = Request(asked, methods, self.display.values)
+            self.keeping.point(self.state())  # first, so that a link never lags behind what is drawn
             self._update()
-            self.keeping.point(self.state())
 
     # ---------------------------------------------------------------- what is known
 

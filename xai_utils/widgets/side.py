@@ -29,7 +29,7 @@ class Side:
 
     def __init__(self, networks, changed, first=None):
         self._networks, self._changed, self.first = networks, changed, first
-        self.subject = self.asked = self._upload = None
+        self.subject = self.asked = self._upload = self._image = None
         self._quiet = False
 
         def text(description, placeholder, **more):
@@ -78,8 +78,11 @@ class Side:
         self.kind.value = kept or (SAME if self.first else kinds[0])
         self.search.layout.display = "" if len(subject.classes) > MANY else "none"
         self._offer_images()
+        if not self._look() and sources and kept:  # nothing is chosen from outside, and the last answer is another's
+            self.kind.value = kinds[0]
+            self._offer_images()
+            self._look()
         self._quiet = quiet
-        self._look()
         return True
 
     def _network_chosen(self, change):
@@ -190,6 +193,7 @@ class Side:
         chosen = cells[picture.explained] if cells else int(probabilities.argmax())
         image = hashlib.sha256(picture.pixels.numpy().tobytes()).hexdigest()
         self.asked = Asked(subject, picture, image, chosen, probabilities, stack, cells)
+        self._image = self._described()
         self._offer_classes()
         self._show_thumbnails()
         return True
@@ -241,17 +245,23 @@ class Side:
     # ---------------------------------------------------------------- as data
 
     def state(self):
-        """What is chosen, as data; an upload with its bytes, so that it can be asked about again."""
-        kind = self.kind.value
-        image = {"kind": kind}
-        if self.source is not None:
-            image |= {"split": self.split.value, "label": self.label.value, "number": self.number.value}
-        elif kind == FILE:
-            image |= {"file": self.file.value}
-        elif kind == UPLOAD and self._upload:
-            content, name = self._upload
-            image |= {"name": name, "content": base64.b64encode(content).decode()}
+        """What is asked, as data; an upload with its bytes, so that it can be asked about again."""
+        image = self._image or {"kind": self.kind.value}
         return {"network": self.network.value, "image": image, "class": self.asked.name if self.asked else None}
+
+    def _described(self):
+        """The image that is chosen, as data. A path or an upload that was refused is in a widget, and in no answer."""
+        kind = self.kind.value
+        if self.source is not None:
+            chosen = {"split": self.split.value, "label": self.label.value, "number": self.number.value}
+        elif kind == FILE:
+            chosen = {"file": self.file.value}
+        elif kind == UPLOAD:
+            content, name = self._upload
+            chosen = {"name": name, "content": base64.b64encode(content).decode()}
+        else:
+            chosen = {}
+        return {"kind": kind} | chosen
 
     def restore(self, state):
         """Choose what `state` says. ValueError, saying why, where that cannot be chosen here."""
