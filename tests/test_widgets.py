@@ -26,6 +26,7 @@ from xai_utils import datasets, networks
 from xai_utils.explainers import EXPLAINERS
 from xai_utils.metrics.part_truth import deciding_parts
 from xai_utils.widgets import Inspector, inspector, keeping, open_subject, openers, pictures, truth
+from xai_utils.widgets.panel import overlay
 from xai_utils.widgets.side import Side
 
 PATIENCE = 60.0  # seconds
@@ -280,6 +281,40 @@ def test_a_file_is_read_from_its_path(side, folder):
     side.file.value = "nowhere.png"
     assert "nowhere.png is no file" in side.error.value
     assert side.asked.picture.name == "1.png"
+
+
+def test_what_is_kept_is_what_is_shown(page, side, folder):
+    """A path that was refused and a choice without an image are no part of the state, and a page opens it again."""
+    side.kind.value = "file"
+    side.file.value = "images/plain/1.png"
+    state = page.state()
+    side.file.value = "nowhere.png"
+    side.kind.value = "upload"
+    assert page.state() == state
+    side.kind.value = "data set"
+    page.restore(state)
+    assert page.state() == state
+    assert side.asked.picture.name == side.file.value.rsplit("/")[-1] == "1.png"
+
+
+def test_a_map_that_tells_for_and_against_is_drawn_so(page):
+    """LIME's: white is 0, so equal values for and against are equally far from white; the page says which is which."""
+    column = page.columns[0]
+    column.picker.value = "lime"
+    column._widgets["samples"].value = 20
+    assert page.wait(PATIENCE)
+    assert "red for the class, blue against it" in column.output.value
+    assert "blue against it" not in page.columns[1].output.value
+    (seen,) = (each for each in page._shown if each.place == 0)
+    values = torch.tensor([[-1.0, 0.0, 1.0]])
+    against, none, other = overlay(
+        seen._replace(answer=seen.answer._replace(scores=values.expand(SIZE, 3).repeat(1, 11)[:, :SIZE])),
+        page._request.display._replace(percentile=100),
+        1.0,
+    )[0, :3]
+    assert none.min() > 0.95
+    assert against[2] > 0.3 > against[0]
+    assert other[0] > 0.3 > other[2]
 
 
 def test_files_outside_of_what_was_named_are_refused(side, folder, tmp_path):

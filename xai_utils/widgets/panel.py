@@ -50,6 +50,7 @@ class Seen(NamedTuple):
 def overlay(seen, display, opacity):
     """The map over its image, (S, S, 3); an `opacity` of 1: the map alone."""
     drawn = {"opacity": opacity, "colour_map": display.colour_map, "percentile": display.percentile}
+    drawn["signed"] = EXPLAINERS[seen.question.method].signed
     return plots.overlay(seen.question.asked.picture.pixels, seen.answer.scores, **drawn)
 
 
@@ -97,12 +98,13 @@ def _pictures(seen, display, once, mark):
     low, high = seen.answer.scores.aminmax()
     size, first = seen.answer.ranks.shape[-1], int(seen.answer.ranks.flatten().argmin())
     lines = outlined(seen.outlines)
+    signs = "; red for the class, blue against it" if EXPLAINERS[seen.question.method].signed else ""
     top = f"; its highest value is at {first % size}, {first // size}"
     shown = (
         (
             ("overlay", seen.key, display[:3]),
             lambda: overlay(seen, display, display.opacity),
-            f"overlay; {display.clipping}, for display only",
+            f"overlay; {display.clipping}, for display only{signs}",
             f"{seen.name}, over the image{lines}",
         ),
         (
