@@ -64,4 +64,5 @@ def test_what_leaves_a_stage_out_is_a_parameter():
         for part in line.replace("'", "").split(" -S "):
             place = committed
             for key in part.partition("=")[0].split("."):
+                assert key in place, part
                 place = place[key]
