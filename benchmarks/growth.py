@@ -1,7 +1,7 @@
 """How time and memory grow with the work: python benchmarks/growth.py [--json PATH] [--docs FOLDER] [--quick]
 
 Maps of several methods (explain), RISE, all scores of a map that need neither drawn birds nor mosaics (evaluate), as
-the pipeline makes them: `make_maps` and `scores.evaluate`, from prepared images to files; `small_resnet` with random
+the pipeline makes them: `make_maps` and `scores.score_maps`, from prepared images to files; `small_resnet` with random
 weights, CPU, one thread a process. Along one axis at a time: images, pixels, classes, processes.
 
 Time. Each job is done on n images and on one. The one is its *start*: opening the data and the target, the inference
@@ -108,7 +108,7 @@ def made_maps(folder, processes, methods, name="maps"):
 def evaluated(folder, processes):
     """The scores of the maps of a project, into folders of it."""
     settings = {each: str(folder / each) for each in ("data", "target", "maps", "scores", "drawn")}
-    scores.evaluate(settings | {"metrics": list(METRICS), "curves": CURVES}, compute=computing(processes))
+    scores.score_maps(settings | {"metrics": list(METRICS), "curves": CURVES}, compute=computing(processes))
 
 
 def passed(folder, processes):

@@ -100,7 +100,7 @@ def explain():
 def evaluate():
     settings = {name: name for name in ("data", "target", "maps", "scores", "drawn")}
     metrics = [name for name, metric in METRICS.items() if metric.needs != "part_masks"]
-    scores.evaluate(settings | {"metrics": metrics, "curves": CURVES, "chunk": 128}, compute=COMPUTE)
+    scores.score_maps(settings | {"metrics": metrics, "curves": CURVES, "chunk": 128}, compute=COMPUTE)
 
 
 def remove_and_retrain():

@@ -16,7 +16,6 @@ from xai_utils.evaluation import scores
 from xai_utils.files import DiskFull
 from xai_utils.metrics.localisation import break_zero_ties, pointing_game
 from xai_utils.metrics.perturbation import deletion, faithfulness
-from xai_utils.training.distributed import Compute
 
 SIZE, COUNT = 24, 7
 METRICS = ["insertion", "deletion", "faithfulness", "faithfulness_offset", "box_average_precision", "pointing_game"]
@@ -68,7 +67,7 @@ def settings(folder, **changes):
 def test_scores_equal_the_metrics_on_their_own(scored):
     """What is scored from files is what each metric says of the same maps; a broken map has failed, and only it."""
     lines = []
-    result = scores.evaluate(settings(scored), log=lines.append)
+    result = scores.score_maps(settings(scored), log=lines.append)
     assert lines[0].startswith("first: 7 images scored, 0 without a map; 1 of 2, about ")
     assert lines[1:] == ["second: 7 images scored, 1 without a map; 2 of 2"]
     assert result["failed"]["second"].tolist() == [False, False, False, True, False, False, False]
@@ -94,7 +93,7 @@ def test_scores_equal_the_metrics_on_their_own(scored):
 
 def test_maps_at_hand_score_like_those_of_a_folder(scored):
     """Arrays and tensors (N, 1, H, W) in memory give the frame of the files, the broken map included."""
-    expected = scores.score_frame(scores.evaluate(settings(scored)))
+    expected = scores.score_frame(scores.score_maps(settings(scored)))
     split, model = datasets.load(scored / "data").validation, networks.load(scored / "target")
     indices = [0, 1, 2, 3, 5, 6, 7]
     arrays = {method: np.load(scored / "maps" / f"{method}.npy") for method in ("first", "second")}
@@ -132,18 +131,6 @@ def test_the_protocol_tells_which_score_is_followed(scored):
     )
     plain = scores.score_maps(settings(scored, metrics=["deletion"]))
     assert not np.allclose(result["curves"]["first"]["deletion"], plain["curves"]["first"]["deletion"])
-
-
-def test_two_processes_score_like_one(scored):
-    """Images shared between two processes come back in order, with the scores and curves of one process."""
-    one = scores.evaluate(settings(scored))
-    two = scores.evaluate(settings(scored), compute=Compute(processes=2))
-    for method in ("first", "second"):
-        assert two["failed"][method].tolist() == one["failed"][method].tolist()
-        for part in ("scores", "curves"):
-            for name, values in one[part][method].items():
-                np.testing.assert_allclose(two[part][method][name], values, rtol=1e-3, atol=1e-5, err_msg=name)
-    assert two["indices"].tolist() == one["indices"].tolist() == [0, 1, 2, 3, 5, 6, 7]
 
 
 def test_settings_are_checked(scored):
@@ -218,7 +205,7 @@ def test_methods_are_compared_in_pairs():
 def test_scores_and_curves_go_to_disk_and_are_read_back(scored, tmp_path):
     """A file per method with six digits and the digest of the protocol; curves of every image; no partial folder."""
     folders = {"scores": str(tmp_path / "new" / "scores"), "drawn": str(tmp_path / "new" / "curves")}
-    result = scores.evaluate(settings(scored, **folders))
+    result = scores.score_maps(settings(scored, **folders))
     lines = (tmp_path / "new" / "scores" / "second.csv").read_text().splitlines()
     assert lines[0].startswith("image,label,target,method,failed,insertion")
     assert len(lines) == COUNT + 1
@@ -234,9 +221,9 @@ def test_scores_and_curves_go_to_disk_and_are_read_back(scored, tmp_path):
 def test_scores_of_another_protocol_are_never_mixed(scored, tmp_path):
     """A method's file from a run with other options, or of a method that this run has not, is named; so is no file."""
     new, old = str(tmp_path / "new"), str(tmp_path / "old")
-    scores.evaluate(settings(scored, scores=new))
+    scores.score_maps(settings(scored, scores=new))
     assert len(scores.read_scores(new)) == 2 * COUNT
-    scores.evaluate(settings(scored, scores=old, curves=CURVES | {"deletion": {"pixels_per_step": 6272}}))
+    scores.score_maps(settings(scored, scores=old, curves=CURVES | {"deletion": {"pixels_per_step": 6272}}))
     (tmp_path / "new" / "second.csv").write_bytes((tmp_path / "old" / "second.csv").read_bytes())
     with pytest.raises(ValueError, match=r"second.csv was scored by another protocol than protocol.json; evaluate"):
         scores.read_scores(new)
@@ -250,7 +237,7 @@ def test_scores_of_another_protocol_are_never_mixed(scored, tmp_path):
 def test_scores_of_another_run_are_never_mixed(scored, tmp_path):
     """Maps of another target are not scored; scores and curves of other maps are not read where a run is named."""
     folders = {"scores": str(tmp_path / "scores"), "drawn": str(tmp_path / "curves")}
-    run = scores.evaluate(settings(scored, **folders))["run"]
+    run = scores.score_maps(settings(scored, **folders))["run"]
     assert run["maps"] == "of a test"
     assert len(scores.read_scores(folders["scores"], run)) == 2 * COUNT
     assert next(iter(scores.read_curves(folders["drawn"], run))) == "first.deletion"
@@ -266,16 +253,16 @@ def test_scores_of_another_run_are_never_mixed(scored, tmp_path):
 def test_a_broken_evaluation_leaves_the_scores_before_it(scored, tmp_path, monkeypatch):
     """An error in the second method, or a full disk, leaves the earlier run's folder as it was and no other."""
     folder = tmp_path / "scores"
-    scores.evaluate(settings(scored, scores=str(folder)))
+    scores.score_maps(settings(scored, scores=str(folder)))
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
 
     def breaking(line):
         raise KeyboardInterrupt(line)
 
     with pytest.raises(KeyboardInterrupt):
-        scores.evaluate(settings(scored, scores=str(folder), batch=2), log=breaking)
+        scores.score_maps(settings(scored, scores=str(folder), batch=2), log=breaking)
     monkeypatch.setattr(pandas.DataFrame, "to_csv", toy_tasks.disk_full)
     with pytest.raises(DiskFull, match=rf"cannot write {folder}/\w+.csv \(No space left on device\)"):
-        scores.evaluate(settings(scored, scores=str(folder), drawn=str(tmp_path / "curves")))
+        scores.score_maps(settings(scored, scores=str(folder), drawn=str(tmp_path / "curves")))
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert [path.name for path in tmp_path.iterdir()] == ["scores"]

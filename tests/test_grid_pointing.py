@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from recognised import project
 from torch import nn
 
 from xai_utils import datasets, networks
@@ -157,32 +157,6 @@ def test_controls_score_chance():
 METHODS = {"gradient": {}, "rise": {"masks": 4}, "random": {}, "centred_gaussian": {}}
 
 
-def halved(model, images):
-    """The model's classes of `images`, as many of either; its last bias moves the border to between two of them."""
-    with torch.no_grad():
-        logits = model.eval()(images)
-        margins = (logits[:, 0] - logits[:, 1]).sort().values
-        list(model.network.parameters())[-1][0] -= margins[len(margins) // 2 - 1 :][:2].mean()
-        return model(images).argmax(1)
-
-
-def project(folder, architecture, names=("a", "b")):
-    """Eleven prepared images of noise that a random network, saved beside them, classifies right."""
-    random = np.random.default_rng(0)
-    pixels = random.integers(0, 256, (11, SIZE, SIZE, 3), dtype=np.uint8)
-    pixels[::2] //= 2
-    torch.manual_seed(0)
-    model = networks.build(architecture, names, image_size=SIZE)
-    predicted = halved(model, torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy()).float() / 255)
-    for number, label in enumerate(predicted.tolist()):
-        file = folder / "source" / "validation" / names[label] / f"{number}.png"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels[number]).save(file)
-    datasets.prepare(folder / "source", folder / "data", image_size=SIZE, geometry="squash")
-    networks.save(model, folder / "target")
-    return folder
-
-
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     return project(tmp_path_factory.mktemp("grid"), "small_resnet")
@@ -196,7 +170,7 @@ def settings(folder, name, **mosaics):
 
 def evaluated(folder, name, **changes):
     folders = {key: str(folder / key) for key in ("data", "target")} | {"maps": str(folder / name)}
-    return scores.evaluate(folders | {"metrics": ["grid_pointing", "mean_intensity"]} | changes)
+    return scores.score_maps(folders | {"metrics": ["grid_pointing", "mean_intensity"]} | changes)
 
 
 def test_mosaics_are_explained_and_scored_beside_the_images(made):
@@ -267,19 +241,6 @@ def test_a_map_that_lies_in_its_cell_scores_1_although_ties_are_broken(made, tmp
     (made / "maps" / "mosaics" / "rise.npy").unlink()
     with pytest.raises(ValueError, match=r"mosaics/rise\.npy holds 0 maps of 6; explain again"):
         evaluated(made, "maps")
-
-
-def test_maps_of_mosaics_are_the_same_again_and_from_two_processes(made):
-    """Bytes of one process twice; of two processes the same mosaics, and maps up to rounding."""
-    run = [("one", 1), ("again", 1), ("two", 2)]
-    for name, processes in run:
-        explanation.make_maps(settings(made, name), compute=Compute(threads=1, processes=processes))
-    one, again, two = (maps.load(made / name) for name, _ in run)
-    assert one.run == again.run
-    assert one.mosaics.record == two.mosaics.record
-    for method, values in one.mosaics.arrays.items():
-        assert np.array_equal(values, again.mosaics.arrays[method])
-        np.testing.assert_allclose(two.mosaics.arrays[method], values, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from torch.backends import cudnn
 from xai_utils import datasets
 from xai_utils.evaluation import maps
 from xai_utils.evaluation.explanation import make_maps
-from xai_utils.evaluation.scores import evaluate
+from xai_utils.evaluation.scores import score_maps
 from xai_utils.explainers import CONTROLS, EXPLAINERS, explain
 from xai_utils.metrics import METRICS
 from xai_utils.networks import class_indices, deep_copy, inference_copy, logits_of, targets
@@ -196,7 +196,7 @@ def test_bfloat16_where_it_is_asked_for_ranks_pixels_and_scores_as_float32(tmp_p
         made = maps.load(precision)
         settings = {"data": "build/data", "target": "build/target", "maps": precision}
         settings["metrics"] = ["insertion", "deletion"]
-        found[precision] = made.arrays, evaluate(settings, compute=compute)["scores"]
+        found[precision] = made.arrays, score_maps(settings, compute=compute)["scores"]
         engines.append(made.engine)
     assert engines[1].endswith("passes are made in bfloat16")
     for row in methods:

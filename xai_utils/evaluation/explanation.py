@@ -1,6 +1,7 @@
-"""Makes the maps of many images and of mosaics of them: in batches, shared among processes, into a folder (maps.py)."""
+"""Makes the maps of many images and of mosaics of them: in batches, which workers share, into a folder (maps.py)."""
 
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -8,20 +9,21 @@ import torch
 
 from xai_utils import datasets, explainers, runs
 from xai_utils.evaluation.maps import MOSAICS, Mosaics
-from xai_utils.files import files_fingerprint, new_arrays, new_folder, write_json
+from xai_utils.files import files_fingerprint, new_arrays, new_folder, partial_folder, write_atomically, write_json
 from xai_utils.metrics import cost
 from xai_utils.metrics.grid_pointing import draw_cells, mosaic
 from xai_utils.networks import engine, logits_of, targets
 from xai_utils.networks.engine import told
 from xai_utils.progress import Progress
-from xai_utils.training import distributed
+from xai_utils.training.distributed import Compute
 from xai_utils.training.target import labels_among
+from xai_utils.training.workers import Opened, workers
 
 BATCH = 32  # images in memory at once; random methods draw per batch, so another number draws other maps
 COUNTED = 2  # images on which passes are counted
 
 
-def make_maps(settings: dict, *, compute: distributed.Compute, log=None):
+def make_maps(settings: dict, *, compute: Compute, log=None):
     """Explain images of the held-out split with every method and write the folder of maps, whole or not at all.
 
     `settings`: data, target and maps (folders), images (how many; None: all), methods (name -> options), seed, mosaics:
@@ -33,13 +35,17 @@ def make_maps(settings: dict, *, compute: distributed.Compute, log=None):
     ones are chosen evenly. Images keep their size, so that a mosaic is cells times as large, unless the target is built
     for images of one size (`image_size` of its options), or it or a trained network that a method brings takes none as
     large: then a mosaic has the size of one image.
-    `log(text)` gets a line per batch on the main process.
+    Each batch is a job of `training.workers`: however many work, and where, the maps are the same. `log(text)` gets a
+    line per batch.
     """
     compute = compute.resolved()
     explainers.check_rows(settings["methods"])
     with new_folder(settings["maps"]) as folder:
-        work = (settings | {"maps": str(folder)}, compute, log)
-        distributed.run(_explain, *work, processes=compute.processes, threads=compute.threads, device=compute.device)
+        record = _explain(settings, compute, folder, log)
+        asked = [settings[name] for name in ("methods", "images", "seed", "mosaics")]
+        run = runs.identity(asked, data=settings["data"], target=settings["target"])
+        run["maps"] = files_fingerprint(folder)[:20]
+        write_json(folder / "explained.json", record | {"run": run})
 
 
 def not_applicable(target: str, data: str, methods: dict) -> dict[str, list[str]]:
@@ -56,108 +62,139 @@ def not_applicable(target: str, data: str, methods: dict) -> dict[str, list[str]
     return found
 
 
-def _explain(settings, compute, log):
-    """One process's part: every world_size()-th batch, written into the rows of shared files."""
-    with compute.casting():
-        _explain_all(settings, compute, log)
+def _explain(settings, compute, folder, log):
+    """Fill `folder` with maps; what is said of them."""
+    split, indices = _chosen(settings)
+    with partial_folder(folder / "parts") as parts, workers(compute) as done:
+        ask = partial(done, opened=Opened(_Subject, (settings, compute)))
+        answers = sorted(ask(_answers, [(rows,) for rows in _batches(len(indices), BATCH)]), key=itemgetter(0))
+        predicted, probability = np.concatenate([answer for _, answer in answers]).T
+        predicted = predicted.astype(np.int64)
+        [(_, subject)] = ask(_described, [()])
+        write = partial(_write_maps, list(settings["methods"]), parts, ask)
+        jobs = [(rows, predicted[rows], rows.start) for rows in _batches(len(indices), BATCH)]
+        write(folder, split.images.shape[-2:], jobs, _told(log, "images", len(indices)))
+        labels = labels_among(split, subject["classes"])[indices]
+        labels = np.where(labels == datasets.UNLABELLED, predicted, labels)  # what nobody says is what is predicted
+        mosaics = _mosaics(labels, np.where(predicted == labels, probability, 0), subject["size"], settings)
+        if len(mosaics):
+            batches, classes = _batches(len(mosaics), max(1, BATCH // mosaics.cells**2)), predicted[mosaics.explained]
+            jobs = [(rows, classes[rows], len(indices) + rows.start, mosaics) for rows in batches]
+            write(folder / MOSAICS, mosaics.size, jobs, _told(log, "mosaics", len(mosaics)))
+    return {
+        "split": "validation",
+        "indices": indices.tolist(),
+        "targets": predicted.tolist(),
+        "methods": settings["methods"],
+        "passes": subject["passes"],
+        "engine": subject["engine"],
+        MOSAICS: mosaics.record,
+    }
 
 
-def _explain_all(settings, compute, log):
-    data, device = datasets.load(settings["data"]), compute.device
-    split, methods, folder = data.validation, settings["methods"], Path(settings["maps"])
+def _chosen(settings):
+    """The images to choose from, a Split, and which of them are explained (n,)."""
+    split = datasets.load(settings["data"]).validation
     if not len(split):
         raise ValueError(f"{settings['data']} holds out no image; raise prepare_data.validation_fraction")
-    indices = split.subset(min(settings["images"] or len(split), len(split)), settings["seed"])
-    first, keep = split.tensor(indices[:1]).to(device), explainers.named_layers(methods)
-    target = targets.load(settings["target"], device)
-    model = engine(target, first, choice=compute.engine, keep=keep)
+    return split, split.subset(min(settings["images"] or len(split), len(split)), settings["seed"])
 
-    def answer(rows):
-        """The predicted class of some images, and its probability (n, 2)."""
-        with torch.inference_mode():
-            logits = logits_of(model, split.tensor(indices[rows]).to(device))
-        probability, predicted = logits.softmax(1).max(1)
-        return torch.stack([predicted.double(), probability.double()], 1).cpu()
 
-    predicted, probability = distributed.map_in_order(answer, len(indices), batch_size=BATCH).T
-    predicted = predicted.long()
-    write = partial(_write_maps, model=model, settings=settings, device=device)
-    write(
-        folder,
-        lambda rows: split.tensor(indices[rows]),
-        predicted,
-        split.images.shape[-2:],
-        log=_told(log, "images", len(indices)),
-    )
-    labels = labels_among(split, target.classes)[indices]
-    labels = np.where(labels == datasets.UNLABELLED, predicted, labels)  # what nobody says is what the target predicts
-    confidence = torch.where(predicted == torch.from_numpy(labels), probability, 0).numpy()
-    size = first.shape[-2:] if "image_size" in target.options else _mosaic_size(model, first, settings)
-    mosaics = _mosaics(labels, confidence, tuple(size), settings)
-    if len(mosaics):
-        write(
-            folder / MOSAICS,
-            lambda numbers: mosaics.pictures(split, indices, numbers),
-            predicted[mosaics.explained],
-            mosaics.size,
-            batch=max(1, BATCH // mosaics.cells**2),
-            begun=len(indices),
-            log=_told(log, "mosaics", len(mosaics)),
-        )
-    if distributed.is_main():
-        images = split.tensor(indices[:COUNTED]).to(device)
+def _batches(count, size):
+    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+class _Subject:
+    """What a process explains, which it opens once: images, and the network with what makes its passes."""
+
+    def __init__(self, settings, compute):
+        self.settings, self.compute = settings, compute
+        self.split, self.indices = _chosen(settings)
+        keep = explainers.named_layers(settings["methods"])
+        self.target = targets.load(settings["target"], compute.device)
+        with compute.casting():
+            self.model = engine(self.target, self.images(slice(1)), choice=compute.engine, keep=keep)
+
+    def images(self, rows):
+        """Some of the explained images, on the device: float32 (n, 3, S, S) in [0, 1]."""
+        return self.split.tensor(self.indices[rows]).to(self.compute.device)
+
+
+def _answers(subject, rows):
+    """The predicted class of some images, and its probability (n, 2)."""
+    with torch.inference_mode(), subject.compute.casting():
+        probability, predicted = logits_of(subject.model, subject.images(rows)).softmax(1).max(1)
+    return torch.stack([predicted.double(), probability.double()], 1).cpu().numpy()
+
+
+def _described(subject):
+    """What is said of the network: its classes, passes of each method, engine, and the size (H, W) of its mosaics."""
+    images, drawn = subject.images(slice(COUNTED)), _seeded(subject, 0)
+    with subject.compute.casting():
+        size = images.shape[-2:]
+        if "image_size" not in subject.target.options:
+            size = _mosaic_size(subject.model, images[:1], subject.settings)
         passes = {
-            name: round(
-                cost.counted_passes(model, images, partial(explainers.explain, **{"method": name} | options)),
-                4,
-            )
-            for name, options in _seeded(methods, settings, 0, device).items()
+            name: cost.counted_passes(subject.model, images, partial(explainers.explain, **{"method": name} | given))
+            for name, given in drawn.items()
         }
-        asked = [methods, settings["images"], settings["seed"], settings["mosaics"]]
-        run = runs.identity(asked, data=settings["data"], target=settings["target"])
-        record = {
-            "split": "validation",
-            "indices": indices.tolist(),
-            "targets": predicted.tolist(),
-            "methods": methods,
-            "passes": passes,
-            "engine": told(model),
-            MOSAICS: mosaics.record,
-            "run": run | {"maps": files_fingerprint(folder)[:20]},
-        }
-        write_json(folder / "explained.json", record)
+    return {
+        "classes": subject.target.classes,
+        "passes": {name: round(counted, 4) for name, counted in passes.items()},
+        "engine": told(subject.model),
+        "size": tuple(size),
+    }
+
+
+def _make(subject, parts, rows, classes, begun, mosaics=None):
+    """Explain images, or mosaics, for their `classes` (n,) into a file of `parts`, which it returns.
+
+    `begun`: how many were drawn for before, which seeds follow.
+    """
+    device = subject.compute.device
+    with subject.compute.casting():
+        if mosaics is None:
+            pictures = subject.images(rows)
+        else:
+            pictures = mosaics.pictures(subject.split, subject.indices, range(rows.start, rows.stop)).to(device)
+        asked = torch.from_numpy(classes).to(device)
+        maps = explainers.explain_many(subject.model, pictures, asked, _seeded(subject, begun))
+    file = parts / f"{begun}.npz"
+    maps = {name: made.cpu().numpy() for name, made in maps.items()}
+    write_atomically(file, lambda partial: _save(partial, maps))
+    return file
+
+
+def _save(path, arrays):
+    with path.open("wb") as file:  # savez puts .npz behind the name of a path
+        np.savez(file, **arrays)
+
+
+def _write_maps(methods, parts, ask, folder, size, jobs, log):
+    """What jobs of `_make` leave in `parts`, maps of `size` (H, W), as a file per method in `folder`.
+
+    Each job has a file of its own: pages of one that several machines map into memory would overwrite each other's.
+    """
+    folder.mkdir(exist_ok=True)
+    count = jobs[-1][0].stop
+    arrays, made = new_arrays({folder / f"{name}.npy": ((count, *size), np.float32) for name in methods}), 0
+    for place, file in ask(_make, [(parts, *job) for job in jobs]):
+        rows = jobs[place][0]
+        with np.load(file) as maps:
+            for name, array in zip(methods, arrays.values(), strict=True):
+                array[rows] = maps[name]
+        file.unlink()
+        made += rows.stop - rows.start
+        if log:
+            log(made)
+    for array in arrays.values():
+        array.flush()
 
 
 def _told(log, pictures, total):
     """A function of how many `pictures` are done that logs it and how long the rest takes; None without `log`."""
     progress = Progress(total)
     return log and (lambda done: log(f"explained {pictures}: {progress(done)}"))
-
-
-def _write_maps(folder, pictures, classes, size, *, model, settings, device, log, batch=BATCH, begun=0):
-    """The maps of pictures of `size` (H, W) for their `classes` (n,), a file per method in `folder`.
-
-    `pictures(rows)`: some of them (len(rows), 3, H, W); `begun`: how many were drawn for before, which seeds follow;
-    `log(done)`: told on the main process.
-    """
-    methods = settings["methods"]
-    if distributed.is_main():
-        folder.mkdir(exist_ok=True)
-        new_arrays({folder / f"{name}.npy": ((len(classes), *size), np.float32) for name in methods})
-    distributed.wait_for_all()  # the files exist for every process
-    arrays = {name: np.lib.format.open_memmap(folder / f"{name}.npy", "r+") for name in methods}
-    starts = range(0, len(classes), batch)
-    for start in (starts[place] for place in distributed.shard(len(starts))):
-        rows = range(start, min(start + batch, len(classes)))
-        asked = classes[start : rows.stop].to(device)
-        drawn = _seeded(methods, settings, begun + start, device)
-        for name, maps in explainers.explain_many(model, pictures(rows).to(device), asked, drawn).items():
-            arrays[name][start : rows.stop] = maps.cpu().numpy()
-        if log and distributed.is_main():
-            log(rows.stop)
-    for array in arrays.values():
-        array.flush()
-    distributed.wait_for_all()  # all maps are there
 
 
 def _mosaics(labels, confidence, size, settings) -> Mosaics:
@@ -200,12 +237,12 @@ def _mosaic_size(model, image, settings):
     return large.shape[-2:]
 
 
-def _seeded(methods, settings, start, device):
+def _seeded(subject, start):
     """The options of each method, with what those that draw draw from, fixed by the seed and the batch."""
-    seed, seeded = settings["seed"], {}
-    for name, given in methods.items():
+    seed, seeded = subject.settings["seed"], {}
+    for name, given in subject.settings["methods"].items():
         record = explainers.explainer(explainers.method_of(name, given)[0])
-        seeded[name] = record.seeded(given, seed, device, begin=seed * 1_000_003 + start)
+        seeded[name] = record.seeded(given, seed, subject.compute.device, begin=seed * 1_000_003 + start)
     return seeded
 
 

@@ -1,4 +1,4 @@
-"""Scores of saved maps: every method on the same images, every metric on the same ranking, shared among processes.
+"""Scores of saved maps: every method on the same images, every metric on the same ranking; workers share the images.
 
 A method's scores go to disk as soon as it is done, so that memory does not grow with images times methods:
     <scores>/<method>.csv    one row per image: image, label, target, method, failed, the metrics, protocol
@@ -10,6 +10,8 @@ A method's scores go to disk as soon as it is done, so that memory does not grow
 import hashlib
 import json
 from contextlib import ExitStack, contextmanager
+from functools import partial
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,7 @@ import torch
 
 from xai_utils import datasets, runs
 from xai_utils.evaluation import maps
-from xai_utils.files import file_name, new_arrays, new_folder, scratch_folder, write_json, writing
+from xai_utils.files import file_name, new_folder, partial_folder, write_atomically, write_json, writing
 from xai_utils.images import as_maps
 from xai_utils.metrics import METRICS, metric
 from xai_utils.metrics.localisation import break_zero_ties
@@ -28,8 +30,9 @@ from xai_utils.metrics.statistics import holm, paired_tests, summary
 from xai_utils.networks import answering, engine, evaluating, targets
 from xai_utils.networks.engine import told
 from xai_utils.progress import Progress
-from xai_utils.training import distributed
+from xai_utils.training.distributed import Compute
 from xai_utils.training.target import labels_among
+from xai_utils.training.workers import Opened, workers
 
 REQUIRED = ("target", "data", "maps", "metrics")
 MEASURED = ("metrics", "curves", "options", "part_threshold", "break_ties")  # the settings that scores depend on
@@ -42,8 +45,6 @@ DEFAULTS = {
     "batch": 32,  # images in memory at once
     "scores": None,  # folder for the scores of each image
     "drawn": None,  # folder for the curves of each image
-    "device": "cpu",
-    "engine": "auto",  # of the passes, which need no gradient: auto | onnxruntime | copy (networks.engine)
 }
 INDEX = "protocol.json"
 
@@ -152,10 +153,10 @@ def score_methods(model, images, target, maps, *, labels=None, break_ties=True, 
     return score_frame(about | {"scores": scores, "failed": failed})
 
 
-def score_maps(settings, log=None):
+def score_maps(settings, *, compute=None, log=None):
     """Score the maps of a folder with the settings of `DEFAULTS` and `REQUIRED` (folders and metric names).
 
-    Returns a dict, equal up to rounding whatever the number of processes:
+    Returns a dict:
         scores      method -> metric -> (n,)           failed   method -> (n,) bool, its map was not finite
         curves      method -> curve -> (points,)       fractions  curve -> (points,), the x axis; means over the images
         indices, targets, labels (n,)                  protocol   what stands beside the numbers
@@ -166,29 +167,22 @@ def score_maps(settings, log=None):
     nobody told, or of a class that the network does not know, is datasets.UNLABELLED. Metrics that need parts are left
     out for data that cannot be drawn again, those of mosaics where there are none. The score of a mosaic stands at the
     image that it explains, NaN at images that none explains: what is paired by image is paired by mosaic. The folders
-    `scores` and `drawn` are replaced as a
-    whole when all methods are done. `log(text)` gets a line per method on the main process.
+    `scores` and `drawn` are replaced as a whole when all methods are done.
+    `compute`: a batch of images of one method is a job of `training.workers`; who does it changes no score. `log(text)`
+    gets a line per method.
     """
-    settings = _complete(settings)
+    settings, compute = _complete(settings), (compute or Compute()).resolved()
     run = runs.identity([settings[name] for name in MEASURED], data=settings["data"], target=settings["target"])
     explained, data = maps.load(settings["maps"], run), datasets.load(settings["data"])
-    split = getattr(data, explained.split)
-    indices, classes = explained.indices, torch.as_tensor(explained.targets)
+    split, batches = getattr(data, explained.split), _batches(len(explained.indices), settings["batch"])
     lacking = {"part_masks": data.catalogue is None, "cell_masks": not len(explained.mosaics)}
     scored = [name for name in settings["metrics"] if not lacking.get(METRICS[name].needs)]
     metrics, in_mosaics = [name for name in scored if not of_mosaics(name)], [*filter(of_mosaics, scored)]
-    target = targets.load(settings["target"], settings["device"])
-    model = engine(target, split.tensor(indices[:1]).to(settings["device"]), choice=settings["engine"])
     which, asked = needed_curves(metrics), settings["curves"]
     protocols = {name: CURVES[name](split.images.shape[-2:], **asked.get(name, {})) for name in which}
     in_parts = any(METRICS[name].needs == "part_masks" for name in metrics)
-    result = {
-        "engine": told(model),
-        "scores": {},
-        "failed": {},
-        "curves": {},
-        "run": run | {"maps": explained.run["maps"]},
-    }
+    result = {name: dict.fromkeys(explained.arrays) for name in ("scores", "failed", "curves")}
+    result["run"] = run | {"maps": explained.run["maps"]}
     result["fractions"] = {name: protocol.fractions for name, protocol in protocols.items()}
     result["protocol"] = {
         "score": _told_score(metrics, settings),
@@ -200,70 +194,107 @@ def score_maps(settings, log=None):
         },
         "part_threshold": settings["part_threshold"] if in_parts else None,
     }
-    labels = labels_among(split, target.classes)[indices]
-    result |= {"indices": indices, "targets": classes.numpy(), "labels": labels}
-    progress = Progress(len(explained.arrays))
-    with ExitStack() as stack:
-        parts, result["part_area"] = None, None
+    widths = [len(metrics) + 1, *(len(protocol.counts) for protocol in protocols.values())]
+    progress, waiting = Progress(len(explained.arrays)), {}
+    with partial_folder(Path(settings["maps"]).with_name("parts")) as parts, workers(compute) as done:
+        ask = partial(done, opened=Opened(_Subject, (settings, metrics, parts, compute)))
+        [(_, about)] = ask(_described, [()])
+        labels = labels_among(split, about["classes"])[explained.indices]
+        result |= {"engine": about["engine"], "indices": explained.indices, "targets": explained.targets}
+        result |= {"labels": labels, "part_area": None}
         if in_parts:
-            parts, result["part_area"] = stack.enter_context(_deciding(model, data, explained, settings))
-        write = stack.enter_context(_written(settings, explained, scored, result))
-        for number, (method, array) in enumerate(explained.arrays.items(), 1):
-
-            def rows(items, array=array):
-                """Everything about some images as one row each: scores, then failure, then the points of all curves."""
-                batch = torch.from_numpy(array[items]).to(settings["device"])
-                scores, drawn = score_batch(
-                    model,
-                    split.tensor(indices[items]).to(settings["device"]),
-                    classes[items].to(settings["device"]),
-                    batch,
-                    metrics=metrics,
-                    masks=split.box_masks(indices[items]),
-                    part_masks=None if parts is None else parts(items),
-                    **{name: settings[name] for name in ("curves", "options", "break_ties", "chunk")},
-                )
-                failed = ~batch.flatten(1).isfinite().all(1).cpu()
-                return torch.cat([torch.stack([*scores.values(), failed.float()], 1), *drawn.values()], 1)
-
-            table = distributed.map_in_order(rows, len(indices), batch_size=settings["batch"]).numpy()
-            widths = [len(metrics) + 1, *(len(protocol.counts) for protocol in protocols.values())]
-            scores, *drawn = np.split(table, np.cumsum(widths)[:-1], axis=1)
-            drawn = dict(zip(protocols, drawn, strict=True))
-            found = dict(zip(metrics, scores[:, :-1].T, strict=True))
-            found |= _scores_of_mosaics(explained.mosaics, method, in_mosaics, settings, len(indices))
-            result["scores"][method] = {name: found[name] for name in scored}
-            result["failed"][method] = scores[:, -1] > 0
-            result["curves"][method] = {name: _mean(values) for name, values in drawn.items()}
-            write(method, drawn)
-            if log and distributed.is_main():
-                failed = int(result["failed"][method].sum())
-                log(f"{method}: {len(indices)} images scored, {failed} without a map; {progress(number)}")
+            areas = sorted(ask(_measure_parts, [(rows,) for rows in batches]), key=itemgetter(0))
+            result["part_area"] = np.concatenate([area for _, area in areas])
+        with _written(settings, explained, scored, result) as write:
+            jobs = [(method, rows) for method in explained.arrays for rows in batches]
+            for place, table in ask(_score, jobs):
+                method, number = jobs[place][0], place % len(batches)
+                (tables := waiting.setdefault(method, {}))[number] = table
+                if len(tables) < len(batches):
+                    continue
+                table = np.concatenate([tables[number] for number in range(len(batches))])
+                del waiting[method]
+                scores, *drawn = np.split(table, np.cumsum(widths)[:-1], axis=1)
+                drawn = dict(zip(protocols, drawn, strict=True))
+                found = dict(zip(metrics, scores[:, :-1].T, strict=True))
+                found |= _scores_of_mosaics(explained.mosaics, method, in_mosaics, settings, len(table))
+                result["scores"][method] = {name: found[name] for name in scored}
+                result["failed"][method] = failed = scores[:, -1] > 0
+                result["curves"][method] = {name: _mean(values) for name, values in drawn.items()}
+                write(method, drawn)
+                if log:
+                    several = sum(each is not None for each in result["failed"].values())
+                    told = f"{len(table)} images scored, {failed.sum()} without a map"
+                    log(f"{method}: {told}; {progress(several)}")
     return result
 
 
-@contextmanager
-def _deciding(model, data, explained, settings):
-    """items of this process -> their masks of deciding parts (len(items), H, W), which lie in a file; and the share
-    (n,) of each explained image on them.
-    """
-    indices, classes = explained.indices, torch.as_tensor(explained.targets)
-    mine, world = distributed.shard(len(indices)), distributed.world_size()
-    options = {"threshold": settings["part_threshold"], "device": settings["device"], "chunk": settings["chunk"]}
-    with scratch_folder("xai-parts") as folder:
-        shape = len(mine), *getattr(data, explained.split).images.shape[-2:]
-        [masks] = new_arrays({folder / "masks.npy": (shape, bool)}).values()
+def _batches(count, size):
+    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
-        def measure(items):
-            parts = deciding_parts(model, data, explained.split, indices[items], classes[items], **options)
-            masks[places(items)] = parts.masks.numpy()
-            return area_share(parts.masks)
 
-        def places(items):
-            return np.array(items) // world
+class _Subject:
+    """What a process scores, which it opens once: maps, their images, and the network with what makes its passes."""
 
-        area = distributed.map_in_order(measure, len(indices), batch_size=settings["batch"])
-        yield (lambda items: torch.from_numpy(masks[places(items)])), area.numpy()
+    def __init__(self, settings, metrics, parts, compute):
+        self.settings, self.metrics, self.parts, self.compute = settings, metrics, parts, compute
+        self.explained, self.data = maps.load(settings["maps"]), datasets.load(settings["data"])
+        self.split = getattr(self.data, self.explained.split)
+        self.in_parts = any(METRICS[name].needs == "part_masks" for name in metrics)
+        self.target = targets.load(settings["target"], compute.device)
+        with compute.casting():
+            self.model = engine(self.target, self.images(slice(1)), choice=compute.engine)
+
+    def images(self, rows):
+        """Some of the explained images, on the device: float32 (n, 3, S, S) in [0, 1]."""
+        return self.split.tensor(self.explained.indices[rows]).to(self.compute.device)
+
+    def classes(self, rows):
+        """Those that are explained in them (n,), on the CPU."""
+        return torch.as_tensor(self.explained.targets[rows])
+
+    def part_masks(self, rows):
+        """The file of the masks of their deciding parts (n, H, W)."""
+        return self.parts / f"{rows.start}.npy"
+
+
+def _described(subject):
+    return {"classes": subject.target.classes, "engine": told(subject.model)}
+
+
+def _measure_parts(subject, rows):
+    """The share (n,) of some images on parts that decide, whose masks go into a file."""
+    settings, device = subject.settings, subject.compute.device
+    options = {"threshold": settings["part_threshold"], "device": device, "chunk": settings["chunk"]}
+    about = subject.explained.split, subject.explained.indices[rows], subject.classes(rows)
+    with subject.compute.casting():
+        masks = deciding_parts(subject.model, subject.data, *about, **options).masks
+    write_atomically(subject.part_masks(rows), lambda partial: _save(partial, masks.numpy()))
+    return area_share(masks).numpy()
+
+
+def _save(path, array):
+    with path.open("wb") as file:  # save puts .npy behind the name of a path
+        np.save(file, array)
+
+
+def _score(subject, method, rows):
+    """Everything about some images of a method as one row each: scores, then failure, then the points of all curves."""
+    settings, device = subject.settings, subject.compute.device
+    given = torch.tensor(subject.explained.arrays[method][rows]).to(device)
+    with subject.compute.casting():
+        scores, drawn = score_batch(
+            subject.model,
+            subject.images(rows),
+            subject.classes(rows).to(device),
+            given,
+            metrics=subject.metrics,
+            masks=subject.split.box_masks(subject.explained.indices[rows]),
+            part_masks=torch.from_numpy(np.load(subject.part_masks(rows))) if subject.in_parts else None,
+            **{name: settings[name] for name in ("curves", "options", "break_ties", "chunk")},
+        )
+    failed = ~given.flatten(1).isfinite().all(1).cpu()
+    return torch.cat([torch.stack([*scores.values(), failed.float()], 1), *drawn.values()], 1).numpy()
 
 
 def _scores_of_mosaics(mosaics, method, metrics, settings, count):
@@ -271,16 +302,11 @@ def _scores_of_mosaics(mosaics, method, metrics, settings, count):
     if not metrics:
         return {}
 
-    def rows(numbers):
-        maps, options = torch.from_numpy(mosaics.arrays[method][numbers]), settings["options"]
-        found, _ = score_batch(
-            None, None, None, maps, metrics=metrics, cell_masks=mosaics.masks(numbers), options=options
-        )
-        return torch.stack(list(found.values()), 1)
-
     scores = np.full((len(metrics), count), np.nan, np.float32)
-    table = distributed.map_in_order(rows, len(mosaics), batch_size=settings["batch"])
-    scores[:, mosaics.explained] = table.numpy().T
+    for rows in _batches(len(mosaics), settings["batch"]):
+        given = {"cell_masks": mosaics.masks(range(rows.start, rows.stop)), "options": settings["options"]}
+        found, _ = score_batch(None, None, None, torch.tensor(mosaics.arrays[method][rows]), metrics=metrics, **given)
+        scores[:, mosaics.explained[rows]] = torch.stack([*found.values()]).numpy()
     return dict(zip(metrics, scores, strict=True))
 
 
@@ -292,13 +318,13 @@ def _mean(curves):
 
 @contextmanager
 def _written(settings, explained, metrics, result):
-    """A function (method, its curves) by which the main process fills the folders; on an error none is replaced."""
+    """A function (method, its curves) that fills the folders; on an error none is replaced."""
     index = {"methods": list(explained.arrays), "metrics": metrics, "protocol": result["protocol"]}
     index["run"] = result["run"]
     about = json.dumps([index, explained.methods, explained.indices.tolist(), explained.targets.tolist()])
     index["digest"] = hashlib.sha256(about.encode()).hexdigest()[:12]
     with ExitStack() as stack:
-        wanted = [name for name in ("scores", "drawn") if settings[name] and distributed.is_main()]
+        wanted = [name for name in ("scores", "drawn") if settings[name]]
         folders = {name: stack.enter_context(new_folder(settings[name])) for name in wanted}
 
         def add(method, drawn):
@@ -314,21 +340,6 @@ def _written(settings, explained, metrics, result):
         yield add
         for folder in folders.values():
             write_json(folder / INDEX, index)
-
-
-def evaluate(settings, *, compute=None, log=None):
-    """`score_maps` on the device and in the processes of `compute`; for several, `log` must be importable."""
-    compute = (compute or distributed.Compute()).resolved()
-    work = (settings | {"device": compute.device, "engine": compute.engine}, compute, log)
-    _complete(work[0])
-    return distributed.run(
-        _score_maps, *work, processes=compute.processes, threads=compute.threads, device=compute.device
-    )
-
-
-def _score_maps(settings, compute, log):
-    with compute.casting():
-        return score_maps(settings, log)
 
 
 def _frame(result, method):

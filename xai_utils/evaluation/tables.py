@@ -24,7 +24,7 @@ def digits(metric: str) -> int:
 def summarise(result: dict, table: pandas.DataFrame, passes: dict, *, asked, seed: int, confidence=0.95, **_) -> dict:
     """A scored run as plain JSON: per metric what it is, per method the means with intervals, and the protocol.
 
-    `result` from `scores.evaluate`, `table` from `scores.score_table`, `passes` from the maps' record,
+    `result` from `scores.score_maps`, `table` from `scores.score_table`, `passes` from the maps' record,
     `asked` the metrics that were to be scored: those without a score on any image are named in the protocol.
     """
     scored = sorted((name for name in asked if name in table), key=lambda name: name not in TRUTHS)
@@ -141,7 +141,7 @@ def html(summary: dict, standing: dict | None = None, controls=CONTROLS) -> str:
 
 
 def measured(summary: dict, size, settings: dict) -> str:
-    """What each scored metric measured on images of `size` (H, W), with the `settings` of `scores.evaluate`: HTML."""
+    """What each scored metric measured on images of `size` (H, W), with the `settings` of `scores.score_maps`: HTML."""
     terms = []
     for name, about in summary["metrics"].items():
         curve, options = settings["curves"].get(METRICS[name].curve), settings["options"].get(name, {})

@@ -44,7 +44,7 @@ class Compute:
     "auto" is float32 there. `asked` is what the precision was before it was `resolved`.
     Of its share of a batch `micro_batch` examples pass the network at a time (None: all). `compile`: losses, with the
     networks in them, go through torch.compile. `scheduler`: address of a Dask scheduler, whose workers do independent
-    jobs (workers.py); without one processes of this machine do them.
+    jobs (workers.py): explain, score, retrain; without one processes of this machine do them.
     """
 
     device: str = "auto"
@@ -119,12 +119,6 @@ def is_main() -> bool:
 def shard(count: int) -> range:
     """The items, out of 0 ... count - 1, that this process works on: every world_size()-th, from rank() on."""
     return range(rank(), count, world_size())
-
-
-def wait_for_all() -> None:
-    """Go on when every process has come here."""
-    if distributed.is_initialized():
-        distributed.barrier()
 
 
 def gather_in_order(values: torch.Tensor, count: int) -> torch.Tensor:
