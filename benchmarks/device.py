@@ -1,11 +1,11 @@
 """What a device does with ResNet-50: python benchmarks/device.py --json PATH [--device auto|cpu|cuda] [--seconds N]
 
-Training from stored data beside training on what lies on the device; methods, RISE and insertion beside plain passes,
-in float32 and bfloat16; whether the device agrees with the CPU; whether `inference_copy` copies there; peak memory. All
-weights are random and all images are smooth noise: speeds do not depend on either. Rates are medians over interleaved
-rounds, ratios the medians of the rounds' own ratios. A part that fails is an "error" in the JSON, which is written
-after each part. Made for 90 seconds on a GPU; a minute on the CPU with --device cpu --network resnet18 --size 64
---seconds 10, where the numbers show no more than that this file works.
+Training from images stored whole beside training on what lies on the device; methods, RISE and insertion beside plain
+passes, in float32 and bfloat16; whether the device agrees with the CPU; whether `inference_copy` copies there; peak
+memory. All weights are random and all images are noise: speeds do not depend on either. Rates are medians over
+interleaved rounds, ratios the medians of the rounds' own ratios. A part that fails is an "error" in the JSON, which is
+written after each part. Made for 90 seconds on a GPU; a minute on the CPU with --device cpu --network resnet18
+--size 64 --seconds 10, where the numbers show no more than that this file works.
 """
 
 import argparse
@@ -21,11 +21,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
+from data_path import prepared
 from timing import count, new_file
 from torch import nn
 
-from xai_utils import datasets
 from xai_utils.explainers import EXPLAINERS, explain
 from xai_utils.files import scratch_folder
 from xai_utils.images import rank_correlation, resize
@@ -184,16 +183,8 @@ def on_device(settings):
 def training(run):
     """Images per second of `loop.fit` (its epochs but the first and the last), in the precision that "auto" gives."""
     with scratch_folder("device-benchmark") as folder:
-        pixels, source = np.random.default_rng(0), folder / "images"
-        for number in range(run.amounts.examples):
-            path = source / str(number % 2) / f"{number}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            picture = Image.fromarray(pixels.integers(0, 256, (run.size, run.size, 3), dtype=np.uint8))
-            picture.save(path, compress_level=0)
-        options = {"image_size": run.size, "geometry": "squash", "validation_fraction": 0.01}
-        datasets.prepare(source, folder / "data", **options)
-        examples = len(datasets.load(folder / "data").train)
-        common = RECIPE | {"data": str(folder / "data"), "target": run.architecture}
+        data, examples = prepared(folder, run.amounts.examples, run.size)
+        common = RECIPE | {"data": data, "target": run.architecture}
         common |= {"batch_size": run.amounts.train_batch, "epochs": EPOCHS, "image_size": run.size}
         common |= {"device": run.device.type}
 

@@ -63,18 +63,22 @@ class DiskFull(OSError):
     """A file does not fit on its disk, into the quota or the allowed size of files."""
 
 
-def write_atomically(path: Path, write: Callable[[Path], object], *, size: int | None = None) -> None:
+def write_atomically(
+    path: Path, write: Callable[[Path], object], *, size: int | None = None, lasting: bool = True
+) -> None:
     """Let `write(temporary_path)` make a file, bring it to the disk, then put it at `path` in one step.
 
     After an error or a kill `path` holds what it held before. An error leaves no temporary file; a kill may leave
-    one, which the next call sweeps. `size`: the bytes that it needs, said if the disk is full (DiskFull).
+    one, which the next call sweeps. `size`: the bytes that it needs, said if the disk is full (DiskFull). `lasting`:
+    False does not wait for the disk, for what nobody reads after a failure of the machine.
     """
     path = Path(path)
     with writing(path, size), _partial(path, lambda partial: partial.touch(exist_ok=False)) as partial:
         write(partial)
-        _to_disk(partial, os.O_RDWR)
+        if lasting:
+            _to_disk(partial, os.O_RDWR)
         os.replace(partial, path)
-        if os.name == "posix":  # the new name itself must reach the disk too
+        if lasting and os.name == "posix":  # the new name itself must reach the disk too
             _to_disk(path.parent, os.O_RDONLY)
 
 

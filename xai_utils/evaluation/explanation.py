@@ -161,7 +161,7 @@ def _make(subject, parts, rows, classes, begun, mosaics=None):
         maps = explainers.explain_many(subject.model, pictures, asked, _seeded(subject, begun))
     file = parts / f"{begun}.npz"
     maps = {name: made.cpu().numpy() for name, made in maps.items()}
-    write_atomically(file, lambda partial: _save(partial, maps))
+    write_atomically(file, lambda partial: _save(partial, maps), lasting=False)
     return file
 
 

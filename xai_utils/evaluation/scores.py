@@ -269,7 +269,7 @@ def _measure_parts(subject, rows):
     about = subject.explained.split, subject.explained.indices[rows], subject.classes(rows)
     with subject.compute.casting():
         masks = deciding_parts(subject.model, subject.data, *about, **options).masks
-    write_atomically(subject.part_masks(rows), lambda partial: _save(partial, masks.numpy()))
+    write_atomically(subject.part_masks(rows), lambda partial: _save(partial, masks.numpy()), lasting=False)
     return area_share(masks).numpy()
 
 

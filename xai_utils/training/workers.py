@@ -59,7 +59,7 @@ def workers(compute: Compute) -> Iterator[Callable[..., Iterator[tuple[int, obje
             _open.clear()
     else:
         with distributed.pool(compute.processes, compute.device) as pool:
-            yield partial(_done, partial(_by_processes, pool), compute.threads)
+            yield partial(_done, partial(_by_processes, pool, compute.processes), compute.threads)
 
 
 def _done(way, threads, function, jobs, *, opened=None):
@@ -71,8 +71,10 @@ def _here(perform, jobs):
         yield place, perform(job)
 
 
-def _by_processes(pool, perform, jobs):
+def _by_processes(pool, count, perform, jobs):
     places = {pool.submit(perform, job): place for place, job in enumerate(jobs)}
+    for _ in range(count if places else 0):
+        pool.submit(int)  # all processes start with the first jobs, however few; else the next jobs would wait for them
     try:
         for future in as_completed([*places]):
             yield places.pop(future), future.result()
