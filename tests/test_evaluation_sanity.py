@@ -7,6 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from captum.metrics import sensitivity_max
 from scipy import stats
 from test_explainers import explained, generated
 from test_layers import same, snapshot
@@ -15,6 +16,7 @@ from torch import nn
 from xai_utils.evaluation.sanity import (
     Sanity,
     layer_stages,
+    max_sensitivity,
     own_network,
     parameter_randomisation,
     rank_correlation,
@@ -226,7 +228,13 @@ def test_a_check_changes_neither_the_model_nor_the_outcome_of_another_batch(imag
 def test_every_method_has_its_row(method, images):
     """Of each method there is a number for every image, and the verdict that is known: controls read no network."""
     found = sanity(method, explained(method), images[:2], options=options_of(method), cascade=False)
-    values = [found.target, found.everything, found.noise, *([] if found.seeds is None else [found.seeds])]
+    values = [
+        found.target,
+        found.everything,
+        found.noise,
+        found.sensitivity,
+        *([] if found.seeds is None else [found.seeds]),
+    ]
     assert all(each.shape == (2,) and each.isfinite().all() for each in values)
     assert (found.seeds is not None) == (EXPLAINERS[method].draws is not None)
     if method in CONTROLS:
@@ -270,7 +278,9 @@ def test_verdicts_follow_the_means():
 
     def verdict(target, everything):
         target, everything = torch.tensor(target), torch.tensor(everything)
-        return Sanity({"fc": torch.ones(2), "conv1": target}, {}, everything, None, torch.ones(2)).verdict
+        return Sanity(
+            {"fc": torch.ones(2), "conv1": target}, {}, everything, None, torch.ones(2), torch.zeros(2)
+        ).verdict
 
     assert verdict([0.85, 0.97], [0.85, 0.97]) == "does not depend on the model"
     assert verdict([0.95, torch.nan], [0.95, torch.nan]) == "does not depend on the model"
@@ -321,6 +331,36 @@ def test_stability_is_that_of_the_noisy_image():
     assert (stability(seeded("centred_gaussian"), model, pictures) == 1).all()
     with pytest.raises(ValueError, match="noise is 0"):
         stability(grey, model, pictures, noise=0)
+
+
+def test_max_sensitivity_by_hand():
+    """The largest of the distances of the maps of two images near by, over the map's; none of a map of the place.
+
+    captum's, which draws by itself, is as large on average; one image is as good as its batch.
+    """
+    model, pictures = Linear(), torch.rand(2, 3, 16, 16)
+
+    def grey(model, images, target):
+        return images.mean(1)
+
+    given, moved = {"radius": 0.1, "samples": 2}, []
+    for seed in range(2):
+        generator = torch.Generator().manual_seed(seed)
+        shifts = torch.stack([2 * torch.rand(3, 16, 16, generator=generator) - 1 for _ in pictures])
+        near = (pictures + 0.1 * shifts).clamp(0, 1)
+        assert (near - pictures).abs().max() <= 0.1
+        moved.append((near.mean(1) - pictures.mean(1)).flatten(1).norm(dim=1))
+    expected = torch.stack(moved).amax(0) / pictures.mean(1).flatten(1).norm(dim=1)
+    found = max_sensitivity(grey, model, pictures, torch.tensor([0, 1]), **given)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(max_sensitivity(grey, model, pictures[:1], torch.tensor([0]), **given), found[:1])
+    theirs = sensitivity_max(lambda inputs: (inputs[0].mean(1),), 0.1 + 0.8 * pictures, perturb_radius=0.1)
+    ours = max_sensitivity(grey, model, 0.1 + 0.8 * pictures, torch.tensor([0, 1]), radius=0.1, samples=10)
+    torch.testing.assert_close(ours, theirs, rtol=0.1, atol=0)
+    assert max_sensitivity(seeded("centred_gaussian"), model, pictures, torch.tensor([0, 1])).tolist() == [0, 0]
+    for wrong, message in (({"radius": 0}, "radius is 0"), ({"samples": 0}, "samples is 0")):
+        with pytest.raises(ValueError, match=message):
+            max_sensitivity(grey, model, pictures, torch.tensor([0, 1]), **wrong)
 
 
 def test_unknown_methods_and_options_are_refused():

@@ -34,6 +34,7 @@ def test_each_row_is_checked_as_its_cost_allows(tmp_path):
     assert table.loc["edges", "verdict"] == "does not depend on the model ✗"
     assert table.loc["edges", "all untrained"] == "1.00 [1.00, 1.00]"
     assert table.loc["grad_cam", "verdict"] == "depends on the model"
+    assert table.loc["edges", "max-sensitivity"] != table.loc["grad_cam", "max-sensitivity"] != ""
     assert table.loc["dear", "to fc"] == ""
     assert table.loc["dear", "seeds"] != table.loc["grad_cam", "seeds"] == ""
     assert "<td>3</td>" in sanity_tables.html(found)

@@ -246,8 +246,8 @@ def test_metric_table_is_complete():
     """Every metric has a label, a direction and a protocol; an unknown name lists them all."""
     for name, chosen in METRICS.items():
         assert all([chosen.label, chosen.protocol, chosen.unit]), name
-        assert chosen.needs in ("model", "maps", "masks", "part_masks", "cell_masks"), name
-        directions = {"deletion": False, "average_drop": False, "mean_intensity": None}
+        assert chosen.needs in ("model", "falls", "maps", "masks", "part_masks", "cell_masks"), name
+        directions = {"deletion": False, "infidelity": False, "average_drop": False, "mean_intensity": None}
         assert chosen.higher_is_better is directions.get(name, True), name
         assert (chosen.curve is None) == (chosen.curve_score is None), name
     with pytest.raises(ValueError, match="insertion, deletion, faithfulness"):

@@ -4,6 +4,7 @@ Parameter randomisation (Adebayo et al. 2018) makes the network forget, from its
 the same images and classes before and after. Maps are compared by Spearman's rank correlation of their raw values: the
 order of the pixels is what every metric and every reader uses, it needs no normalisation, and a linear stretch of the
 map is no change. (A structural similarity would depend on how maps are stretched, and rises with what is smooth.)
+Max-sensitivity alone (Yeh et al. 2019) is a norm of the raw maps.
 
 Here `explain` is a function (model, images, target) -> maps (N, H, W) that draws the same in every call; `seeded` makes
 one of each method. Results are float on the CPU, one value per image. The model that is given is only read: an
@@ -22,6 +23,7 @@ from xai_utils.networks.layers import find_layer, layer_root, makes_weights, obs
 from xai_utils.networks.probe import layouts
 
 NOISE = 0.02  # standard deviation of the noise on pixels in [0, 1]: 5 of 255 grey levels, hardly seen
+SAMPLES = 2  # of images near by, of which max-sensitivity takes the worst; each costs another explanation
 UNCHANGED = 0.9  # mean rank correlation from which on maps count as not changed; what reads the network is far below
 BATCH = 16  # images in memory at once
 CHANNELS_LAST = (nn.Linear, nn.LayerNorm)  # where they see maps, (N, h, w, C), a ConvNeXt's say
@@ -156,6 +158,33 @@ def stability(explain, model, images, target=None, *, noise=NOISE, maps=None, se
     return rank_correlation(maps, _batched(explain, model, noisy, target, batch))
 
 
+def max_sensitivity(
+    explain, model, images, target=None, *, radius=NOISE, samples=SAMPLES, maps=None, seed=0, batch=BATCH
+):
+    """The most that the map moves when no pixel moves by more than `radius`, (N,), over its size; lower is better.
+
+    max over y of ‖map(y) - map(x)‖ / ‖map(x)‖,   |y - x| <= radius in every pixel
+
+    Max-sensitivity (Yeh et al. 2019, def. 2), in Euclidean norms of the raw maps; y are `samples`, uniform around each
+    image (`maps`, if made already), kept in [0, 1]. They follow `seed`, image by image. The class is the clean image's.
+    Low is good only for a map that reads image and network: one that never changes has 0. A map of zeros counts with
+    the norm 1.
+    """
+    if not radius > 0:
+        raise ValueError(f"radius is {radius}; give a positive distance of pixels in [0, 1], such as {NOISE}")
+    if samples < 1:
+        raise ValueError(f"samples is {samples}; look at one image near by or more")
+    target = _explained(model, images, target, batch)
+    maps = _batched(explain, model, images, target, batch) if maps is None else maps
+    size, moved = maps.flatten(1).norm(dim=1), torch.zeros(len(images))
+    for number in range(samples):
+        generator = torch.Generator().manual_seed(seed + number)
+        shifts = torch.stack([2 * torch.rand(images.shape[1:], generator=generator) - 1 for _ in images]).to(images)
+        found = _batched(explain, model, (images + radius * shifts).clamp(0, 1), target, batch)
+        moved = torch.maximum(moved, (found - maps).flatten(1).norm(dim=1))
+    return moved / torch.where(size > 0, size, 1)
+
+
 def _explained(model, images, target, batch):
     if target is not None:
         return checked_target(target, images)
@@ -203,6 +232,7 @@ class Sanity(NamedTuple):
     everything: torch.Tensor  # all layers of the target and of the method's own network
     seeds: torch.Tensor | None  # another seed; None for a method that draws nothing
     noise: torch.Tensor  # noise on the image
+    sensitivity: torch.Tensor  # max-sensitivity: no correlation, but a relative distance
 
     @property
     def target(self):
@@ -219,10 +249,23 @@ class Sanity(NamedTuple):
         return "depends on the model"
 
 
-def sanity(method, model, images, target=None, *, options=None, cascade=True, noise=NOISE, seed=0, batch=BATCH):
+def sanity(
+    method,
+    model,
+    images,
+    target=None,
+    *,
+    options=None,
+    cascade=True,
+    noise=NOISE,
+    samples=SAMPLES,
+    seed=0,
+    batch=BATCH,
+):
     """All checks of one method of `EXPLAINERS` with its `options` (a dict), on the same images and classes: a `Sanity`.
 
-    Costs two explanations, one per stage (a ResNet has 5; without `cascade` all layers forget at once, as one stage
+    `noise` is the standard deviation of `stability` and the radius of `max_sensitivity`. Costs two explanations, one
+    for each of its `samples`, one per stage (a ResNet has 5; without `cascade` all layers forget at once, as one stage
     "all"), and one for a method that draws; for a learned one, one per stage of its own network and one more.
     """
     options, target = options or {}, _explained(model, images, target, batch)
@@ -251,7 +294,7 @@ def sanity(method, model, images, target=None, *, options=None, cascade=True, no
         of_own = forget(explain_by, own, lambda: explain(model, images[:1], target[:1]))
         fresh = untrained(own, seed).to(images.device)
         everything = forget(reading(method, fresh, options), model, classify, cascade=False)["all"]
-    changed = {"maps": maps, "batch": batch}
+    changed, near = {"maps": maps, "batch": batch}, {"radius": noise, "samples": samples, "seed": seed}
     return Sanity(
         cascade=of_target,
         own=of_own,
@@ -260,4 +303,5 @@ def sanity(method, model, images, target=None, *, options=None, cascade=True, no
         if EXPLAINERS[method].draws
         else None,
         noise=stability(explain, model, images, target, noise=noise, seed=seed, **changed),
+        sensitivity=max_sensitivity(explain, model, images, target, **near, **changed),
     )

@@ -16,7 +16,9 @@ HEAVY_IMAGES = 2
 FLAGS = {"depends on the model": "", "depends on its own network alone": " (✓)", "does not depend on the model": " ✗"}
 
 
-def of_rows(target, made, split, *, images, compute, noise=sanity.NOISE, seed=0, log=None) -> dict[str, sanity.Sanity]:
+def of_rows(
+    target, made, split, *, images, compute, noise=sanity.NOISE, samples=sanity.SAMPLES, seed=0, log=None
+) -> dict[str, sanity.Sanity]:
     """The checks of each row of the maps `made`, on the first `images` of those that were explained: row -> Sanity.
 
     `target`: the folder of the network; `split`: the data that were explained. Rows that cost more than CASCADE passes
@@ -38,8 +40,8 @@ def of_rows(target, made, split, *, images, compute, noise=sanity.NOISE, seed=0,
         for number, (row, given) in enumerate(made.methods.items(), 1):
             method, options = method_of(row, given)
             few = slice(0, HEAVY_IMAGES if made.passes[row] > HEAVY else None)
-            asked = {"options": options, "cascade": made.passes[row] <= CASCADE, "noise": noise, "seed": seed}
-            found[row] = sanity.sanity(method, model, pixels[few], classes[few], **asked)
+            asked = {"options": options, "cascade": made.passes[row] <= CASCADE, "noise": noise, "samples": samples}
+            found[row] = sanity.sanity(method, model, pixels[few], classes[few], seed=seed, **asked)
             if log:
                 log(f"{row}: {found[row].verdict}; {progress(number)}")
     return found
@@ -49,8 +51,8 @@ def table(found: dict[str, sanity.Sanity], *, seed=0, **intervals) -> pandas.Dat
     """Rows: methods; mean rank correlations of the maps with the trained network's, as text, and the verdict.
 
     Columns: the verdict; all layers untrained, the target's and the method's own; a column per stage of the target,
-    named after the lowest layer that has forgotten; the method's own network alone; another seed; noise; the number of
-    images. Costly rows have the last stage alone.
+    named after the lowest layer that has forgotten; the method's own network alone; another seed; noise;
+    max-sensitivity, which is no correlation; the number of images. Costly rows have the last stage alone.
     """
     stages = max((list(each.cascade) for each in found.values()), key=len, default=[])
     rows = {}
@@ -62,7 +64,8 @@ def table(found: dict[str, sanity.Sanity], *, seed=0, **intervals) -> pandas.Dat
         if stages:
             cells[f"to {stages[-1]}"] = _mean(each.target)
         cells["own network"] = _mean(list(each.own.values())[-1] if each.own else None)
-        rows[row] = cells | {"seeds": _mean(each.seeds), "noise": _mean(each.noise), "n": str(len(each.noise))}
+        cells |= {"seeds": _mean(each.seeds), "noise": _mean(each.noise)}
+        rows[row] = cells | {"max-sensitivity": _mean(each.sensitivity), "n": str(len(each.noise))}
     return pandas.DataFrame.from_dict(rows, orient="index")
 
 

@@ -23,6 +23,7 @@ from xai_utils.evaluation import maps
 from xai_utils.files import file_name, new_folder, partial_folder, write_atomically, write_json, writing
 from xai_utils.images import as_maps
 from xai_utils.metrics import METRICS, metric
+from xai_utils.metrics.infidelity import removal_falls
 from xai_utils.metrics.localisation import break_zero_ties
 from xai_utils.metrics.part_truth import THRESHOLD, area_share, deciding_parts
 from xai_utils.metrics.perturbation import CURVES, explained_classes, perturbation_curves
@@ -69,7 +70,7 @@ def _told_score(metrics, settings):
     found = {}
     for name in metrics:
         given = settings["curves"].get(METRICS[name].curve, {}) | settings["options"].get(name, {})
-        if METRICS[name].needs in ("model", "part_masks"):
+        if METRICS[name].needs in ("model", "falls", "part_masks"):
             found.setdefault(given.get("score", "softmax"), []).append(name)
     words = {"softmax": "softmax probability", "sigmoid": "sigmoid of the logit"}
     told = [
@@ -99,6 +100,7 @@ def score_batch(
     masks=None,
     part_masks=None,
     cell_masks=None,
+    falls=None,
     curves=None,
     options=None,
     break_ties=False,
@@ -108,11 +110,13 @@ def score_batch(
 
     Maps that are not finite score NaN in every metric. `masks` (N, H, W) is needed by the localisation metrics,
     `part_masks` (N, H, W) by part truth (`deciding_parts`), `cell_masks` (N, H, W) by the grid pointing game, where
-    the images are mosaics (`grid_pointing.cell_mask`); `curves`, `options` and `break_ties` as in `DEFAULTS`.
+    the images are mosaics (`grid_pointing.cell_mask`); `falls` (N, squares) spare infidelity its passes; `curves`,
+    `options` and `break_ties` as in `DEFAULTS`.
     """
     options = options or {}
     given = {"masks": masks, "part_masks": part_masks, "cell_masks": cell_masks}
-    given = {needs: {needs: each} for needs, each in given.items()} | {"model": {"chunk": chunk}}
+    given = {needs: {needs: each} for needs, each in given.items()}
+    given |= {"model": {"chunk": chunk}, "falls": {"falls": falls, "chunk": chunk}}
     maps = as_maps(maps, images)
     finite = maps.flatten(1).isfinite().all(1)  # (N,)
     raw = torch.where(finite[:, None, None], maps, 0)
@@ -201,10 +205,8 @@ def score_maps(settings, *, compute=None, log=None):
         [(_, about)] = ask(_described, [()])
         labels = labels_among(split, about["classes"])[explained.indices]
         result |= {"engine": about["engine"], "indices": explained.indices, "targets": explained.targets}
-        result |= {"labels": labels, "part_area": None}
-        if in_parts:
-            areas = sorted(ask(_measure_parts, [(rows,) for rows in batches]), key=itemgetter(0))
-            result["part_area"] = np.concatenate([area for _, area in areas])
+        areas = [area for _, area in sorted(ask(_share, [(rows,) for rows in batches]), key=itemgetter(0))]
+        result |= {"labels": labels, "part_area": np.concatenate(areas) if in_parts else None}
         with _written(settings, explained, scored, result) as write:
             jobs = [(method, rows) for method in explained.arrays for rows in batches]
             for place, table in ask(_score, jobs):
@@ -240,7 +242,7 @@ class _Subject:
         self.settings, self.metrics, self.parts, self.compute = settings, metrics, parts, compute
         self.explained, self.data = maps.load(settings["maps"]), datasets.load(settings["data"])
         self.split = getattr(self.data, self.explained.split)
-        self.in_parts = any(METRICS[name].needs == "part_masks" for name in metrics)
+        self.needs = {METRICS[name].needs for name in metrics}
         self.target = targets.load(settings["target"], compute.device)
         with compute.casting():
             self.model = engine(self.target, self.images(slice(1)), choice=compute.engine)
@@ -253,35 +255,43 @@ class _Subject:
         """Those that are explained in them (n,), on the CPU."""
         return torch.as_tensor(self.explained.targets[rows])
 
-    def part_masks(self, rows):
-        """The file of the masks of their deciding parts (n, H, W)."""
-        return self.parts / f"{rows.start}.npy"
+    def shared(self, rows):
+        """The file of what all methods share of them: `part_masks` and `falls` of `score_batch`, if they are needed."""
+        return self.parts / f"{rows.start}.npz"
 
 
 def _described(subject):
     return {"classes": subject.target.classes, "engine": told(subject.model)}
 
 
-def _measure_parts(subject, rows):
-    """The share (n,) of some images on parts that decide, whose masks go into a file."""
-    settings, device = subject.settings, subject.compute.device
-    options = {"threshold": settings["part_threshold"], "device": device, "chunk": settings["chunk"]}
-    about = subject.explained.split, subject.explained.indices[rows], subject.classes(rows)
+def _share(subject, rows):
+    """Put what all methods share of some images into a file; the share (n,) of each on parts that decide, or None."""
+    settings, device, needs = subject.settings, subject.compute.device, subject.needs
+    classes, found, area = subject.classes(rows), {}, None
     with subject.compute.casting():
-        masks = deciding_parts(subject.model, subject.data, *about, **options).masks
-    write_atomically(subject.part_masks(rows), lambda partial: _save(partial, masks.numpy()), lasting=False)
-    return area_share(masks).numpy()
+        if "part_masks" in needs:
+            options = {"threshold": settings["part_threshold"], "device": device, "chunk": settings["chunk"]}
+            about = subject.data, subject.explained.split, subject.explained.indices[rows], classes
+            masks = deciding_parts(subject.model, *about, **options).masks
+            found["part_masks"], area = masks.numpy(), area_share(masks).numpy()
+        if "falls" in needs:  # what infidelity asks of the network
+            options = settings["options"].get("infidelity", {}) | {"chunk": settings["chunk"]}
+            found["falls"] = removal_falls(subject.model, subject.images(rows), classes.to(device), **options).numpy()
+    write_atomically(subject.shared(rows), lambda partial: _save(partial, found), lasting=False)
+    return area
 
 
-def _save(path, array):
-    with path.open("wb") as file:  # save puts .npy behind the name of a path
-        np.save(file, array)
+def _save(path, arrays):
+    with path.open("wb") as file:  # savez puts .npz behind the name of a path
+        np.savez(file, **arrays)
 
 
 def _score(subject, method, rows):
     """Everything about some images of a method as one row each: scores, then failure, then the points of all curves."""
     settings, device = subject.settings, subject.compute.device
     given = torch.tensor(subject.explained.arrays[method][rows]).to(device)
+    with np.load(subject.shared(rows)) as file:
+        shared = {name: torch.from_numpy(file[name]) for name in file}
     with subject.compute.casting():
         scores, drawn = score_batch(
             subject.model,
@@ -290,7 +300,7 @@ def _score(subject, method, rows):
             given,
             metrics=subject.metrics,
             masks=subject.split.box_masks(subject.explained.indices[rows]),
-            part_masks=torch.from_numpy(np.load(subject.part_masks(rows))) if subject.in_parts else None,
+            **shared,
             **{name: settings[name] for name in ("curves", "options", "break_ties", "chunk")},
         )
     failed = ~given.flatten(1).isfinite().all(1).cpu()

@@ -11,6 +11,8 @@ what was measured; means and intervals are made in `statistics` only.
 from xai_utils.metrics.complexity import mean_intensity
 from xai_utils.metrics.confidence import average_drop, percent_increase, percentage_in
 from xai_utils.metrics.grid_pointing import grid_pointing
+from xai_utils.metrics.imputation import road
+from xai_utils.metrics.infidelity import infidelity
 from xai_utils.metrics.localisation import box_average_precision, pointing_game
 from xai_utils.metrics.part_truth import part_truth, part_truth_top
 from xai_utils.metrics.perturbation import deletion, faithfulness, insertion
@@ -24,6 +26,7 @@ __all__ = [
     "deletion",
     "faithfulness",
     "grid_pointing",
+    "infidelity",
     "insertion",
     "mean_intensity",
     "metric",
@@ -33,4 +36,5 @@ __all__ = [
     "percent_increase",
     "percentage_in",
     "pointing_game",
+    "road",
 ]

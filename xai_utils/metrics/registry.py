@@ -8,6 +8,8 @@ from typing import NamedTuple
 from xai_utils.metrics.complexity import mean_intensity
 from xai_utils.metrics.confidence import average_drop, percent_increase, percentage_in
 from xai_utils.metrics.grid_pointing import grid_pointing
+from xai_utils.metrics.imputation import road
+from xai_utils.metrics.infidelity import infidelity
 from xai_utils.metrics.localisation import box_average_precision, pointing_game
 from xai_utils.metrics.part_truth import part_truth, part_truth_top
 from xai_utils.metrics.perturbation import (
@@ -24,6 +26,7 @@ GROUP_OF = {  # by what a metric needs
     "part_masks": "truth",
     "cell_masks": "truth",
     "model": "perturbation",
+    "falls": "perturbation",
     "masks": "localisation",
     "maps": "sparsity",
 }
@@ -31,6 +34,7 @@ GIVEN = (
     "masks",
     "part_masks",
     "cell_masks",
+    "falls",
     "chunk",
 )  # keywords that whoever scores gives: no part of what is measured
 
@@ -40,8 +44,8 @@ class Metric(NamedTuple):
 
     label: str  # "{percent:g}" in it is the option of that name: `heading` fills it in
     higher_is_better: bool | None  # None: neither
-    needs: str  # "model" (forward passes), "maps" (no more), "masks" (annotated objects), "part_masks" (drawn parts),
-    # or "cell_masks": the maps are not of the images, but of mosaics in which they are explained
+    needs: str  # "model" (forward passes), "falls" (passes whatever the map), "maps" (no more), "masks" (of objects),
+    # "part_masks" (drawn parts), or "cell_masks": the maps are not of the images, but of mosaics that explain them
     unit: str
     measures: str  # in words, without the settings
     function: Callable  # the second paragraph of its docstring is the formula
@@ -77,7 +81,9 @@ class Metric(NamedTuple):
             said.append(f"{len(made.counts)} points, {made.counts[1]} of {pixels} pixels a step")
         for name, value in (self.options | (options or {})).items():
             if value is not None:
-                said.append(f"{name.replace('_', ' ')} {value if isinstance(value, str) else format(value, 'g')}")
+                parts = value if isinstance(value, list | tuple) else [value]
+                told = ", ".join(part if isinstance(part, str) else format(part, "g") for part in parts)
+                said.append(f"{name.replace('_', ' ')} {told}")
         return "; ".join(said)
 
 
@@ -125,6 +131,25 @@ METRICS = {
         function=partial(faithfulness, variant="offset"),
         curve="faithfulness",
         curve_score=partial(faithfulness_score, variant="offset"),
+    ),
+    "road": Metric(
+        label="ROAD",
+        higher_is_better=True,
+        needs="model",
+        unit="-1 to 1",
+        measures="probability without the least salient pixels, less that without the most salient, which are imputed "
+        "from their neighbours",
+        paper="Rong et al. 2022",
+        function=road,
+    ),
+    "infidelity": Metric(
+        label="Infidelity",
+        higher_is_better=False,
+        needs="falls",
+        unit="squared probability",
+        measures="squared error of the map's sum in a square, best scaled, as the fall of the probability without it",
+        paper="Yeh et al. 2019, eq. 1",
+        function=infidelity,
     ),
     "average_drop": Metric(
         label="Average drop",

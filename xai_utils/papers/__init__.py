@@ -36,10 +36,12 @@ LINKS = {  # what the records of methods and metrics name as their paper -> wher
     "Petsiuk et al. 2018": "https://arxiv.org/abs/1806.07421",
     "Rao et al. 2022": "https://arxiv.org/abs/2205.10435",
     "Ribeiro et al. 2016": "https://arxiv.org/abs/1602.04938",
+    "Rong et al. 2022": "https://arxiv.org/abs/2202.00449",
     "Selvaraju et al. 2017": "https://arxiv.org/abs/1610.02391",
     "Simonyan et al. 2014": "https://arxiv.org/abs/1312.6034",
     "Smilkov et al. 2017": "https://arxiv.org/abs/1706.03825",
     "Springenberg et al. 2015": "https://arxiv.org/abs/1412.6806",
     "Sundararajan et al. 2017": "https://arxiv.org/abs/1703.01365",
+    "Yeh et al. 2019": "https://arxiv.org/abs/1901.09392",
     "Zhang et al. 2016": "https://arxiv.org/abs/1608.00507",
 }

@@ -31,6 +31,11 @@ TERMS = {  # heads of tables that are neither a method nor a metric
         "Whether a map changes when the network forgets what it has learned: ✓, if Spearman's rank correlation of the "
         "two maps is below 0.9.",
     ),
+    "max-sensitivity": (
+        "Max-sensitivity",
+        "How far a map moves, over its own size, when pixels move by hardly more than can be seen; the worst of a few "
+        "tries (Yeh et al. 2019). Lower is steadier; what reads nothing of the image has 0.",
+    ),
     "interval": (
         "Interval",
         "Below a mean: where the mean of other images would lie in 95 % of the cases, by bootstrap over the images. "

@@ -223,6 +223,8 @@ class Evaluate(Stage):
     deletion_baseline: Baseline
     faithfulness_steps: Rounds
     faithfulness_gap: Annotated[float, Field(ge=0, lt=1)]
+    road_percents: Annotated[list[Percent], Field(min_length=1), Ascending]
+    infidelity_squares: Rounds
     masked_baseline: Literal["black", "mean"]
     percentage_in: Annotated[float, Field(gt=0, lt=100)]
     pointing_tolerance: Annotated[float, Field(ge=0, le=224)]
@@ -231,6 +233,7 @@ class Evaluate(Stage):
     chunk: Whole
     sanity_images: Annotated[int, Field(ge=0, le=1_000_000)]
     sanity_noise: Share
+    sensitivity_samples: Rounds
 
 
 NOT_OWN = but_for("random", "none")
