@@ -10,7 +10,12 @@ from xai_utils.training.distributed import Compute
 
 
 class Shown:
-    """Two images of noise as a split."""
+    """Images of noise as a split, of a data set that holds out the same."""
+
+    train = validation = property(lambda self: self)
+
+    def __len__(self):
+        return 4
 
     def tensor(self, indices):
         return torch.rand(len(indices), 3, 32, 32, generator=torch.Generator().manual_seed(0))

@@ -22,6 +22,7 @@ FAST = {  # fewer draws than a report would use
     "lime": {"samples": 30},
     "meaningful_perturbation": {"iterations": 3},
     "integrated_gradients": {"steps": 4},
+    "expected_gradients": {"samples": 3, "chunk": 4},
     "smooth_grad": {"samples": 3, "chunk": 4},
     "smooth_grad_squared": {"samples": 3, "chunk": 4},
 }

@@ -5,24 +5,28 @@ import inspect
 
 import pytest
 import torch
+from captum.attr import GradientShap
 from test_layers import Repeating, same, settled, snapshot
 from torch import nn
 from torch.nn import functional
 
 from xai_utils.explainers import gradients
 from xai_utils.explainers.gradients import (
+    expected_gradients,
     gradient,
     guided_backprop,
     integrated_gradients,
     smooth_grad,
     smooth_grad_squared,
 )
+from xai_utils.images import resize
 from xai_utils.networks import ARCHITECTURES, build, inference_copy
 
 METHODS = {
     gradient: {},
     guided_backprop: {},
     integrated_gradients: {"steps": 3},
+    expected_gradients: {"samples": 2},
     smooth_grad: {"samples": 2},
     smooth_grad_squared: {"samples": 2, "over": "integrated_gradients", "steps": 2},
 }
@@ -223,6 +227,54 @@ def test_integrated_gradients_are_complete(small, images):
     assert errors[1] < errors[0] / 3
 
 
+def test_expected_gradients_of_a_quadratic():
+    """From one baseline x' sum_channels |(x - x')(w (2 x' + 2 a (x - x')) + v)|, a the mean of the drawn shares.
+
+    Of many, each starts as often as any other; without, images of one colour do.
+    """
+    model, images, target = Quadratic(), torch.rand(2, 3, 4, 4), torch.tensor([2, 1])
+    start = torch.rand(1, 3, 4, 4)
+    share = torch.rand(6, 1, 1, 1, generator=torch.Generator().manual_seed(9)).mean()
+    difference = images - start
+    expected = difference * (model.w[target] * 2 * (start + share * difference) + model.v[target])
+    got = expected_gradients(model, images, target, samples=6, baselines=start, seed=9)
+    torch.testing.assert_close(got, expected.abs().sum(1).detach())
+    torch.nn.init.zeros_(model.w)
+    many = torch.rand(5, 3, 4, 4)
+    got = expected_gradients(model, images, target, samples=10, baselines=many)
+    torch.testing.assert_close(got, ((images - many.mean(0)) * model.v[target]).abs().sum(1))
+    with torch.no_grad():
+        model.v.fill_(1)
+    far = expected_gradients(model, torch.ones(1, 3, 4, 4), 0, samples=7)
+    torch.testing.assert_close(far, far[:, :1, :1].expand_as(far))
+    assert 0 < far[0, 0, 0] < 3
+
+
+def test_expected_gradients_are_complete_and_captums():
+    """Signed, they add up to the mean of z_c(x) - z_c(x'); captum's GradientShap without noise has the same mean."""
+    torch.manual_seed(0)
+    model, images, many = Quadratic(), torch.rand(2, 3, 4, 4), torch.rand(5, 3, 4, 4)
+    target, options = torch.tensor([2, 1]), {"samples": 4000, "baselines": many, "seed": 1, "chunk": 1000}
+    signed = gradients._expected_gradients(model, images, target, **options)
+    with torch.no_grad():
+        gained = model(images).gather(1, target[:, None])[:, 0] - model(many)[:, target].mean(0)
+    torch.testing.assert_close(signed.sum((1, 2, 3)), gained, rtol=0, atol=0.05)
+    theirs = GradientShap(model).attribute(images, many, n_samples=4000, stdevs=0.0, target=target)
+    torch.testing.assert_close(signed, theirs, rtol=0, atol=0.1)
+
+
+def test_baselines_are_resized_and_must_be_images(small, images):
+    """Prepared data of another size do, as for mosaics; a stack of anything else is refused."""
+    coarse = torch.rand(2, 3, 20, 20)
+    got = expected_gradients(small, images, TARGET, samples=2, baselines=coarse)
+    torch.testing.assert_close(
+        got, expected_gradients(small, images, TARGET, samples=2, baselines=resize(coarse, (40, 40)))
+    )
+    for wrong in (coarse[0], coarse[:, :1], coarse[:0]):
+        with pytest.raises(ValueError, match=r"give images \(B, 3, h, w\)"):
+            expected_gradients(small, images, baselines=wrong)
+
+
 @pytest.mark.parametrize("over", gradients.ATTRIBUTIONS)
 def test_smoothing_by_hand(small, images, over):
     """The mean attribution, then the method's reduction; the mean square, then the sum: on the same noisy copies."""
@@ -254,13 +306,13 @@ def test_without_noise_smoothing_is_the_method(small, images):
     torch.testing.assert_close(smooth_grad_squared(small, images, TARGET, **options), squares)
 
 
-@pytest.mark.parametrize("method", [integrated_gradients, smooth_grad, smooth_grad_squared])
+@pytest.mark.parametrize("method", [integrated_gradients, expected_gradients, smooth_grad, smooth_grad_squared])
 def test_chunk_bounds_memory_and_changes_nothing(method, small, images):
     """No pass holds more than `chunk` images; any chunk gives the same map (float64: no ReLU flips by rounding)."""
     small, images = copy.deepcopy(small).double(), images[..., :24, :24].double()
-    options = dict(METHODS[method]) | (
-        {} if method is integrated_gradients else {"over": "integrated_gradients", "steps": 2}
-    )
+    options = dict(METHODS[method])
+    if method in (smooth_grad, smooth_grad_squared):
+        options |= {"over": "integrated_gradients", "steps": 2}
     maps, largest = [], []
     handle = small.network.conv1.register_forward_hook(lambda _, inputs, __: largest.append(len(inputs[0])))
     for chunk in (1, 2, 5, 100):
@@ -275,7 +327,7 @@ def test_chunk_bounds_memory_and_changes_nothing(method, small, images):
 
 
 @pytest.mark.parametrize(("method", "passes"), [(gradient, 1), (guided_backprop, 1), (integrated_gradients, 3),
-                                                (smooth_grad, 2)])  # fmt: skip
+                                                (expected_gradients, 2), (smooth_grad, 2)])  # fmt: skip
 def test_no_needless_work(method, passes, small, images, monkeypatch):
     """One pass per gradient when the target is given, and no gradient of a parameter is asked for."""
     seen, wanted = [], []

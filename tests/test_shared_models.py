@@ -25,6 +25,7 @@ FEWEST = {  # what still makes each kind of pass
     "lime": {"samples": 3},
     "meaningful_perturbation": {"iterations": 1},
     "integrated_gradients": {"steps": 2},
+    "expected_gradients": {"samples": 2},
     "smooth_grad": {"samples": 1},
     "smooth_grad_squared": {"samples": 1},
 }

@@ -108,8 +108,9 @@ class _Subject:
     """What a process explains, which it opens once: images, and the network with what makes its passes."""
 
     def __init__(self, settings, compute):
-        self.settings, self.compute = settings, compute
+        self.settings, self.compute, data = settings, compute, datasets.load(settings["data"])
         self.split, self.indices = _chosen(settings)
+        self.methods = with_baselines(settings["methods"], data, settings["seed"])
         keep = explainers.named_layers(settings["methods"])
         self.target = targets.load(settings["target"], compute.device)
         with compute.casting():
@@ -240,10 +241,26 @@ def _mosaic_size(model, image, settings):
 def _seeded(subject, start):
     """The options of each method, with what those that draw draw from, fixed by the seed and the batch."""
     seed, seeded = subject.settings["seed"], {}
-    for name, given in subject.settings["methods"].items():
+    for name, given in subject.methods.items():
         record = explainers.explainer(explainers.method_of(name, given)[0])
         seeded[name] = record.seeded(given, seed, subject.compute.device, begin=seed * 1_000_003 + start)
     return seeded
+
+
+def with_baselines(methods: dict, data, seed: int) -> dict:
+    """`methods`, row -> options, in which those that start from other images and name none have some of `data`.
+
+    As many of the training images as they sample, or of the held-out ones where nothing is there to train on.
+    """
+    split, found = data.train if len(data.train) else data.validation, dict(methods)
+    for row, options in methods.items():
+        method, own = explainers.method_of(row, options)
+        keywords = explainers.explainer(method).keywords
+        if "baselines" in keywords and own.get("baselines") is None:
+            samples = (keywords | own)["samples"]
+            places = np.random.default_rng(seed).permutation(len(split))[:samples]
+            found[row] = options | {"baselines": split.tensor(np.sort(places))}
+    return found
 
 
 def without_part(methods: dict) -> dict[str, str]:

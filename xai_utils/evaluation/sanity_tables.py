@@ -6,6 +6,7 @@ import pandas
 import torch
 
 from xai_utils.evaluation import sanity
+from xai_utils.evaluation.explanation import with_baselines
 from xai_utils.explainers import method_of, named_layers
 from xai_utils.metrics.statistics import summary
 from xai_utils.networks import engine, targets
@@ -17,18 +18,18 @@ FLAGS = {"depends on the model": "", "depends on its own network alone": " (✓)
 
 
 def of_rows(
-    target, made, split, *, images, compute, noise=sanity.NOISE, samples=sanity.SAMPLES, seed=0, log=None
+    target, made, data, *, images, compute, noise=sanity.NOISE, samples=sanity.SAMPLES, seed=0, log=None
 ) -> dict[str, sanity.Sanity]:
     """The checks of each row of the maps `made`, on the first `images` of those that were explained: row -> Sanity.
 
-    `target`: the folder of the network; `split`: the data that were explained. Rows that cost more than CASCADE passes
+    `target`: the folder of the network; `data`: what was explained, prepared. Rows that cost more than CASCADE passes
     forget all at once; those above HEAVY are checked on HEAVY_IMAGES images.
     """
     found = {}
     if not images:
         return found
     torch.set_num_threads(compute.threads)
-    indices = made.indices[:images]
+    indices, split = made.indices[:images], getattr(data, made.split)
     pixels, classes = (
         split.tensor(indices).to(compute.device),
         torch.as_tensor(made.targets[:images]).to(compute.device),
@@ -37,7 +38,7 @@ def of_rows(
         keep = named_layers(made.methods)
         model = engine(targets.load(target, compute.device), pixels[:1], choice=compute.engine, keep=keep)
         progress = Progress(len(made.methods))
-        for number, (row, given) in enumerate(made.methods.items(), 1):
+        for number, (row, given) in enumerate(with_baselines(made.methods, data, seed).items(), 1):
             method, options = method_of(row, given)
             few = slice(0, HEAVY_IMAGES if made.passes[row] > HEAVY else None)
             asked = {"options": options, "cascade": made.passes[row] <= CASCADE, "noise": noise, "samples": samples}

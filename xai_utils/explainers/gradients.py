@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from xai_utils.images import baseline as baseline_image
-from xai_utils.images import noisy_copies
+from xai_utils.images import noisy_copies, resize
 from xai_utils.networks import NotApplicable, checked_target, class_indices, evaluating, logits_of
 from xai_utils.networks.layers import observed
 
@@ -191,6 +191,43 @@ def integrated_gradients(model, images, target=None, *, steps=25, baseline="blac
     _check_at_least(1, chunk=chunk)
     with _explained(model, images, target, chunk) as (images, target):
         return _total(_integrated_gradients(model, images, target, steps=steps, chunk=chunk, baseline=baseline))
+
+
+def _expected_gradients(model, images, target, *, samples, baselines, seed, chunk):
+    generator = torch.Generator().manual_seed(seed)
+    shares = torch.rand(samples, 1, 1, 1, generator=generator).to(images)
+    if baselines is None:
+        starts = torch.rand(samples, images.shape[1], 1, 1, generator=generator).to(images)
+        starts = starts.expand(-1, -1, *images.shape[-2:])
+    else:
+        turns = [torch.randperm(len(baselines), generator=generator) for _ in range(-(-samples // len(baselines)))]
+        starts = resize(baselines[torch.cat(turns)[:samples].to(baselines.device)].to(images), images.shape[-2:])
+    mean = torch.zeros_like(images, dtype=torch.promote_types(images.dtype, torch.float32))
+    for items in torch.arange(len(images) * samples, device=images.device).split(chunk):
+        rows, draws = items // samples, items % samples
+        ways = images[rows] - starts[draws]
+        found = _gradient(model, starts[draws] + shares[draws] * ways, target[rows])
+        mean.index_add_(0, rows, (ways * found).to(mean.dtype), alpha=1 / samples)
+    return mean
+
+
+def expected_gradients(model, images, target=None, *, samples=50, baselines=None, seed=0, chunk=16):
+    """Expected Gradients: integrated gradients from many baselines, images themselves, at once (Erion et al. 2021).
+
+    EG = mean over samples of (x - x') dz_c/dx at x' + a (x - x'),   map = sum_channels |EG|
+
+    Non-negative, (N, H, W). Each of `samples` draws a, uniform in [0, 1], and x', one of `baselines`, images in [0, 1]
+    (B, 3, h, w) of any size, none again before all had their turn; None: an image of one random colour each. The stages
+    give training images. `seed` decides the draws, the same for all images; `chunk` (images per pass) changes only the
+    memory. The signed sum of EG approaches the mean of z_c(x) - z_c(x') as `samples` grows. It is captum's GradientShap
+    without noise. The target is the image's class.
+    """
+    _check_at_least(1, samples=samples, chunk=chunk)
+    if baselines is not None and (baselines.ndim != 4 or baselines.shape[1] != images.shape[1] or not len(baselines)):
+        raise ValueError(f"baselines are {tuple(baselines.shape)}; give images (B, {images.shape[1]}, h, w)")
+    with _explained(model, images, target, chunk) as (images, target):
+        options = {"samples": samples, "baselines": baselines, "seed": seed, "chunk": chunk}
+        return _total(_expected_gradients(model, images, target, **options))
 
 
 def _smoothed(model, images, target, power, *, over, samples, noise_fraction, steps, generator, chunk):

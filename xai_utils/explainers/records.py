@@ -13,7 +13,7 @@ from xai_utils.networks.answers import SCORES, answering
 from xai_utils.networks.digests import made_for, require_made_for
 from xai_utils.networks.stored import STAGES
 
-WHOLE, NUMBER, FLAG, WORD, LAYER, LAYERS = "whole number", "number", "flag", "word", "layer", "layers"
+WHOLE, NUMBER, FLAG, WORD, LAYER, LAYERS, IMAGES = "whole number", "number", "flag", "word", "layer", "layers", "images"
 
 
 @dataclass(frozen=True)
@@ -21,9 +21,9 @@ class Option:
     """A keyword of a method that a person may set.
 
     `kind`: WHOLE and NUMBER from `low` to `high` (None: open), FLAG, WORD (one of `choices`), LAYER (the name of one of
-    the model's, or None) or LAYERS (several). `other`: types that the function takes besides, from code (a tensor for
-    a named baseline). `offered`: the range of a slider; `word`: what a person reads, "" for the name in words;
-    `multiplies`: the passes of a map grow with it; `optional`: None is allowed.
+    the model's, or None), LAYERS (several) or IMAGES (a tensor, from code). `other`: types that the function takes
+    besides, from code (a tensor for a named baseline). `offered`: the range of a slider; `word`: what a person reads,
+    "" for the name in words; `multiplies`: the passes of a map grow with it; `optional`: None is allowed.
     """
 
     name: str
@@ -53,6 +53,7 @@ class Option:
             WORD: f"one of {', '.join(map(str, self.choices))}",
             LAYER: "the name of a layer",
             LAYERS: "two names of layers or more",
+            IMAGES: "images (B, 3, h, w) in [0, 1], a tensor, from code",
         }[self.kind]
 
     def check(self, method: str, value):
@@ -66,6 +67,7 @@ class Option:
             WORD: isinstance(value, str) and value in self.choices,
             LAYER: isinstance(value, str),
             LAYERS: isinstance(value, list | tuple) and all(isinstance(name, str) for name in value),
+            IMAGES: isinstance(value, torch.Tensor),
         }[self.kind]
         if fits and self.kind in (WHOLE, NUMBER):
             fits = (self.low is None or value >= self.low) and (self.high is None or value <= self.high)

@@ -21,7 +21,7 @@ from xai_utils.explainers import (
     transformers,
 )
 from xai_utils.explainers.activation_statistics import STATISTICS
-from xai_utils.explainers.records import FLAG, LAYER, LAYERS, NUMBER, SCORE, WORD, Explainer, Option
+from xai_utils.explainers.records import FLAG, IMAGES, LAYER, LAYERS, NUMBER, SCORE, WORD, Explainer, Option
 from xai_utils.files import file_name
 from xai_utils.images import BASELINES, require_pixels
 from xai_utils.networks import answering, checked_target, engine_of
@@ -133,6 +133,12 @@ EXPLAINERS = {
         "Sundararajan et al. 2017",
         "eq. 1, 3",
         options=(STEPS, BASELINE),
+    ),
+    "expected_gradients": Explainer(
+        gradients.expected_gradients,
+        "Expected Gradients",
+        "Erion et al. 2021",
+        options=(SAMPLES, Option("baselines", IMAGES, optional=True), SEED),
     ),
     "smooth_grad": Explainer(gradients.smooth_grad, "SmoothGrad", "Smilkov et al. 2017", "§3", options=SMOOTHED),
     "smooth_grad_squared": Explainer(

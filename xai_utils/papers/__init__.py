@@ -29,6 +29,7 @@ LINKS = {  # what the records of methods and metrics name as their paper -> wher
     "Chattopadhay et al. 2018": "https://arxiv.org/abs/1710.11063",
     "Chefer et al. 2021": "https://arxiv.org/abs/2103.15679",
     "Dabkowski & Gal 2017": "https://arxiv.org/abs/1705.07857",
+    "Erion et al. 2021": "https://arxiv.org/abs/1906.10670",
     "Fong & Vedaldi 2017": "https://arxiv.org/abs/1704.03296",
     "Fu et al. 2020": "https://arxiv.org/abs/2008.02312",
     "Hooker et al. 2019": "https://arxiv.org/abs/1806.10758",

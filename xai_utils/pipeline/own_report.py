@@ -47,7 +47,11 @@ CHANGED = {  # what params.yaml says, but for:
         "sanity_images": 6,
     },
 }
-FEWER = {"integrated_gradients": {"steps": 8}, "smooth_grad": {"samples": 8}}  # half of params.yaml's, where cheap
+FEWER = {  # half of params.yaml's, where cheap
+    "integrated_gradients": {"steps": 8},
+    "expected_gradients": {"samples": 8},
+    "smooth_grad": {"samples": 8},
+}
 COSTLY = ("faithfulness", "faithfulness_offset", "road", "percent_increase", "percentage_in")  # metrics left out
 CALLED = {
     "target": "TARGET",
