@@ -1,6 +1,7 @@
 """Notebooks as chapters: mathematics without scripts, the library's code, exercises that run, a reader's function."""
 
 import ast
+import html
 import inspect
 import re
 import shlex
@@ -102,6 +103,19 @@ def test_shown_code_is_coloured_in_a_page(monkeypatch):
     page = rendered(text)
     assert '<span class="k">def</span>' in page
     assert page.count("def</span>") == 2
+
+
+def test_a_long_source_shows_its_first_lines():
+    """The rest stands in a fold that says how many lines; each line is there once, in order; a short one is whole."""
+    most = mathematics.SHOWN + mathematics.FOLDED
+    for lines in (most, most - 1):
+        source = "\n".join(f"text = 'a < {number}'  # {number}" for number in range(lines))
+        page = rendered(f"```python\n{source}\n```")
+        parts = [html.unescape(re.sub("<[^>]+>", "", part)) for part in re.findall(r"(?s)<pre>(.*?)</pre>", page)]
+        shown = source.splitlines()
+        folds = [shown[: mathematics.SHOWN], shown[mathematics.SHOWN :]] if lines == most else [shown]
+        assert [part.strip().splitlines() for part in parts] == folds
+        assert page.count(f"<details><summary>{mathematics.FOLDED} more lines</summary><pre>") == len(folds) - 1
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)

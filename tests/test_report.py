@@ -8,6 +8,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from bs4 import BeautifulSoup
 from PIL import Image
 
 from xai_utils.pipeline import report, stage
@@ -82,6 +83,36 @@ def test_what_came_out_stands_first(tmp_path):
     assert page.index("What it does.") < page.index("<code>akd</code> is best.") < page.index(">Training<a")
     assert "<img" not in page
     assert notebook.cells[2].outputs == [output]
+
+
+def test_second_rank_sections_are_folded_and_code_is_gathered(tmp_path):
+    """A heading of the third level folds up to the next heading; code that shows nothing joins the code behind it."""
+    markdown, code = nbformat.v4.new_markdown_cell, nbformat.v4.new_code_cell
+    printed = nbformat.v4.new_output("stream", text="printed")
+    notebook = nbformat.v4.new_notebook(
+        cells=[
+            markdown("# A stage\n\nWhat it does."),
+            code("first = 1"),
+            code("second = 2"),
+            code("print(first)", outputs=[printed]),
+            markdown(f"### Single cells {HOSTILE}\n\nInside."),
+            code("third = 3", metadata={"tags": ["yours"]}),
+            markdown("### More of them"),
+            markdown("Inside, too."),
+            markdown("## What follows\n\nOutside."),
+            markdown("### At the end"),
+        ]
+    )
+    report.render(notebook, tmp_path / "stage.html", [])
+    page = BeautifulSoup((tmp_path / "stage.html").read_text(), "html.parser")
+    folds = page.select("details.section")
+    assert [fold.summary.h3.text for fold in folds] == [f"Single cells {HOSTILE}", "More of them", "At the end"]
+    assert ["Inside." in fold.text for fold in folds] == [True, False, False]
+    assert ["Inside, too." in fold.text for fold in folds] == [False, True, False]
+    assert not [fold for fold in folds if "Outside." in fold.text or fold.has_attr("open") or fold.select(".section")]
+    assert page.find("h2", id="What-follows").find_parent("details") is None
+    blocks = [block.text.strip() for block in page.select(".code_cell .input pre")]
+    assert blocks == ["first = 1\n\nsecond = 2\n\nprint(first)", "third = 3"]
 
 
 def test_a_picture_that_the_stage_has_saved_is_kept_once(tmp_path):

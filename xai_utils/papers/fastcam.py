@@ -331,7 +331,7 @@ def html(frame: pandas.DataFrame, *, digits: int) -> str:
                 ours = f"{row['value']:.{digits}f}" if pandas.notna(row["value"]) else ""
                 if "low" in part:
                     ours += f" <small>{row['low']:.{digits}f} – {row['high']:.{digits}f}</small>"
-                paper = f"{ours}<br><small>{paper}</small>"
+                paper = f"{ours}<br><small>{paper}</small>" if paper else ours
             texts.append(paper)
         shown[group] = texts
     words = contradictions(frame)

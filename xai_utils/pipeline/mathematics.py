@@ -1,6 +1,6 @@
-"""The mathematics of a page: LaTeX becomes MathML while the page is made, so a browser needs no script and no network.
+"""The Markdown of a page: LaTeX becomes MathML while the page is made, so a browser needs no script and no network.
 
-JupyterLab draws the same LaTeX itself.
+JupyterLab draws the same LaTeX itself. Of a long source the page shows the first lines, and the rest when asked.
 """
 
 import html
@@ -13,6 +13,7 @@ from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 
 NUMBER = re.compile(r"\\tag\{([^{}]*)\}")  # of an equation, as its paper has it
+SHOWN, FOLDED = 6, 4  # lines of a source that stand open, and how many more there must be for a fold
 
 
 def mathml(latex: str, *, display: str = "inline") -> str:
@@ -36,12 +37,29 @@ def equation(latex: str) -> str:
     return f'<span class="equation">{shown}<span>{f"({html.escape(number[1])})" if number else ""}</span></span>'
 
 
+def folded(source: str) -> str:
+    """A highlighted source (HTML) with what follows its first lines in a fold; a short one as it is.
+
+    It may be cut at any line: the highlighter closes at a line's end what it has opened.
+    """
+    found = re.fullmatch(r"(.*?<pre>)(.*?)(\n?</pre>.*)", source, re.DOTALL)
+    lines = found[2].split("\n") if found else []
+    if len(lines) < SHOWN + FOLDED:
+        return source
+    first, rest = "\n".join(lines[:SHOWN]), "\n".join(lines[SHOWN:])
+    told = f"<summary>{len(lines) - SHOWN} more lines</summary>"
+    return f"{found[1]}{first}</pre><details>{told}<pre>{rest}{found[3].replace('</pre>', '</pre></details>', 1)}"
+
+
 class _Renderer(IPythonRenderer):
     def block_math(self, body):
         return equation(body)
 
     def inline_math(self, body):
         return mathml(body)
+
+    def block_code(self, code, info=None):
+        return folded(super().block_code(code, info))
 
 
 class Exporter(HTMLExporter):

@@ -20,6 +20,8 @@ TEMPLATES = Path(__file__).parent / "report_template"
 PARTS = ("results", "runs")  # of README.md, that `make readme` writes
 FRONT = "all reports"  # what links to the front page are called
 FINDINGS = "## What came out"
+SHOWN = "code.show("  # begins a cell whose output is code already
+FOLDED = "### "  # begins a cell whose section a page shows as its heading alone, until it is opened
 CONTENTS = "<!-- contents -->"  # where the links to a page's headings come
 
 
@@ -147,7 +149,7 @@ def render(notebook, page: Path, pages: list[tuple[str, str]], about: dict[str, 
     if about is not None and (changed := changed_parameters(notebook)):
         about = about | {"changed parameters": changed}
     resources = {"page_title": title(notebook), "pages": links, "turns": turns, "about": about} | _dress()
-    body, _ = exporter.from_notebook_node(findings_first(notebook), resources)
+    body, _ = exporter.from_notebook_node(folded(gathered(findings_first(notebook))), resources)
     body = page_tables.dressed(_linked(body, page.with_suffix("")), glossary.address)
     write_text(page, body.replace(CONTENTS, contents(body), 1))
 
@@ -200,6 +202,43 @@ def findings_first(notebook):
             cell.outputs.remove(output)
             found.append(output["data"]["text/markdown"])
     notebook.cells[1:1] = [nbformat.v4.new_markdown_cell(text, id="findings") for text in found[-1:]]
+    return notebook
+
+
+def gathered(notebook):
+    """A copy in which code that shows nothing stands in one cell with the code behind it: one fold in place of many.
+
+    Cells that have a tag stay as they are.
+    """
+    notebook, cells = copy.deepcopy(notebook), []
+    for cell in notebook.cells:
+        pair = [*cells[-1:], cell]
+        joins = len(pair) == 2 and all(each.cell_type == "code" and not each.metadata.get("tags") for each in pair)
+        if joins and not pair[0].outputs and not cell.source.startswith(SHOWN):
+            cell.source = f"{cells.pop().source}\n\n{cell.source}"
+        cells.append(cell)
+    notebook.cells = cells
+    return notebook
+
+
+def folded(notebook):
+    """A copy in which each section under a heading of the third level is closed, up to the next heading.
+
+    Second-rank material: tables of single conditions, curves of a training, what a paper shows besides.
+    """
+    notebook, cells, is_open = copy.deepcopy(notebook), [], False
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown" and cell.source.startswith("#"):
+            if is_open:
+                cells.append(nbformat.v4.new_raw_cell("</details>"))
+            if is_open := cell.source.startswith(FOLDED):
+                head, _, cell.source = cell.source.partition("\n")
+                text = html.escape(head.removeprefix(FOLDED))
+                place = text.replace(" ", "-")
+                opening = f'<details class="section"><summary><h3 id="{place}">{text}</h3></summary>'
+                cells.append(nbformat.v4.new_raw_cell(opening))
+        cells.append(cell)
+    notebook.cells = [*cells, *([nbformat.v4.new_raw_cell("</details>")] if is_open else [])]
     return notebook
 
 

@@ -1,5 +1,5 @@
-// Tables of the class sortable get a button in each head, and a filter where they are long; heads say with data-first
-// which order puts the best first, cells with data-value what is compared. A page is complete without this.
+// Tables of the class sortable get a button in each head, and a filter where they are long or have data-filter; heads say
+// with data-first which order puts the best first, cells with data-value what is compared. A page is complete without this.
 (() => {
   "use strict";
   const FILTERED = 12; // rows from which on a table gets a filter
@@ -36,8 +36,8 @@
   }
 
   function offerFilter(table) {
-    const rows = [...table.tBodies].flatMap((body) => [...body.rows]).filter((row) => !isGroup(row));
-    if (rows.length < FILTERED) return;
+    const rows = () => [...table.tBodies].flatMap((body) => [...body.rows]).filter((row) => !isGroup(row));
+    if (rows().length < FILTERED && !("filter" in table.dataset)) return;
     const [tools, label, input, shown] = ["div", "label", "input", "output"].map((name) => document.createElement(name));
     tools.className = "tools";
     Object.assign(input, { type: "search", placeholder: "cam, random", autocomplete: "off", spellcheck: false });
@@ -45,23 +45,31 @@
     const plain = (text) => text.toLowerCase().replaceAll("_", " ").trim();
     const filter = () => {
       const wanted = input.value.split(",").map(plain).filter(Boolean);
-      for (const row of rows) {
+      for (const row of rows()) {
         const name = plain(row.cells[0].dataset.value || row.cells[0].textContent);
         row.hidden = wanted.length > 0 && !wanted.some((part) => name.includes(part));
       }
       for (const row of table.querySelectorAll("tr.group")) {
         row.hidden = [...row.parentElement.rows].every((other) => other === row || other.hidden);
       }
-      shown.value = `${rows.filter((row) => !row.hidden).length} of ${rows.length} rows`;
+      shown.value = `${rows().filter((row) => !row.hidden).length} of ${rows().length} rows`;
     };
     input.addEventListener("input", filter);
     label.append("Show rows ", input);
     tools.append(label, shown);
     (table.closest(".scroll") || table).before(tools);
+    new MutationObserver(filter).observe(table, { childList: true, subtree: true }); // rows may come later
     filter();
   }
 
+  function openTarget() { // what a link leads to is not left in a fold
+    const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
+    for (let fold = target?.closest("details"); fold; fold = fold.parentElement.closest("details")) fold.open = true;
+  }
+
+  addEventListener("hashchange", openTarget);
   document.addEventListener("DOMContentLoaded", () => {
+    openTarget();
     for (const table of document.querySelectorAll("table.sortable")) {
       offerSorting(table);
       offerFilter(table);
