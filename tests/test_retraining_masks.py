@@ -137,6 +137,14 @@ def test_only_what_lies_behind_the_layer_is_trained(tiny, images, layer):
         assert torch.equal(value, before[name]) == frozen, name
 
 
+def test_a_layout_that_is_known_needs_no_probe(tiny, images, monkeypatch):
+    """With the layer's layout the network is not looked at, and answers the same."""
+    options = {"statistic": "smoe_scale", "share": 0.25}
+    expected, layout = masks.layer_masked_model(tiny, "layer3", **options)(images), layout_of(tiny, images, "layer3")
+    monkeypatch.setattr(masks, "layout_of", None)
+    torch.testing.assert_close(masks.layer_masked_model(tiny, "layer3", **options, layout=layout)(images), expected)
+
+
 def test_no_gradient_passes_where_nothing_is_kept(tiny, images):
     """The mask is a constant: a tail's gradient is that of the kept values, and of no removed one."""
     masked = masks.layer_masked_model(tiny, "layer3", statistic="smoe_scale", share=0.25, scale=False)

@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import chdir, suppress
+from dataclasses import asdict
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
@@ -44,6 +45,7 @@ from xai_utils.networks import (
 )
 from xai_utils.networks import surrogate as surrogates
 from xai_utils.networks.attention_gate import GATE_INPUTS, OBJECTIVES
+from xai_utils.networks.probe import layout_of
 from xai_utils.pipeline import parameters
 from xai_utils.progress import span
 from xai_utils.retraining import inputs
@@ -344,7 +346,9 @@ class _Measured:
         layers = scale_layers(explained, image.to(self.device))
         masked = {"explained": "build/explained", "statistic": None, "share": 0.5, "least": False, "scale": True}
         if given["statistics"]:
-            task = layer_task(data | given["layer"] | masked | {"layer": layers[len(layers) // 2]})
+            middle = layers[len(layers) // 2]
+            masked |= {"layer": middle, "layout": asdict(layout_of(explained, image.to(self.device), middle))}
+            task = layer_task(data | given["layer"] | masked)
             count = repeated * len(layers) * (2 * (len(given["statistics"]) + 1) + 1)
             yield self._training("networks behind masked layers", task, given["layer"], count, **amounts)
         images, copied = self._images(), engine(explained, image.to(self.device), choice="copy")

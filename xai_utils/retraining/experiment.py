@@ -26,7 +26,7 @@ and a killed training goes on from its checkpoint.
 """
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 
 import numpy as np
@@ -37,6 +37,7 @@ from xai_utils.explainers.activation_statistics import STATISTICS
 from xai_utils.files import files_fingerprint
 from xai_utils.networks import ARCHITECTURES, scale_layers, stored, targets
 from xai_utils.networks.architectures import TIMM, require_known
+from xai_utils.networks.probe import layout_of
 from xai_utils.retraining.inputs import FOLDER, images_of
 from xai_utils.retraining.jobs import key_of, work
 from xai_utils.retraining.masks import thresholds
@@ -186,10 +187,11 @@ def _layer_conditions(settings, mode, explained):
     masked["share"] = settings["least_share"] if mode == "remove" else settings["keep_share"]
     if mode == "none":
         rows, masked["share"] = ("none",), 1.0
-    found, probe = [], images_of(explained, "train")[0]([0])
-    for layer in scale_layers(targets.load(explained["explained"]), probe):
+    found, probe, network = [], images_of(explained, "train")[0]([0]), targets.load(explained["explained"])
+    for layer in scale_layers(network, probe):
+        layout = asdict(layout_of(network, probe, layer))
         for row in rows:
-            chosen = explained | settings["layer"] | masked | {"layer": layer}
+            chosen = explained | settings["layer"] | masked | {"layer": layer, "layout": layout}
             chosen["statistic"] = None if row in ("random", "none") else row
             for repetition in range(settings["repetitions"]):
                 record = made | {"row": row, "layer": layer, "repetition": repetition}

@@ -5,7 +5,7 @@ Its settings are those of `experiment` that matter to it, with data_hash (of the
     images, fill                    what `inputs.shared_images` found: their folder or None, a colour (3 numbers)
     levels, place, keep             image level: where the maps lie (None: no mask), and as in `masked_images`
     explained, sha256               layer level and maps: folder of the explained network, and its weights' hash
-    layer, statistic, share, least, scale     layer level: as in `layer_masked_model`
+    layer, statistic, share, least, scale     layer level: as in `layer_masked_model`; layout: a dict
 """
 
 from pathlib import Path

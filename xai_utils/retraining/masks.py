@@ -29,9 +29,9 @@ def kept_positions(maps, count, *, least=False):
 class LayerMasked(nn.Module):
     """A network that sees one of its layers only at few positions; see `layer_masked_model`."""
 
-    def __init__(self, model, layer, *, statistic, share, least, scale):
+    def __init__(self, model, layer, *, statistic, share, least, scale, layout):
         super().__init__()
-        self.model, self.layer = model, layer
+        self.model, self.layer, self.known = model, layer, layout
         self.statistic, self.share, self.least, self.scale = statistic, share, least, scale
         self.frozen = []  # a plain list of modules that the model holds anyway
 
@@ -52,7 +52,7 @@ class LayerMasked(nn.Module):
             features = features * (positions[:, None] * factor).to(features.dtype)
             return with_tensor(output, self.layout.with_map(tensor, features))
 
-        self.layout = layout_of(self.model, images, self.layer)
+        self.layout = self.known or layout_of(self.model, images, self.layer)
         capture = pre_activations if self.statistic in PRE_ACTIVATION else captured
         masked = {self.layer: find_layer(self.model, self.layer)}
         with capture(self.model, [self.layer], reduce=self._kept) as kept, observed(self.model, mask, modules=masked):
@@ -80,7 +80,7 @@ class LayerMasked(nn.Module):
         return self.train(self.training)
 
 
-def layer_masked_model(model, layer, *, statistic, share, least=False, scale=True):
+def layer_masked_model(model, layer, *, statistic, share, least=False, scale=True, layout=None):
     """A copy of `model` in which `layer` keeps only the positions that its own `statistic` finds salient.
 
     The layer's output (N, C, h, w) is multiplied by a binary mask, the same for all channels, of exactly
@@ -88,14 +88,17 @@ def layer_masked_model(model, layer, *, statistic, share, least=False, scale=Tru
     FastCAM §2.4). `statistic` is a name of `STATISTICS`, or None: positions drawn anew in each pass, from torch's
     global generator. Where no ReLU ends the layer, negative values count as 0 for the statistics that need a ReLU's
     output. `scale` multiplies what is kept by 1 / (part kept), as the published code does. The mask is a
-    constant to the gradient. `freeze_trunk(images)` leaves only what lies behind the layer to be trained.
+    constant to the gradient. `layout`: the layer's, where it is known for images of that size; a probe of the network,
+    which tells it otherwise, takes longer than a short training. `freeze_trunk(images)` leaves only what lies behind
+    the layer to be trained.
     """
     if statistic is not None and statistic not in STATISTICS:
         raise ValueError(f"statistic {statistic!r} is unknown; choose one of {', '.join(STATISTICS)}, or None (random)")
     find_layer(model, layer)
     kept_count(share, 1)
     copied = deep_copy(model)
-    return LayerMasked(copied, layer, statistic=statistic, share=share, least=least, scale=scale).train(model.training)
+    options = {"statistic": statistic, "share": share, "least": least, "scale": scale, "layout": layout}
+    return LayerMasked(copied, layer, **options).train(model.training)
 
 
 def thresholds(percentages):

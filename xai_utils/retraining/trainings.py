@@ -6,6 +6,7 @@ from functools import partial
 import torch
 
 from xai_utils.networks import deep_copy, targets
+from xai_utils.networks.layouts import Layout
 from xai_utils.retraining.inputs import FOLDER, batches, images_of, masked
 from xai_utils.retraining.masks import layer_masked_model
 from xai_utils.training import loop
@@ -31,6 +32,7 @@ def layer_task(chosen):
     """What lies behind a masked layer of the explained network, fine-tuned."""
     explained = targets.load(chosen["explained"])
     options = {name: chosen[name] for name in ("statistic", "share", "least", "scale")}
+    options["layout"] = Layout(**chosen["layout"])
     model = layer_masked_model(explained, chosen["layer"], **options).train()
     return _task(model.freeze_trunk(images_of(chosen, "train")[0]([0])), chosen)
 
