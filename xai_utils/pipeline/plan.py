@@ -294,6 +294,9 @@ class _Measured:
         masks[:, 8:24, 8:24] = True
         maps, target = torch.rand(len(images), *size, device=self.device), self.model(images).argmax(1)
         options = {"metrics": metrics, "curves": coarse, "masks": masks, "part_masks": masks, "chunk": given["chunk"]}
+        squares = given["infidelity_squares"]
+        options["options"] = {"road": {"percents": given["road_percents"]}, "infidelity": {"squares": squares}}
+        options["falls"] = torch.zeros(len(images), squares)  # which all methods share
         one = _timed(lambda: scores.score_batch(self.model, images, target, maps, **options), self.device) / len(images)
         one, count = one + max(0, points - few) * self.a_pass, self._of(self.given["explain"]["images"])
         done = count * len(self.rows)
@@ -302,13 +305,15 @@ class _Measured:
         if self.amounts.drawn and "part_truth" in metrics:
             changes = 4 * len(datasets.PARTS)  # about: birds with one part changed
             yield "deciding parts", count * changes, count * changes * (self.drawing + self.a_pass)
+        if "infidelity" in metrics:
+            yield "squares for infidelity", count * squares, count * squares * self.a_pass
         with torch.no_grad():
             stages = len(sanity.layer_stages(self.target, lambda: plain_forward(self.target, images[:1]), images[:1]))
         total = 0
         for seconds in self.rows.values() if given["sanity_images"] else ():
             heavy, cascade = (seconds > n * self.a_pass for n in (sanity_tables.HEAVY, sanity_tables.CASCADE))
             few = min(given["sanity_images"], count, sanity_tables.HEAVY_IMAGES if heavy else count)
-            total += few * (5 if cascade else 4 + stages) * seconds
+            total += few * ((5 if cascade else 4 + stages) + given["sensitivity_samples"]) * seconds
         yield "sanity checks", total / self.a_pass, total
         given = given["intervals"]
         one = _timed(lambda: summary(np.linspace(0, 1, count), 0, **given))
