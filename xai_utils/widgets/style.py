@@ -39,7 +39,9 @@ CLICK = (
 STYLE = """
 .xai-inspector { --soft: var(--jp-ui-font-color2, #5b6670); --strong: var(--jp-ui-font-color1, #14202b);
   --pale: var(--jp-layout-color2, #eef1f4); --line: var(--jp-border-color2, #e3e7eb); --accent: #1c8a80;
-  --bar: color-mix(in srgb, var(--accent) 30%, transparent); --bad: var(--jp-error-color0, #9d1c1c);
+  --bar: color-mix(in srgb, var(--accent) 30%, transparent);
+  --bad: color-mix(in srgb, var(--jp-error-color0, #9d1c1c) 65%, var(--strong));
+  --link: color-mix(in srgb, var(--accent) 75%, var(--strong)); /* mixed with the text's, or the dark has too little */
   color: var(--strong); align-items: flex-start; flex-flow: row wrap !important; gap: 20px;
   font: 13px/1.45 system-ui, sans-serif; max-width: 1500px; overflow: visible; box-sizing: border-box;
   padding-right: 16px; width: 100% }
@@ -49,7 +51,7 @@ STYLE = """
   text-transform: uppercase }
 .xai-inspector h3 { font-size: 13px; margin: 4px 0 0; font-weight: 650; overflow-wrap: anywhere }
 .xai-inspector p { margin: 2px 0 }
-.xai-inspector a { color: var(--accent); overflow-wrap: anywhere }
+.xai-inspector a { color: var(--link); overflow-wrap: anywhere }
 .xai-inspector :is(button, select, input, a, summary, [tabindex="0"]):focus-visible {
   outline: 3px solid var(--accent) !important; outline-offset: 1px; box-shadow: 0 0 0 1px #fff !important }
 .xai-inspector .xai-controls { flex: 1 1 270px; max-width: 300px; min-width: 0 }
