@@ -123,12 +123,13 @@ def test_exercises_are_accepted(name, tmp_path):
     """Each `dvc exp run -S …` of a notebook changes params.yaml, and every stage takes the parameters."""
     exercises = EXERCISE.findall("\n".join(cells(name, "markdown")))
     assert len(exercises) >= (2 if name in CHAPTERS else 0)
+    before = parameters.read(ROOT / "params.yaml")
     for number, exercise in enumerate(exercises):
         path = tmp_path / f"{number}.yaml"
         shutil.copy(ROOT / "params.yaml", path)
         given = [word for word in shlex.split(exercise) if word != "-S"]
         apply_overrides(path, given)
-        values, before = parameters.read(path), parameters.read(ROOT / "params.yaml")
+        values = parameters.read(path)
         assert values != before, exercise
         for each in parameters.STAGES:
             parameters.resolve(values, each)
