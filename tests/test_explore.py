@@ -69,7 +69,10 @@ def test_two_methods_can_be_set_against_each_other(explored, browser, monkeypatc
     assert points.count() == page.locator("#images tbody tr").count() == 12
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     page.locator("#up").select_option("lime")
+    page.locator("input[type=search]").fill("bird")
     page.locator("#metric").select_option("deletion")
+    assert page.locator("#images tbody tr:visible").count() == 11  # also of rows that came later
+    page.locator("input[type=search]").fill("")
     assert re.fullmatch(
         r"lime is better on \d+ of 12 images: those below the line\.", page.locator("#told").inner_text()
     )

@@ -44,6 +44,14 @@ def test_levels_of_an_index_become_lines_and_the_last_one_stays_in_view():
     assert page.startswith('<div class="scroll"')
 
 
+def test_a_number_that_a_table_gives_is_sorted_by():
+    """Two cells that show the same digits are in the order of what their table says that they are."""
+    rows = '<tr><th>a</th><td data-value="0.1234">0.123</td></tr><tr><th>b</th><td>1,234.5</td></tr>'
+    page = dressed(f"<table><thead><tr><th></th><th>n</th></tr></thead><tbody>{rows}</tbody></table>")
+    assert '<td data-value="0.1234">0.123</td>' in page
+    assert 'data-value="1234.5"' in page
+
+
 def test_what_is_written_in_cells_and_heads_stays_text():
     """Names that look like HTML pass through as pandas escaped them, in head, row, cell and sorting key."""
     hostile = "<img src=x>"

@@ -38,7 +38,9 @@ def recorded(tmp_path):
     outs = {
         stage: [{"path": path, "md5": outputs.content_hash(folder / path)} for path in paths]
         for stage, paths in zip(
-            stages, (("reports/metrics.json",), ("reports/figures", "reports/figures.html")), strict=True
+            stages,
+            (("reports/metrics.json",), ("reports/figures", "reports/figures.html", "reports/index.html")),
+            strict=True,
         )
     }
     (folder / "dvc.yaml").write_text(json.dumps({"stages": {stage: {"cmd": stage} for stage in stages}}))

@@ -85,6 +85,13 @@ def test_what_came_out_stands_first(tmp_path):
     assert notebook.cells[2].outputs == [output]
 
 
+def test_a_card_shows_a_page_s_first_words_without_marks():
+    """Of the first paragraph the words alone: no address of a link, no emphasis, no quotes of code."""
+    text = "# A stage\n\n*What* it `does`:\n[AKD](distill_surrogate.html), **all** of it.\n\nMore."
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text)])
+    assert report.first_paragraph(notebook) == "What it does: AKD, all of it."
+
+
 def test_second_rank_sections_are_folded_and_code_is_gathered(tmp_path):
     """A heading of the third level folds up to the next heading; code that shows nothing joins the code behind it."""
     markdown, code = nbformat.v4.new_markdown_cell, nbformat.v4.new_code_cell

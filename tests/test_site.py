@@ -1,6 +1,7 @@
 """The published site, in a real browser: it opens from disk, asks nobody, and works by mouse, keyboard and phone."""
 
 import ast
+import hashlib
 import html
 import json
 import os
@@ -18,6 +19,7 @@ from reported import change, project
 
 from xai_utils.pipeline import explore, kept, outputs, parameters, recorded, report, site, stage
 
+SCORES = ":is(#scores, details:has(> .scroll > table tr.groups))"  # all of them: of a kept run, of the front page
 HOSTILE = "<img src=x onerror=alert(1)>"
 
 
@@ -70,13 +72,20 @@ def pages(folder):
     return sorted(folder.glob("*.html"))
 
 
-def column(page, number):
-    """The values of a column of the visible rows, top to bottom."""
+def column(page, number, group=""):
+    """The values of a column of the visible rows, top to bottom; `group`: of which body, as a selector."""
     return page.eval_on_selector_all(
-        "#scores tbody tr:not([hidden])",
+        f"{SCORES} tbody{group} tr:not([hidden], .group)",
         "(rows, n) => rows.map((row) => n ? Number(row.cells[n].dataset.value) : row.cells[0].textContent)",
         number,
     )
+
+
+def scores_of(built, opened):
+    """The front page with its fold of all scores open."""
+    page = opened(built / "index.html")
+    page.locator(f"{SCORES} > summary").click()
+    return page
 
 
 def test_every_page_opens_from_disk_in_silence_and_fits_a_phone(built, opened):
@@ -108,18 +117,24 @@ def test_every_link_leads_somewhere(built, with_run):
 
 def test_a_kept_run_has_a_page_with_the_same_tables(with_run, opened):
     """From the front page to it and back; its scores, sorted and filtered; its claims; at 390 pixels, too."""
+    summary = kept.kept(with_run)["pets+"]["summary"]
     page = opened(with_run / "site" / "index.html", width=390)
-    expected = {column_: column(page, column_) for column_ in (0, 1, 2)}
     page.locator(".cards a", has_text="pets+").click()
     assert page.locator("h1").inner_text() == "pets+"
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
-    assert {column_: column(page, column_) for column_ in (0, 1, 2)} == expected
+    assert column(page, 0) == list(summary["methods"])
+    for number, metric in enumerate(summary["metrics"], start=1):
+        assert column(page, number) == [row[metric]["mean"] for row in summary["methods"].values()]
+    text = page.locator("#scores tbody tr").first.inner_text()
+    score = next(iter(summary["methods"].values()))["insertion"]
+    assert all(f"{score[part]:.3f}" in text for part in ("mean", "low", "high"))
+    before = column(page, 1)
     page.locator("#scores thead th").nth(1).get_by_role("button").click()
-    assert column(page, 1) == sorted(expected[1], reverse=True)
+    assert column(page, 1) == sorted(before, reverse=True)
     page.locator(".tools:has(+ .scroll #scores) input").fill("grad cam")
-    assert 0 < len(column(page, 0)) < len(expected[0])
+    assert 0 < len(column(page, 0)) < len(before)
     main = page.locator("table.scores").first
-    assert main.locator("tbody tr").count() == len(expected[0])
+    assert main.locator("tbody tr").count() == len(summary["methods"])
     assert main.locator("thead th").count() == 1 + len(stage.HEADLINE) + 2  # method, passes, failures
     claims = kept.kept(with_run)["pets+"]["claims"]
     rows = page.locator("table.claims").first.locator("tbody tr")
@@ -141,45 +156,47 @@ def test_a_kept_run_is_checked_with_the_reports(with_run):
 
 
 def test_the_table_shows_what_was_measured(built, opened):
-    """Every method, every metric with its interval, in the order of metrics.json."""
+    """Every method and metric of metrics.json as in the reports: controls apart, heads that lead to the glossary."""
     summary = json.loads((ROOT / "reports" / "metrics.json").read_text())
-    page = opened(built / "index.html")
-    assert column(page, 0) == list(summary["methods"])
-    heads = page.locator("#scores thead th").all_inner_texts()
-    heads = [head.replace("\N{NO-BREAK SPACE}", " ") for head in heads]
-    expected = [f"{about['label']} {about['arrow']}".strip() for about in summary["metrics"].values()]
-    assert heads[: 1 + len(expected)] == ["method", *expected]
-    assert {"passes", "failures"} <= set(heads)
-    for number, metric in enumerate(summary["metrics"], start=1):
-        assert column(page, number) == [row[metric]["mean"] for row in summary["methods"].values()]
-    text = page.locator("#scores tbody tr").first.inner_text()
-    score = next(iter(summary["methods"].values()))["insertion"]
-    assert all(f"{score[part]:.3f}" in text for part in ("mean", "low", "high"))
+    page = scores_of(built, opened)
+    methods, controls = (column(page, 0, group) for group in (":nth-of-type(1)", ":nth-of-type(2)"))
+    assert sorted([*methods, *controls]) == sorted(summary["methods"])
+    assert "random" in controls
+    names = page.locator(f"{SCORES} thead tr").last.locator("th")
+    heads = {names.nth(n).inner_text().split("\n")[0].removesuffix("?").strip(): n for n in range(names.count())}
+    assert {"passes", "failures"} <= heads.keys()
+    for metric, about in summary["metrics"].items():
+        number = heads[f"{about['label']} {about['arrow']}".strip()]
+        rounding = 0.051 if about["unit"] == "percent" else 6e-4
+        means = [summary["methods"][name][metric]["mean"] for name in (*methods, *controls)]
+        assert column(page, number) == pytest.approx(means, abs=rounding)
+        assert names.nth(number).locator("a").get_attribute("href") == f"glossary.html#metric-{metric}"
 
 
 def test_columns_sort_by_mouse_and_keyboard(built, opened):
     """The first press puts the best on top (insertion: highest, deletion: lowest), the second the worst."""
-    page = opened(built / "index.html")
-    head = page.locator("#scores thead th")
+    page = scores_of(built, opened)
+    head = page.locator(f"{SCORES} thead tr").last.locator("th")
     insertion = next(n for n, text in enumerate(head.all_inner_texts()) if text.startswith("Insertion"))
-    deletion = insertion + 1
+    deletion, methods = insertion + 1, ":nth-of-type(1)"
     head.nth(insertion).get_by_role("button").click()
     assert head.nth(insertion).get_attribute("aria-sort") == "descending"
-    assert all(one >= other for one, other in pairwise(column(page, insertion)))
+    assert all(one >= other for one, other in pairwise(column(page, insertion, methods)))
+    page.keyboard.press("Tab")  # what insertion is
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")  # the next head is Deletion
     assert [head.nth(n).get_attribute("aria-sort") for n in (insertion, deletion)] == [None, "ascending"]
-    assert all(one <= other for one, other in pairwise(column(page, deletion)))
+    assert all(one <= other for one, other in pairwise(column(page, deletion, methods)))
     page.keyboard.press("Space")
     assert head.nth(deletion).get_attribute("aria-sort") == "descending"
-    assert all(one >= other for one, other in pairwise(column(page, deletion)))
+    assert all(one >= other for one, other in pairwise(column(page, deletion, methods)))
     head.nth(0).get_by_role("button").click()
-    assert column(page, 0) == sorted(column(page, 0))
+    assert column(page, 0, methods) == sorted(column(page, 0, methods))
 
 
 def test_the_filter_keeps_what_is_asked_for(built, opened):
     """Typed parts of names choose the rows, in any case, with blanks for underscores; the count is announced."""
-    page = opened(built / "index.html")
+    page = scores_of(built, opened)
     methods = column(page, 0)
     page.locator("label", has_text="Show rows").click()  # a label leads to its field
     page.keyboard.type("Grad Cam, random")
@@ -201,13 +218,16 @@ def test_the_keyboard_reaches_everything_and_shows_where_it_is(built, opened):
     assert focused.evaluate("(element) => getComputedStyle(element).outlineStyle") == "solid"
     page.keyboard.press("Enter")
     assert page.evaluate("document.activeElement.id") == "content"
-    reached = set()
+    page.locator(SCORES).evaluate("(fold) => { fold.open = true; }")
+    page.locator("input[type=search]").fill("random")  # or each row is a stop
+    page.locator("#content").focus()
+    reached, focused = set(), "document.activeElement.placeholder || document.activeElement.textContent.trim()"
     for _ in range(200):
         page.keyboard.press("Tab")
-        reached.add(page.evaluate("document.activeElement.placeholder || document.activeElement.textContent"))
+        reached.add(page.evaluate(focused))
         if page.evaluate("document.activeElement === document.body"):
             break
-    assert {"cam, random", "Insertion\N{NO-BREAK SPACE}↑", "failures", "Evaluate the maps", "metrics.json"} <= reached
+    assert {"cam, random", "Insertion ↑", "failures", "Evaluate the maps", "metrics.json"} <= reached
 
 
 @pytest.mark.parametrize("name", ["index.html", "evaluate.html"])
@@ -231,43 +251,35 @@ def test_colours_follow_the_system_and_the_choice(built, opened, name):
     assert dark.evaluate(background) == bright
 
 
-def test_names_that_look_like_html_are_shown_as_text(tmp_path, opened):
-    """A method, a metric, a data set and a protocol that attack: no dialog, no element, the words themselves."""
-    folder = project(tmp_path / "p")
+def test_names_that_look_like_html_are_shown_as_text(with_run, opened):
+    """Of a kept run a claim, a parameter, a version, a hash, a method, a metric, a protocol; the data of the last."""
+    folder = shutil.copytree(with_run, with_run.parent / "attacked")
 
-    def attack(summary):
+    def attack_scores(summary):
         summary["methods"][HOSTILE] = summary["methods"].pop("akd")
         summary["metrics"]["insertion"] |= {"label": HOSTILE, "unit": f'" onfocus="alert(2)" {HOSTILE}'}
         summary["protocol"] += f"</script>{HOSTILE}"
-
-    change(folder / "reports" / "metrics.json", attack)
-    change(
-        folder / "dvc.lock",
-        lambda lock: lock["stages"]["prepare_data"]["params"]["params.yaml"].update(dataset=HOSTILE),
-    )
-    site.build(folder, folder / "site")
-    page = opened(folder / "site" / "index.html")
-    page.locator("summary", has_text="prepare_data").click()
-    assert page.locator("body").inner_text().count(HOSTILE) == 4
-    assert page.locator("[onfocus], [onerror]").count() == 0
-
-
-def test_a_kept_run_that_attacks_is_shown_as_text(with_run, opened):
-    """A claim, a parameter, a version and a hash that look like HTML."""
-    folder = shutil.copytree(with_run, with_run.parent / "attacked")
 
     def attack(about):
         about["claims"][0] |= {"claim": HOSTILE, "here": f"one; {HOSTILE}"}
         about["parameters"]["prepare_data"]["dataset"] = HOSTILE
         about["versions"][HOSTILE] = HOSTILE
         about["revision"] = {"commit": HOSTILE}
+        about["files"]["metrics.json"] = hashlib.sha256((run / "metrics.json").read_bytes()).hexdigest()
 
-    change(folder / "runs" / "pets+" / "run.json", attack)
+    run = folder / "runs" / "pets+"
+    change(run / "metrics.json", attack_scores)
+    change(run / "run.json", attack)
+    change(
+        folder / "dvc.lock",
+        lambda lock: lock["stages"]["prepare_data"]["params"]["params.yaml"].update(dataset=HOSTILE),
+    )
     site.build(folder, folder / "site")
-    page = opened(folder / "site" / "runs" / "pets+.html")
-    page.locator("summary", has_text="prepare_data").click()
-    assert page.locator("body").inner_text().count(HOSTILE) == 6
-    assert page.locator("[onerror]").count() == 0
+    for file, times in (("runs/pets+.html", 12), ("index.html", 1)):
+        page = opened(folder / "site" / file)
+        page.locator("summary", has_text="prepare_data").click()
+        assert page.locator("main").inner_text().count(HOSTILE) == times
+        assert page.locator("[onfocus], [onerror]").count() == 0
 
 
 def test_a_report_cannot_run_a_script(tmp_path, opened):
@@ -383,8 +395,8 @@ def test_a_site_that_cannot_be_made_leaves_the_earlier_one(tmp_path):
     with pytest.raises(site.SiteError, match=r"figures.html has no <main> and is no report"):
         site.build(folder, folder / "site")
     shutil.copy(ROOT / "reports" / "figures.html", folder / "reports")
-    (folder / "reports" / "metrics.json").unlink()
-    with pytest.raises(site.SiteError, match=r"metrics.json is missing; the pipeline makes it: make repro"):
+    (folder / "reports" / "index.html").unlink()
+    with pytest.raises(site.SiteError, match=r"no stage wrote .*index.html; the pipeline makes it: make repro"):
         site.build(folder, folder / "site")
     assert outputs.content_hash(folder / "site") == earlier
     assert not list(folder.glob(".*.partial"))

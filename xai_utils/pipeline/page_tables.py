@@ -121,9 +121,10 @@ class _Column:
             return f'<td class="text"{value}>{cell.decode_contents()}</td>'
         if text in EMPTY:
             return "<td>–</td>"
-        value = float(BEGINS_WITH_NUMBER.match(text)[1].replace(",", "").replace("−", "-"))
+        known = cell.get("data-value") or BEGINS_WITH_NUMBER.match(text)[1].replace(",", "").replace("−", "-")
         shown, title = (cell.decode_contents(), "") if cell.find() else short(text)
-        return f'<td data-value="{value:g}"{f" title={chr(34)}{escape(title)}{chr(34)}" if title else ""}>{shown}</td>'
+        hover = f' title="{escape(title)}"' if title else ""
+        return f'<td data-value="{float(known):.10g}"{hover}>{shown}</td>'
 
 
 def _groups(columns, link) -> str:

@@ -98,8 +98,9 @@ def title(notebook) -> str:
 
 
 def first_paragraph(notebook) -> str:
-    """The first paragraph under the heading, as plain text: without the marks of emphasis and of code."""
+    """The first paragraph under the heading, as plain text: without addresses and the marks of emphasis and of code."""
     text = notebook.cells[0].source.split("\n\n")[1].replace("\n", " ").strip()
+    text = re.sub(r"\[([^]]+)\]\([^)]+\)", r"\1", text)
     return re.sub(r"(\*\*|\*|`)(\S|\S.*?\S)\1", r"\2", text)
 
 

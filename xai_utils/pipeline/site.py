@@ -26,7 +26,7 @@ from xai_utils.pipeline.project import REPORTS, begin_in_utf_8, enter_project
 TEMPLATES = Path(__file__).parent / "site_template"
 SITE = Path("site")
 COMPARED, COMPARISON = Path("build/compare.html"), "Runs side by side"  # `compare` writes it
-PICTURE = "figures/methods.jpg"
+FRONT = "index.html"  # of the reports and of the site
 DOCS = "docs"  # reports link to it, from reports/
 GLOSSARY = ("glossary.html", "Glossary")  # of the reports; it has no notebook
 
@@ -43,6 +43,8 @@ def build(root: Path, target: Path, tell=lambda text: None):
     _refuse_links(root)
     reports, sources = root / REPORTS, pipeline.notebooks(root / "notebooks")
     notebooks, found = {stage: pipeline.stripped(path) for stage, path in sources.items()}, outputs.reports(root)
+    if FRONT not in found.written:
+        raise SiteError(f"no stage wrote {reports / FRONT}; the pipeline makes it: make repro")
     made = {stage: f"{stage}.html" for stage in notebooks if f"{stage}.html" in found.written}
     titles = {file: report.title(notebooks[stage]) for stage, file in made.items()}
     titles |= dict([GLOSSARY] if GLOSSARY[0] in found.written else [])
@@ -53,7 +55,7 @@ def build(root: Path, target: Path, tell=lambda text: None):
     compared = _comparison(root, tell)
     if compared:
         titles |= {COMPARED.name: COMPARISON}
-    page = renderer({"index.html": "Results"} | titles | {file: about["name"] for file, about in runs.items()})
+    page = renderer({FRONT: "Results"} | titles | {file: about["name"] for file, about in runs.items()})
     with new_folder(target) as folder:
         (folder / "notebooks").mkdir()
         copied = [name for name in found.written if not name.endswith(".html")]
@@ -65,8 +67,7 @@ def build(root: Path, target: Path, tell=lambda text: None):
             nbformat.write(notebooks[stage], folder / "notebooks" / path.name)
         shutil.copytree(root / DOCS, folder / DOCS)
         for file in shown_pages:
-            content = report_content(reports / file).replace(f'href="../{DOCS}/', f'href="{DOCS}/')
-            text = page("page.html.j2", file, title=titles[file], content=content)
+            text = page("page.html.j2", file, title=titles[file], content=report_content(reports / file))
             (folder / file).write_text(text, encoding="utf-8", newline="\n")
         if explored:
             data = json.dumps(explored, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
@@ -75,15 +76,6 @@ def build(root: Path, target: Path, tell=lambda text: None):
         if compared:
             text = page("page.html.j2", COMPARED.name, title=COMPARISON, content=compared)
             (folder / COMPARED.name).write_text(text, encoding="utf-8", newline="\n")
-        cards = [
-            {
-                "file": made.get(stage),
-                "title": report.title(notebook),
-                "summary": report.first_paragraph(notebook),
-                "notebook": f"notebooks/{sources[stage].name}",
-            }
-            for stage, notebook in notebooks.items()
-        ]
         for file, about in runs.items():
             shutil.copytree(root / kept.FOLDER / about["name"], folder / kept.FOLDER / about["name"])
             text = page("run.html.j2", file, **_run(root / kept.FOLDER / about["name"], about))
@@ -93,9 +85,10 @@ def build(root: Path, target: Path, tell=lambda text: None):
             others.insert(
                 0, {"file": COMPARED.name, "title": COMPARISON, "told": "The papers' tables, scores and claims"}
             )
-        values = _results(reports) | _circumstances(root, made) | {"cards": cards, "numbers": numbers, "kept": others}
-        text = page("index.html.j2", "index.html", title="Saliency maps: results", **values)
-        (folder / "index.html").write_text(text, encoding="utf-8", newline="\n")
+        taken = {"numbers": numbers, "notebooks": [f"notebooks/{path.name}" for path in sources.values()]}
+        values = {"content": report_content(reports / FRONT), "kept": others} | taken | _circumstances(root, made)
+        text = page("index.html.j2", FRONT, title="Saliency maps: results", **values)
+        (folder / FRONT).write_text(text, encoding="utf-8", newline="\n")
         (folder / ".nojekyll").touch()  # GitHub Pages serves a branch as it is only with this
     tell(outputs.listing(target))
     if others := [outputs.printable(f"{REPORTS}/{name}") for name in found.others]:
@@ -143,17 +136,6 @@ def _with_vega() -> dict:
     return {"script": script, "script_hash": report.script_hash(script)}
 
 
-def _results(reports: Path) -> dict:
-    """What the front page shows of reports/metrics.json and its picture."""
-    for path in (reports / "metrics.json", reports / PICTURE):
-        if not path.is_file():
-            raise SiteError(f"{path} is missing; the pipeline makes it: make repro")
-    summary = json.loads((reports / "metrics.json").read_text(encoding="utf-8"))
-    advice = (summary.get("trust") or {}).get("sentences", [])
-    told = {"advice": " ".join(advice).replace("`", ""), "guide": summary.get("guide", [])}
-    return {"picture": PICTURE, "scores": shown(summary)} | told
-
-
 def shown(summary: dict) -> dict:
     """The table of scores of a metrics.json, as the templates show it."""
     columns = score_columns(summary)
@@ -196,7 +178,7 @@ def report_content(page: Path) -> str:
     found = re.search(r"<main[^>]*>(.*)</main>", page.read_text(encoding="utf-8"), re.DOTALL)
     if not found:
         raise SiteError(f"{page} has no <main> and is no report of the pipeline; restore it with: git checkout {page}")
-    return found[1]
+    return found[1].replace(f'href="../{DOCS}/', f'href="{DOCS}/')
 
 
 def score_columns(summary: dict) -> list[dict]:

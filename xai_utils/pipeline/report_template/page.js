@@ -40,7 +40,7 @@
     if (rows().length < FILTERED && !("filter" in table.dataset)) return;
     const [tools, label, input, shown] = ["div", "label", "input", "output"].map((name) => document.createElement(name));
     tools.className = "tools";
-    Object.assign(input, { type: "search", placeholder: "cam, random", autocomplete: "off", spellcheck: false });
+    Object.assign(input, { type: "search", placeholder: table.dataset.filter || "cam, random", autocomplete: "off", spellcheck: false });
     input.title = "Parts of names, separated by commas";
     const plain = (text) => text.toLowerCase().replaceAll("_", " ").trim();
     const filter = () => {
