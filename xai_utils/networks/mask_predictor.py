@@ -272,13 +272,13 @@ def encoded(model, images, layers):
     return [maps[name] for name in layers], logits
 
 
-def predictor_of(target, images, **options):
-    """An untrained predictor for `target` and images (N, 3, H, W) of that size, in train mode.
+def decoded_layers(target, images):
+    """What a `MaskGenerator` reads of `target` for images (N, 3, H, W) of that size: names of layers, and its options.
 
-    Reads the layers that end the four coarsest scales, or fewer where the target has fewer; of a network of one scale,
+    The layers end the four coarsest scales, or fewer where the target has fewer; of a network of one scale, they are
     the last four of `scale_layers`. What the logits do not depend on is not read. Doublings follow until the map has a
-    quarter of the image's sides. NotApplicable where the target has no two such maps; the options are MaskPredictor's.
-    The weights follow torch's global generator.
+    quarter of the image's sides. The options are channels, one_size and doublings. NotApplicable where the target has
+    no two such maps.
     """
     with evaluating(target), torch.no_grad():
         features, _ = encoded(target, images[:1], names := list(reached_scales(target, images)))
@@ -294,8 +294,17 @@ def predictor_of(target, images, **options):
     layers, channels = [names[place] for place in places], [features[place].shape[1] for place in places]
     pixels = images[0, 0].numel() / features[places[0]][0, 0].numel()
     doublings = max(0, round(math.log2(pixels) / 2) - HALVINGS)
-    options |= {"one_size": one_size, "doublings": doublings}
-    predictor = MaskPredictor(layers, channels, target.classes, **options)
+    return layers, {"channels": channels, "one_size": one_size, "doublings": doublings}
+
+
+def predictor_of(target, images, **options):
+    """An untrained predictor for `target` and images (N, 3, H, W) of that size, in train mode.
+
+    Reads `decoded_layers`, and raises NotApplicable as they do; the options are MaskPredictor's. The weights follow
+    torch's global generator.
+    """
+    layers, sizes = decoded_layers(target, images)
+    predictor = MaskPredictor(layers, classes=target.classes, **sizes, **options)
     predictor.made_for = made_for(target)
     return predictor
 

@@ -20,6 +20,7 @@ STAGES = {  # kind of network -> the stage of the pipeline that trains it
     "surrogate": "distill_surrogate",
     "mask_predictor": "train_mask_predictor",
     "attention_gate": "train_attention",
+    "effect_predictor": "train_effect_predictor",
 }
 
 
