@@ -10,7 +10,7 @@ from PIL import Image
 from torch import nn
 
 from xai_utils import datasets, networks
-from xai_utils.explainers.effect_predictor import fast_shap, predicted_values
+from xai_utils.explainers.effect_predictor import fast_shap, predicted_values, removal_effect
 from xai_utils.explainers.shapley import (
     all_coalitions,
     cell_masks,
@@ -24,9 +24,20 @@ from xai_utils.images import perturb
 from xai_utils.networks.architectures import ARCHITECTURES
 from xai_utils.networks.effect_predictor import load_effect_predictor, save_effect_predictor
 from xai_utils.training import loop
-from xai_utils.training.effect_predictor import shapley_task, starting_effect_predictor, surrogate_task
+from xai_utils.training.distributed import Compute
+from xai_utils.training.effect_predictor import (
+    budget_masks,
+    effect_task,
+    fit_effect_predictors,
+    order_loss,
+    shapley_task,
+    soft_masks,
+    starting_effect_predictor,
+    surrogate_task,
+)
 from xai_utils.training.surrogate import divergence
 
+LEARNING = ("epochs", "batch_size", "learning_rate", "weight_decay", "schedule", "smallest_crop")
 SIZE, WEIGHTS = 32, (3.0, 0.0, -2.0)  # of red, green and blue
 
 
@@ -132,7 +143,7 @@ def folders(tmp_path_factory):
 
 def settings(folders, **changes):
     return {
-        "data": str(folders / "data"), "target": str(folders / "target"), "seed": 0, "epochs": 8, "batch_size": 16,
+        "data": str(folders / "data"), "target": str(folders / "target"), "seed": 0, "epochs": 16, "batch_size": 16,
         "learning_rate": 0.01, "weight_decay": 0.0, "schedule": "cosine", "smallest_crop": 1.0, "cells": 2,
         "pairs": 2, "surrogate": None, **changes,
     }  # fmt: skip
@@ -199,18 +210,82 @@ def test_a_saved_predictor_answers_bit_for_bit(folders, tmp_path):
     """Save and load keep every bit, the target it belongs to and what nothing is worth; another target is refused."""
     target, predictor = networks.load(folders / "target").eval(), shapley_task(settings(folders)).model.eval()
     save_effect_predictor(predictor, tmp_path / "saved")
-    images = torch.rand(2, 3, SIZE, SIZE)
-    assert torch.equal(*(fast_shap(target, images, predictor=each) for each in (predictor, tmp_path / "saved")))
-    assert torch.equal(load_effect_predictor(tmp_path / "saved").nothing, predictor.nothing)
+    images, saved = torch.rand(2, 3, SIZE, SIZE), load_effect_predictor(tmp_path / "saved")
+    assert torch.equal(*(fast_shap(target, images, predictor=each) for each in (predictor, saved)))
+    assert torch.equal(saved.nothing, predictor.nothing)
     other = networks.build("colour_reader", ("a", "b"))
     with torch.no_grad():
         other.network.fc.weight.mul_(2)
-    with pytest.raises(ValueError, match="stage train_effect_predictor"):
-        fast_shap(other, images, predictor=tmp_path / "saved")
+    with pytest.raises(ValueError, match=r"was trained for .* train one for this model"):
+        fast_shap(other, images, predictor=saved)
+    with pytest.raises(FileNotFoundError, match=r"holds no effect predictor: .* xai_utils.training.effect_predictor"):
+        load_effect_predictor(tmp_path)
 
 
-def test_a_step_changes_the_generator_alone(folders, tmp_path):
-    """Training moves the generator's weights; what nothing is worth, and the target, stay as they are."""
-    before = shapley_task(settings(folders)).model.state_dict()
-    after = fit(shapley_task, settings(folders, epochs=1), tmp_path).weights
-    assert {key.split(".")[0] for key, each in before.items() if not torch.equal(each, after[key])} == {"generator"}
+def test_budget_masks_show_what_ranks_first():
+    """Each mask is 1/2 at its edge, rises with the effects, and is the same for effects stretched and shifted."""
+    effects = torch.randn(64, 12, 12)
+    found = budget_masks(effects, torch.Generator().manual_seed(0))
+    again = budget_masks(5 * effects - 3, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(found, again, atol=1e-5, rtol=0)
+    assert found.flatten(1).gather(1, effects.flatten(1).argsort(1)).diff(dim=1).min() >= 0
+    shares = (found > 0.5).float().mean((1, 2))
+    assert 0.03 < shares.min() < 0.2 < 0.8 < shares.max() < 0.96
+
+
+def test_the_order_s_loss_by_hand():
+    """Logits 0 and 0 where the first are shown cost ln 2; a probability of 3/4 where they are hidden costs ln 4."""
+    shown, hidden = torch.zeros(1, 2), torch.tensor([[math.log(3), 0.0]])
+    assert order_loss(shown, hidden, torch.tensor([0])).item() == pytest.approx(math.log(2) + math.log(4), rel=1e-5)
+
+
+def test_soft_masks_are_of_one_grain_and_many_densities():
+    """Their means spread over the densities; each is within [0, 1], and no step is larger than a cell's slope."""
+    masks = soft_masks(200, (32, 32), grains=[4], generator=torch.Generator().manual_seed(0))
+    assert 0 <= masks.min() < 0.01 < 0.99 < masks.max() <= 1
+    means = masks.mean((1, 2))
+    assert means.std() > 0.2
+    assert means.mean().item() == pytest.approx(0.5, abs=0.05)
+    assert masks.diff(dim=1).abs().max() <= 1 / 8 + 1e-5
+
+
+def test_learned_effects_tell_for_and_against(folders, tmp_path):
+    """Trained on removals, a place's effect rises with what its quadrant is worth, for either class."""
+    chosen = settings(folders, epochs=12, grains=[2, 4], order_weight=0.1)
+    target, split = networks.load(folders / "target").eval(), datasets.load(folders / "data").validation
+    images = split.tensor(torch.arange(len(split)))
+    predictor = starting_effect_predictor(chosen | {"cells": 0})
+    fitted = fit(effect_task, chosen, tmp_path)
+    predictor.load_state_dict(fitted.weights)
+    assert {"train_squares", "train_order", "validation_explained"} <= fitted.history[-1].keys()
+    for each in (0, 1):
+        exact, _ = grid_values(target, images, each, cells=2)
+        found = removal_effect(target, images, each, predictor=predictor)
+        quadrants = torch.nn.functional.adaptive_avg_pool2d(found[:, None], 2)[:, 0]
+        assert np.corrcoef(quadrants.flatten(), exact.flatten())[0, 1] > 0.8
+
+
+def test_all_trainings_of_a_run_and_what_they_read(folders, tmp_path, monkeypatch):
+    """FastSHAP's learn from the surrogate if it has epochs; all are told by name, and a finished one is only read."""
+    monkeypatch.chdir(tmp_path)
+    learning = {name: settings(folders, epochs=1)[name] for name in LEARNING}
+    asked = {name: settings(folders)[name] for name in ("data", "target", "seed", "pairs")}
+    asked |= {"cells": {"fast_shap": 2}, "order_weights": {"ours": 1.0, "regression": 0.0}, "grains": [2, 4]}
+    asked |= {"surrogate": learning, "predictor": learning}
+    predictors, histories = fit_effect_predictors(asked, compute=Compute(device="cpu", threads=1))
+    assert list(predictors) == ["fast_shap", "ours", "regression"]
+    assert list(histories) == ["surrogate", *predictors]
+    assert histories["regression"][0]["train_order"] == 0 < histories["ours"][0]["train_order"]
+    without = asked | {"surrogate": learning | {"epochs": 0}}
+    plain, _ = fit_effect_predictors(without, compute=Compute(device="cpu", threads=1))
+    assert not torch.equal(plain["fast_shap"].nothing, predictors["fast_shap"].nothing)
+    assert torch.equal(plain["ours"].weights.weight, predictors["ours"].weights.weight)
+
+
+@pytest.mark.parametrize("make_task", [shapley_task, effect_task])
+def test_a_step_changes_the_predictor_alone(folders, tmp_path, make_task):
+    """Training moves filter, generator and class weights; what nothing is worth stays as it is."""
+    chosen = settings(folders, epochs=1, grains=[2, 4], order_weight=1.0)
+    before, after = make_task(chosen).model.state_dict(), fit(make_task, chosen, tmp_path).weights
+    changed = {key.split(".")[0] for key, each in before.items() if not torch.equal(each, after[key])}
+    assert changed == {"filter", "generator", "weights"}

@@ -73,7 +73,7 @@ def draw_coalitions(number, players, generator=None):
 
 
 def efficient(values, total):
-    """The nearest values that add up: (…, d) plus an equal share of what they lack of `total` (…) (FastSHAP eq. 5)."""
+    """The nearest values that add up: (…, d) plus an equal share of what they lack of `total` (…)."""
     return values + ((total - values.sum(-1)) / values.shape[-1])[..., None]
 
 

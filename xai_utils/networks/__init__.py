@@ -14,6 +14,12 @@ from xai_utils.networks.architectures import ARCHITECTURES
 from xai_utils.networks.attention import ATTENTION, BAM, CBAM
 from xai_utils.networks.attention_gate import AttentionGate, gate_for, load_gate, save_gate
 from xai_utils.networks.defaults import NotApplicable, cam_layer, describe, last_convolution, scale_layers
+from xai_utils.networks.effect_predictor import (
+    EffectPredictor,
+    effect_predictor_of,
+    load_effect_predictor,
+    save_effect_predictor,
+)
 from xai_utils.networks.engine import engine, engine_of
 from xai_utils.networks.inference import inference_copy
 from xai_utils.networks.layers import (
@@ -50,6 +56,7 @@ __all__ = [
     "SCORES",
     "AttentionGate",
     "AttentiveStudent",
+    "EffectPredictor",
     "ExplanationNetwork",
     "Layout",
     "MaskPredictor",
@@ -66,6 +73,7 @@ __all__ = [
     "class_scores",
     "deep_copy",
     "describe",
+    "effect_predictor_of",
     "encoded",
     "engine",
     "engine_of",
@@ -77,6 +85,7 @@ __all__ = [
     "last_convolution",
     "layer_names",
     "load",
+    "load_effect_predictor",
     "load_gate",
     "load_predictor",
     "load_surrogate",
@@ -85,6 +94,7 @@ __all__ = [
     "predictor_of",
     "replace_head",
     "save",
+    "save_effect_predictor",
     "save_gate",
     "save_predictor",
     "save_surrogate",

@@ -1,7 +1,8 @@
 """Effect predictors: networks that read a frozen classifier's features and answer, in one pass, what showing each place
-of the image adds to the probability of each class.
+of the image adds to the probability of a class.
 
-features -> `MaskGenerator`, an output for each class -> effects at its places, or added up over the cells of a grid.
+features -> `FeatureFilter` (one class) -> `MaskGenerator`, EVIDENCE channels -> the class's weights -> effects at its
+places, or added up over a grid's cells.
 
 A predictor is kept in a folder as `effect_predictor.safetensors` (weights) and `effect_predictor.json` (what they are).
 """
@@ -12,14 +13,15 @@ from torch.nn import functional
 
 from xai_utils.networks import stored
 from xai_utils.networks.digests import made_for
-from xai_utils.networks.mask_predictor import MaskGenerator, decoded_layers
+from xai_utils.networks.mask_predictor import FeatureFilter, MaskGenerator, decoded_layers
 
+EVIDENCE = 16  # channels that all classes share; what speaks for one may speak against another
 OPTIONS = ("cells", "one_size", "doublings")
 KIND = "effect_predictor"  # of file: stored.py
 
 
 class EffectPredictor(nn.Module):
-    """Features of `layers` -> effects (N, K, h, w): what each place adds to the probability of each of K classes.
+    """Features of `layers`, classes (N,) -> effects (N, h, w): what each place adds to the class's probability.
 
     They add up, over the places of an image, to about what the whole image has and `nothing` (K,) has not: `nothing`
     are the probabilities where all is hidden. `cells`: the sides of the grid whose cells are the places (FastSHAP's
@@ -33,14 +35,19 @@ class EffectPredictor(nn.Module):
         self.layers, self.channels, self.classes = tuple(layers), tuple(channels), tuple(classes)
         self.cells, self.one_size, self.doublings = cells, one_size, doublings
         options = {"one_size": one_size, "doublings": doublings}
-        self.generator = MaskGenerator(self.channels, outputs=len(self.classes), **options)
+        self.filter = FeatureFilter(len(self.classes), self.channels[-1])
+        self.generator = MaskGenerator(self.channels, outputs=EVIDENCE, **options)
+        self.weights = nn.Embedding(len(self.classes), EVIDENCE)
+        nn.init.normal_(self.weights.weight, std=EVIDENCE**-0.5)
         self.register_buffer("nothing", torch.zeros(len(self.classes)))
 
-    def forward(self, features):
-        effects = self.generator(features)
+    def forward(self, features, classes):
+        *finer, coarsest = features
+        evidence = self.generator([*finer, self.filter(coarsest, classes)])
+        effects = torch.einsum("nehw,ne->nhw", evidence, self.weights(classes))
         if self.cells:
             effects = functional.adaptive_avg_pool2d(effects, self.cells)
-        return effects / effects[0, 0].numel()  # the network's own answers stay near 1, however many places there are
+        return effects / effects[0].numel()  # so that the generator's answers stay near 1, however many places
 
 
 def effect_predictor_of(target, images, *, cells=0):
