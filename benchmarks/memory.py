@@ -38,6 +38,7 @@ from xai_utils.training.target import fit_target, held_out_logits
 COUNTS, SIZE, NETWORK, METHODS = (1000, 10_000), 64, "tiny_resnet", {"grad_cam": {}, "smoe": {}, "random": {}}
 CURVES = {name: {"pixels_per_step": 25088} for name in ("insertion", "deletion")}  # short ones: longer take no more
 CURVES["faithfulness"] = {"steps": 4}
+SHORT = {"curves": CURVES, "options": {"road": {"percents": [20]}, "infidelity": {"squares": 4}}}
 LEARNING = {"epochs": 1, "batch_size": 32, "learning_rate": 0.01, "schedule": "steps", "milestones": []}
 LEARNING |= {"momentum": 0.9, "weight_decay": 1e-4, "smallest_crop": 0.6}
 RETRAINING = {"data": "data", "target": "target", "seed": 0, "network": "target", "image_size": 48, "fill": "mean"}
@@ -100,7 +101,7 @@ def explain():
 def evaluate():
     settings = {name: name for name in ("data", "target", "maps", "scores", "drawn")}
     metrics = [name for name, metric in METRICS.items() if metric.needs != "part_masks"]
-    scores.score_maps(settings | {"metrics": metrics, "curves": CURVES, "chunk": 128}, compute=COMPUTE)
+    scores.score_maps(settings | {"metrics": metrics, "chunk": 128} | SHORT, compute=COMPUTE)
 
 
 def remove_and_retrain():
