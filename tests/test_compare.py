@@ -33,7 +33,9 @@ def scores(shift=0.0, noise=0.0, seed=0, methods=("akd", "rise", "grad_cam"), im
     return pandas.DataFrame(rows)
 
 
-def keep(root, name, *, frame=None, seed=0, data="birds 01", md5="d0", parts=None, tables=None, **changes):
+def keep(
+    root, name, *, frame=None, seed=0, data="birds 01", target="net 02", md5="d0", parts=None, tables=None, **changes
+):
     """A small kept run, as far as `kept` asks: `parts` are JSON files of stages, `tables` (stage -> what writes it to a
     path) are others, `changes` go into run.json.
     """
@@ -45,7 +47,7 @@ def keep(root, name, *, frame=None, seed=0, data="birds 01", md5="d0", parts=Non
         for method, row in means.iterrows()
     }
     metrics = {m: {"label": label, "arrow": arrow, "unit": "", "n": 1} for m, (label, arrow) in METRICS.items()}
-    summary = {"metrics": metrics, "methods": methods, "protocol": "p", "run": {"data": data, "target": "net 02"}}
+    summary = {"metrics": metrics, "methods": methods, "protocol": "p", "run": {"data": data, "target": target}}
     files = {f"{stage}.json": json.dumps(numbers).encode() for stage, numbers in (parts or {}).items()}
     files |= {"metrics.json": json.dumps(summary).encode()}
     files |= {"scores.csv.gz": gzip.compress(frame.assign(protocol="0").to_csv(index=False).encode(), mtime=0)}
@@ -386,6 +388,30 @@ def test_the_list_of_kept_runs_has_their_verdicts(tmp_path):
     assert [line.endswith(" | 3 |") for line in lines if "](b3/)" in line] == [True]
     assert "| claim | b3 (one run) | cars (one run) |" in lines
     assert "| DGLE: Grad-CAM++ explains better than Grad-CAM (M_I) | holds | – |" in lines
+
+
+def test_what_orders_methods_as_the_truth_does_is_listed_for_every_group(tmp_path):
+    """Insertion in the order of grid pointing, deletion in the reverse one; another network has the same order.
+
+    Then which method for what: the best of each cost. Another seed is no other network.
+    """
+    methods = ("rise", "lime", "gradient", "grad_cam", "smoe")
+    frame = pandas.concat([scores(place / 10, 0.01, place, (name,)) for place, name in enumerate(methods)])
+    frame = frame.assign(grid_pointing=frame["insertion"], deletion=frame["insertion"])
+    keep(tmp_path, "one", frame=frame)
+    keep(tmp_path, "two", frame=frame, seed=1, target="net 03")
+    given = json.loads((tmp_path / "runs" / "one" / "run.json").read_text())["parameters"]
+    given["prepare_data"]["geometry"] = "squash"
+    keep(tmp_path, "other", frame=frame, target="vit 01", parameters=given)
+    groups = pooling.grouped(pooling.chosen(tmp_path))
+    found = pooling.believed(groups)
+    of_birds, across = "one (2 seeds): Grid pointing", "one (2 seeds) as other (one run)"
+    assert set(found.columns) == {of_birds, "other (one run): Grid pointing", across}
+    assert found.loc["Insertion", of_birds] == found.loc["Insertion", across] == "1.00 [1.00, 1.00]"
+    assert found.loc["Deletion", of_birds] == "-1.00 [-1.00, -1.00]"
+    lines = pooling.markdown(tmp_path).splitlines()
+    assert any(line.startswith("| Insertion | 1.00 [1.00, 1.00] | ") for line in lines)
+    assert any(line.startswith("| the class, beside others, one pass, nothing to train | `smoe` ") for line in lines)
 
 
 def test_a_run_that_is_not_kept_is_named(tmp_path):

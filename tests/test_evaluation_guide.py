@@ -2,8 +2,11 @@
 
 import math
 
+import numpy as np
+import pandas
+
 from xai_utils.evaluation import guide
-from xai_utils.evaluation.trust import BELOW, BEST, LEVEL, WEAK
+from xai_utils.evaluation.trust import BELOW, BEST, LEVEL, OVERALL, WEAK
 
 
 def summary(standings, part_truth):
@@ -97,3 +100,38 @@ def test_what_is_nearest_to_the_truth_is_said_beside_chance():
         "Nearest to the truth, by part truth: `akd` 0.400 (`random` 0.050).",
     ]
     assert guide.findings(summary(STANDINGS, dict.fromkeys(STANDINGS, math.nan)) | {"trust": None}) == []
+
+
+def frame(seed=0, **insertions):
+    """Scores of 20 images: insertion of each method as given, with noise; no deletion; a random control above all."""
+    generator, rows = np.random.default_rng(seed), []
+    for method, insertion in (insertions | {"random": 0.99}).items():
+        about = {"image": range(20), "label": 0, "target": 0, "method": method, "failed": 0, "deletion": 0.0}
+        rows.append(pandas.DataFrame(about | {"insertion": insertion + 0.01 * generator.normal(size=20)}))
+    return pandas.concat(rows, ignore_index=True)
+
+
+def test_each_cost_has_its_best_method_and_how_far_it_is_from_the_best():
+    """Of several of one cost the best; a row is as its method, a trained one's second pass is no gradient's.
+
+    Two seeds that agree decide as one does; needs without scores have no row, and the control takes no part.
+    """
+    insertions = {"rise": 0.9, "lime": 0.8, "gradient": 0.9, "grad_cam": 0.6, "smoe": 0.5, "mine": 0.7, "akd": 0.4}
+    passes = {"rise": 500, "lime": 300, "gradient": 2, "grad_cam": 1, "smoe": 1.1, "mine": 1.2, "akd": 1.6}
+    given = {"methods": {"mine": {"method": "amg"}}, "passes": passes, "controls": ["random"], "resamples": 200}
+    for frames in ([frame(**insertions)], [frame(seed, **insertions) for seed in range(2)]):
+        found = guide.decisions(frames, seed=0, **given)
+        assert list(found) == [OVERALL]
+        cells = found[OVERALL]
+        assert {cost: cell["method"] for cost, cell in cells.items() if cost not in (guide.MANY, guide.GRADIENT)} == {
+            guide.TRAINED: "mine",
+            guide.ONE: "grad_cam",
+        }
+        assert {cells[cost]["standing"] for cost in (guide.MANY, guide.GRADIENT)} == {BEST, LEVEL}
+        assert cells[guide.TRAINED]["standing"] == cells[guide.ONE]["standing"] == BELOW
+        assert abs(cells[guide.ONE]["difference"] + 0.3) < 0.02
+    table = guide.decision_table(found)
+    assert list(table.columns) == list(guide.COSTS)
+    assert table.loc[guide.NEEDS[OVERALL], guide.ONE].startswith("`grad_cam` 0.6")
+    assert table.loc[guide.NEEDS[OVERALL], guide.ONE].endswith(")")
+    assert guide.decided(None, OVERALL) == "–"

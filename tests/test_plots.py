@@ -3,6 +3,7 @@
 import io
 
 import numpy as np
+import pandas
 import pytest
 from PIL import Image
 
@@ -148,6 +149,18 @@ def test_a_matrix_shades_from_worst_to_best():
     assert brightness[0] < brightness[1] < brightness[2]
     plain = plots.matrix(table, {"insertion": {"label": "x", "arrow": ""}}, standing={}, digits={"insertion": 2})
     assert all(patch.get_facecolor() == (1, 1, 1, 1) for patch in plain.axes[0].patches)
+
+
+def test_agreement_is_red_and_contradiction_blue():
+    """Each cell tells its correlation; none is written as minus nothing."""
+    names = ["a", "b"]
+    figure = plots.agreement(pandas.DataFrame([[1, -0.7], [-0.001, 1]], index=names, columns=names))
+    (axis,) = figure.axes
+    assert [text.get_text() for text in axis.texts] == ["1.00", "−.70", ".00", "1.00"]
+    figure.canvas.draw()
+    colours = axis.collections[0].get_facecolors()
+    assert colours[0][0] > colours[0][2]
+    assert colours[1][2] > colours[1][0]
 
 
 def test_the_front_is_what_no_cheaper_method_reaches():

@@ -379,6 +379,26 @@ def matrix(table: dict, metrics: dict, *, standing: dict, digits: dict) -> Figur
     return figure
 
 
+def agreement(matrix) -> Figure:
+    """Correlations, a DataFrame whose rows are called as its columns: red where two agree, blue where they do not."""
+    names = list(matrix.index)
+    with rc_context(STYLE | {"axes.grid": False}):
+        figure = Figure(figsize=(1.7 + 0.42 * len(names), 1.3 + 0.34 * len(names)))
+        axis = figure.add_subplot()
+        axis.pcolormesh(matrix.to_numpy(), cmap=DIVERGING, vmin=-1.3, vmax=1.3, edgecolor="white", lw=0.5)
+        for row, values in enumerate(matrix.to_numpy()):
+            for column, value in enumerate(values):
+                text = f"{round(value, 2) + 0:.2f}".replace("0.", ".").replace("-", "−")  # + 0: no −0
+                axis.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=6.5)
+        axis.set(xlim=(0, len(names)), ylim=(len(names), 0))
+        axis.xaxis.tick_top()
+        axis.set_xticks(np.arange(len(names)) + 0.5, names, fontsize=7, rotation=45, ha="left", parse_math=False)
+        axis.set_yticks(np.arange(len(names)) + 0.5, names, fontsize=7, parse_math=False)
+        axis.tick_params(length=0)
+        axis.spines[:].set_visible(False)
+    return figure
+
+
 def cost_and_quality(table: dict, metrics: dict) -> Figure:
     """Each metric's mean against the passes of a map; a line joins those that no cheaper one matches.
 

@@ -198,6 +198,8 @@ def build(root: Path, names=()) -> Path:
         told={name: kept.in_words(about) for name, about in runs.items()},
         tables=list(paper_tables(groups, summaries, root / PUBLISHED)),
         all=all_scores(summaries),
+        believed=(pooling.BELIEVED, pooling.believed(groups)),
+        decided=(pooling.DECIDED, pooling.decided(groups).replace("`", "", regex=True)),
         claims=pooling.claims_of(verdicts),
         verdicts=verdicts,
         pairs=pairs,

@@ -11,8 +11,10 @@ from pathlib import Path
 import numpy as np
 import pandas
 
-from xai_utils.evaluation import tables
+from xai_utils.evaluation import agreement, guide, tables
 from xai_utils.evaluation.scores import same_images
+from xai_utils.explainers import CONTROLS
+from xai_utils.metrics import METRICS as ALL_METRICS
 from xai_utils.metrics.statistics import summary
 from xai_utils.papers import amg, claims, fastcam, fastcam_claims
 from xai_utils.pipeline import kept
@@ -49,6 +51,18 @@ Means with intervals, over seeds and images where there are several; the best of
 
 {scores}
 
+## Which metric can be believed
+
+{believed_told}
+
+{believed}
+
+## Which method for what
+
+{decided_told}
+
+{decided}
+
 ## What the papers claim
 
 By direction alone; [docs/papers.md](../docs/papers.md#what-the-papers-claim) has the claims' places in print, the
@@ -56,6 +70,21 @@ rivals, and what a verdict means. –: the methods were not run.
 
 {claims}
 """
+
+
+BELIEVED = (
+    "Metrics contradict each other. On drawn birds it is known which parts decide, in mosaics in which cell the class "
+    "is seen: how far does a metric order the methods as that truth does? Spearman's rank correlation of the methods' "
+    "means, 1 the same order, 0 none, -1 the reverse, without the controls; intervals over images, and over seeds "
+    "where there are several, for these methods alone. The last columns: how much of a metric's order another network "
+    "leaves on the same images."
+)
+DECIDED = (
+    "What is a map to show, and what may it cost? The best method of each cost, with its mean. ★: the best of its need "
+    "there; ≈: not significantly worse (paired by image, over seeds where there are several, p ≥ 0.05 after Holm's "
+    "correction); else the difference to it. Birds are drawn, with small parts that decide; all others are "
+    "photographs. Of kept runs all networks are convolutional: what holds for a transformer is not measured here."
+)
 
 
 class CompareError(ValueError):
@@ -248,6 +277,63 @@ def claimed(group: dict) -> dict[tuple, dict]:
     return told
 
 
+def frames_of(group: dict) -> list[pandas.DataFrame]:
+    """The score frame of each run of a group."""
+    return [kept.scores(about["folder"]) for about in group.values()]
+
+
+def believed(groups: dict[str, dict]) -> pandas.DataFrame:
+    """How far each metric orders methods as what is known, of each group, and as with another network: text.
+
+    Rows are metrics by their label; columns say group and truth, or the two groups of the same images.
+    """
+    frames, columns = {name: frames_of(group) for name, group in groups.items()}, {}
+    asked = {name: {"controls": CONTROLS} | options_of(group) for name, group in groups.items()}
+    for name in groups:
+        found = agreement.agreement(frames[name], ALL_METRICS, **asked[name])
+        for truth in tables.TRUTHS:
+            cells = {metric: each[truth][agreement.OVER] for metric, each in found.items() if truth in each}
+            if cells:
+                columns[f"{name}: {ALL_METRICS[truth].label}"] = cells
+    for name, other in _of_another_network(groups):
+        cells = agreement.across(frames[name], frames[other], ALL_METRICS, **asked[name])
+        columns |= {f"{name} as {other}": cells} if cells else {}
+    rows = [metric for metric in ALL_METRICS if any(metric in cells for cells in columns.values())]
+    told = {head: [agreement.text(cells.get(metric)) for metric in rows] for head, cells in columns.items()}
+    return pandas.DataFrame(told, index=[ALL_METRICS[metric].heading() for metric in rows])
+
+
+def _of_another_network(groups):
+    """Pairs of groups that explain the same images of the same data with different networks."""
+    known = {}
+    for name, group in groups.items():
+        run = next(iter(group.values()))["summary"]["run"]
+        images = {image for frame in frames_of(group) for image in frame["image"]}
+        known[name] = run["data"], images, run["target"].split()[0]
+    names = list(groups)
+    pairs = [(one, other) for place, one in enumerate(names) for other in names[place + 1 :]]
+    return [pair for pair in pairs if known[pair[0]][:2] == known[pair[1]][:2] and len({known[n][2] for n in pair}) > 1]
+
+
+def decided(groups: dict[str, dict]) -> pandas.DataFrame:
+    """`guide.decisions` of each group as text: a row for each need and cost, a column for each group."""
+    columns = {}
+    for name, group in groups.items():
+        given = next(iter(group.values()))
+        rows = given["parameters"].get("explain", {}).get("rows", {})
+        passes = {row: about["passes"] for row, about in given["summary"]["methods"].items()}
+        found = guide.decisions(frames_of(group), rows, passes, controls=CONTROLS, **options_of(group))
+        columns[name] = {
+            (guide.NEEDS[need], cost): guide.decided(cell, need)
+            for need, cells in found.items()
+            for cost, cell in cells.items()
+        }
+    order = [(need, cost) for need in guide.NEEDS.values() for cost in guide.COSTS]
+    rows = [row for row in order if any(row in cells for cells in columns.values())]
+    told = {name: [cells.get(row, "–") for row in rows] for name, cells in columns.items()}
+    return pandas.DataFrame(told, index=[", ".join(row) for row in rows])
+
+
 def markdown(root: Path) -> str:
     """All kept runs and the papers' claims over them, as Markdown: runs/README.md, which `make readme` writes."""
     runs = chosen(root)
@@ -262,7 +348,22 @@ def markdown(root: Path) -> str:
     ]
     scores = tables.side_by_side({name: scored(group) for name, group in groups.items()}, METRICS, METHODS)
     listed = _lines(("run", "of what", "seed"), told)
-    return LISTED.format(runs=listed, scores=scores, claims=_lines(("claim", *groups), rows))
+    return LISTED.format(
+        runs=listed,
+        scores=scores,
+        believed_told=BELIEVED,
+        believed=_of_frame("metric", believed(groups)),
+        decided_told=DECIDED,
+        decided=_of_frame("to be shown, for", decided(groups)),
+        claims=_lines(("claim", *groups), rows),
+    )
+
+
+def _of_frame(head, frame):
+    """A frame of texts as a Markdown table."""
+    return _lines(
+        (head, *frame.columns), [(name, *row) for name, row in zip(frame.index, frame.to_numpy(), strict=True)]
+    )
 
 
 def claims_of(verdicts: dict) -> list[tuple]:
