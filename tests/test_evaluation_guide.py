@@ -135,3 +135,4 @@ def test_each_cost_has_its_best_method_and_how_far_it_is_from_the_best():
     assert table.loc[guide.NEEDS[OVERALL], guide.ONE].startswith("`grad_cam` 0.6")
     assert table.loc[guide.NEEDS[OVERALL], guide.ONE].endswith(")")
     assert guide.decided(None, OVERALL) == "–"
+    assert guide.decisions([frame()], seed=0, **given) == {}

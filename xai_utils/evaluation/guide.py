@@ -106,6 +106,8 @@ def decisions(frames, methods, passes, *, controls, seed, **intervals) -> dict[s
         best = {}
         for method in sorted(values, key=lambda name: -values[name].mean()):
             best.setdefault(_cost(method_of(method, methods.get(method) or {})[0], passes[method]), method)
+        if not best:  # controls alone
+            continue
         first, *others = best.values()
         tests = [paired_test(values[first], values[other], seed=seed, **intervals) for other in others]
         p_values = [1.0, *(holm([test["p"] for test in tests]) if tests else [])]
