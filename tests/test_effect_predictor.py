@@ -260,7 +260,7 @@ def test_learned_effects_tell_for_and_against(folders, tmp_path):
     assert {"train_squares", "train_order", "validation_explained"} <= fitted.history[-1].keys()
     for each in (0, 1):
         exact, _ = grid_values(target, images, each, cells=2)
-        found = removal_effect(target, images, each, predictor=predictor)
+        found = removal_effect(target, images, each, predictor=predictor, concentration=None)
         quadrants = torch.nn.functional.adaptive_avg_pool2d(found[:, None], 2)[:, 0]
         assert np.corrcoef(quadrants.flatten(), exact.flatten())[0, 1] > 0.8
 
@@ -280,6 +280,19 @@ def test_all_trainings_of_a_run_and_what_they_read(folders, tmp_path, monkeypatc
     plain, _ = fit_effect_predictors(without, compute=Compute(device="cpu", threads=1))
     assert not torch.equal(plain["fast_shap"].nothing, predictors["fast_shap"].nothing)
     assert torch.equal(plain["ours"].weights.weight, predictors["ours"].weights.weight)
+
+
+def test_concentration_keeps_the_order_and_gathers_the_mass(folders):
+    """Maps are the exponential of the effects by hand, in their order; a k that is not positive is refused."""
+    target, predictor = networks.load(folders / "target").eval(), shapley_task(settings(folders)).model.eval()
+    images = torch.rand(2, 3, SIZE, SIZE)
+    effects = removal_effect(target, images, predictor=predictor, concentration=None)
+    maps = removal_effect(target, images, predictor=predictor, concentration=2.0)
+    for each, found in zip(effects, maps, strict=True):
+        torch.testing.assert_close(found, torch.exp(2 * (each - each.max()) / each.abs().max()))
+        assert found.flatten()[each.flatten().argsort()].diff().min() >= 0
+    with pytest.raises(ValueError, match="concentration is 0; give a positive number"):
+        removal_effect(target, images, predictor=predictor, concentration=0)
 
 
 @pytest.mark.parametrize("make_task", [shapley_task, effect_task])

@@ -49,13 +49,22 @@ def fast_shap(model, images, target=None, *, predictor):
     return resize(predicted_values(model, images, target, predictor), images.shape[-2:])
 
 
-def removal_effect(model, images, target=None, *, predictor):
+def removal_effect(model, images, target=None, *, predictor, concentration=16.0):
     """What hiding each place would take of the class's probability, predicted in one pass.
 
-    map = φ,   trained by regression on random removals, and to show and hide at every budget what it ranks first
+    map = exp(k (φ - max φ) / max |φ|),   φ what each place adds, k the `concentration`
 
-    Maps (N, H, W), signed: below 0 hiding the place helps the class. `predictor`: an `EffectPredictor` without cells,
-    trained by `effect_task`; ValueError for another model's.
+    Maps (N, H, W) in (0, 1], 1 at the largest effect. φ is trained by regression on random removals, and to show and to
+    hide at every budget what it ranks first. The exponential keeps its order and gathers the map's mass where effects
+    are large, as DGLE's controllers do. `concentration`: None gives φ itself, signed: below 0 hiding helps the class.
+    `predictor`: an `EffectPredictor` without cells, trained by `effect_task`. ValueError for another model's, and a
+    concentration that is not positive.
     """
+    if concentration is not None and not concentration > 0:
+        raise ValueError(f"concentration is {concentration}; give a positive number (16), or None for the effects")
     effects, _ = predicted_effects(model, images, target, predictor)
-    return resize(effects, images.shape[-2:])
+    effects = resize(effects, images.shape[-2:])
+    if concentration is None:
+        return effects
+    below = effects - effects.amax((1, 2), keepdim=True)
+    return torch.exp(concentration * below / effects.abs().amax((1, 2), keepdim=True).clamp(min=1e-12))
