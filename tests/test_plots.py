@@ -157,8 +157,8 @@ def test_agreement_is_red_and_contradiction_blue():
     figure = plots.agreement(pandas.DataFrame([[1, -0.7], [-0.001, 1]], index=names, columns=names))
     (axis,) = figure.axes
     assert [text.get_text() for text in axis.texts] == ["1.00", "−.70", ".00", "1.00"]
-    figure.canvas.draw()
-    colours = axis.collections[0].get_facecolors()
+    (mesh,) = axis.collections
+    colours = mesh.to_rgba(mesh.get_array().ravel())
     assert colours[0][0] > colours[0][2]
     assert colours[1][2] > colours[1][0]
 
