@@ -94,7 +94,7 @@ def rendered(figure: Figure) -> Image.Image:
 def encoded(picture: Image.Image, kind: str) -> bytes:
     """A picture as a "png" or "jpeg" file without library versions in it: equal pictures, equal bytes."""
     file = io.BytesIO()
-    picture.save(file, format=kind, **({"optimize": True} if kind == "png" else {"quality": 75, "subsampling": 1}))
+    picture.save(file, format=kind, **({"optimize": True} if kind == "png" else {"quality": 70, "subsampling": 1}))
     return file.getvalue()
 
 

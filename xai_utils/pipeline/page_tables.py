@@ -6,7 +6,8 @@ A notebook shows a `pandas.DataFrame`, or HTML of its own; `dressed` rewrites ea
 - a column of numbers stands right, with what it is sorted by; text stands left;
 - of a measured number three digits are shown and the rest on hover, and so is a p in round brackets behind a number;
 - an interval in square brackets goes below its number;
-- names of methods and metrics link to the glossary; more than `LONG` rows are folded, but for the class main.
+- names of methods and metrics link to the glossary; more than `LONG` rows are folded, but for the class main; a box
+  scrolls, but for the class guide.
 Tables of the class prose, which are read and not compared, get their box alone.
 """
 
@@ -37,8 +38,9 @@ def _boxed(text: str, link) -> str:
         shown = text
     else:
         shown = _rewritten(table, body, link)
-    box = f'<div class="scroll" tabindex="0">{shown}</div>'
-    folded = len(body) > LONG and "main" not in table.get("class", ())
+    classes = table.get("class", ())
+    box = f'<div class="scroll{" whole" if "guide" in classes else ""}" tabindex="0">{shown}</div>'
+    folded = len(body) > LONG and "main" not in classes
     return f"<details><summary>all {len(body)} rows</summary>{box}</details>" if folded else box
 
 
