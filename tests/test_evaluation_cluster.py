@@ -24,7 +24,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def explained_and_scored(name, compute):
-    """The hash of maps, and the scores and curves of them, of a run of both."""
+    """The counted passes and the hash of maps, and the scores and curves of them, of a run of both."""
     settings = {"data": "data", "target": "target", "maps": name}
     mosaics = {"number": 3, "cells": 2, "confidence": 0.0}
     lines = []
@@ -36,7 +36,9 @@ def explained_and_scored(name, compute):
     assert lines[-1] == "explained mosaics: 3 of 3"
     folders = {"scores": f"{name}-scores", "drawn": f"{name}-drawn"}
     scores.score_maps(settings | folders | {"metrics": METRICS, "batch": 2}, compute=compute)
-    return maps.load(name).run["maps"], *map(files_fingerprint, folders.values())
+    made = maps.load(name)
+    assert made.passes["grad_cam"] == pytest.approx(1, abs=0.1)  # and no look at the network that is made only once
+    return made.passes, made.run["maps"], *map(files_fingerprint, folders.values())
 
 
 def test_processes_and_workers_of_a_cluster_explain_and_score_as_one(folder):

@@ -132,6 +132,7 @@ def _described(subject):
     """What is said of the network: its classes, passes of each method, engine, and the size (H, W) of its mosaics."""
     images, drawn = subject.images(slice(COUNTED)), _seeded(subject, 0)
     with subject.compute.casting():
+        explainers.explain_many(subject.model, images[:1], methods=drawn)  # what methods find out once is not counted
         size = images.shape[-2:]
         if "image_size" not in subject.target.options:
             size = _mosaic_size(subject.model, images[:1], subject.settings)
