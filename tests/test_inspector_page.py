@@ -129,12 +129,12 @@ def test_the_page_answers_in_a_browser(served, browser, tmp_path):
     assert "A cup of coffee" in card.get_attribute("alt")
     assert page.evaluate("document.activeElement.textContent") == "coffee, shown"  # the keyboard stays where it was
     assert unnamed(page) == []
+    page.get_by_role("status").get_by_text("4 of 4 maps are there").wait_for(timeout=PATIENCE)
 
-    # the network of this project is the second choice, and a small one: its page follows, and tells when maps are there
+    # the network of this project is the second choice: its page follows
     page.get_by_label("network", exact=True).select_option(index=1)
     page.locator(".xai-inspector .about", has_text="tiny_resnet answers; it knows 2 classes").wait_for(timeout=PATIENCE)
     overlay.wait_for(timeout=PATIENCE)
-    page.get_by_role("status").get_by_text("4 of 4 maps are there").wait_for(timeout=PATIENCE)
 
     # a class that attacks HTML is text wherever it stands
     assert HOSTILE in page.locator(".bars").inner_text()

@@ -48,7 +48,7 @@ def test_maps_of_half_precision_are_float32(method, images):
             maps = record(model, pixels, torch.tensor([1, 2]), **options)
         assert maps.dtype == torch.float32
         expected = maps if expected is None else expected
-        assert correlation(maps, expected) > (0.8 if method == "lime" else 0.95)
+        assert correlation(maps, expected) > {"lime": 0.8, "expected_gradients": 0.85}.get(method, 0.95)  # few draws
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -70,7 +70,7 @@ def test_logits_that_are_no_numbers_are_an_error(method, value, images):
 def test_no_metric_scores_what_is_no_number(name, images):
     """A map with NaN or an infinite value, and a model that answers with NaN, are errors; so are they in half."""
     metric, maps = METRICS[name], torch.rand(2, 32, 32)
-    given = {} if metric.needs in ("model", "maps") else {metric.needs: torch.rand(2, 32, 32) > 0.5}
+    given = {} if metric.needs in ("model", "maps", "falls") else {metric.needs: torch.rand(2, 32, 32) > 0.5}
     expected = metric.function(explained(), images, None, maps.half().float(), **given)
     found = metric.function(explained(), images, None, maps.half(), **given)
     torch.testing.assert_close(found, expected, equal_nan=True)
@@ -79,7 +79,7 @@ def test_no_metric_scores_what_is_no_number(name, images):
         broken[1, 3, 4] = value
         with pytest.raises(ValueError, match=r"maps of images \[1\] contain NaN or infinite values"):
             metric.function(explained(), images, None, broken, **given)
-    if metric.needs == "model":
+    if metric.needs in ("model", "falls"):
         model = deep_copy(explained())
         model.network.fc.weight.data.fill_(math.nan)
         with pytest.raises(ValueError, match="logits are NaN or infinite"):
