@@ -59,6 +59,9 @@ def removal_effect(model, images, target=None, *, predictor, concentration=16.0)
     are large, as DGLE's controllers do. `concentration`: None gives φ itself, signed: below 0 hiding helps the class.
     `predictor`: an `EffectPredictor` without cells, trained by `effect_task`. ValueError for another model's, and a
     concentration that is not positive.
+
+    Notes: 16 comes from a sweep on training birds, but was settled with scores of held-out birds in view: such scores
+    of part truth are no proof.
     """
     if concentration is not None and not concentration > 0:
         raise ValueError(f"concentration is {concentration}; give a positive number (16), or None for the effects")
