@@ -11,9 +11,11 @@ from xai_utils.explainers import EXPLAINERS, explain
 from xai_utils.networks import (
     Surrogate,
     build,
+    effect_predictor_of,
     gate_for,
     inference_copy,
     predictor_of,
+    save_effect_predictor,
     save_gate,
     save_predictor,
     save_surrogate,
@@ -24,6 +26,7 @@ CLASSES = ("wren", "crow", "gull")
 MADE = {  # method -> how its part is made, and saved
     "akd": (lambda target, images: Surrogate(target), save_surrogate),
     "amg": (lambda target, images: gate_for(target, images), save_gate),
+    "fast_shap": (lambda target, images: effect_predictor_of(target, images, cells=3), save_effect_predictor),
     "dgle_cf": (lambda target, images: predictor_of(target, images, controller="customized"), save_predictor),
 }
 

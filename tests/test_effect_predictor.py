@@ -23,6 +23,7 @@ from xai_utils.explainers.shapley import (
 from xai_utils.images import perturb
 from xai_utils.networks.architectures import ARCHITECTURES
 from xai_utils.networks.effect_predictor import load_effect_predictor, save_effect_predictor
+from xai_utils.papers import removal
 from xai_utils.training import loop
 from xai_utils.training.distributed import Compute
 from xai_utils.training.effect_predictor import (
@@ -216,9 +217,13 @@ def test_a_saved_predictor_answers_bit_for_bit(folders, tmp_path):
     other = networks.build("colour_reader", ("a", "b"))
     with torch.no_grad():
         other.network.fc.weight.mul_(2)
-    with pytest.raises(ValueError, match=r"was trained for .* train one for this model"):
+    with pytest.raises(
+        ValueError, match=r"was trained for .* train one for this model \(stage train_effect_predictor\)"
+    ):
         fast_shap(other, images, predictor=saved)
-    with pytest.raises(FileNotFoundError, match=r"holds no effect predictor: .* xai_utils.training.effect_predictor"):
+    with pytest.raises(
+        FileNotFoundError, match=r"holds no effect predictor: .* `dvc repro train_effect_predictor` trains it"
+    ):
         load_effect_predictor(tmp_path)
 
 
@@ -302,3 +307,29 @@ def test_a_step_changes_the_predictor_alone(folders, tmp_path, make_task):
     before, after = make_task(chosen).model.state_dict(), fit(make_task, chosen, tmp_path).weights
     changed = {key.split(".")[0] for key, each in before.items() if not torch.equal(each, after[key])}
     assert changed == {"filter", "generator", "weights"}
+
+
+def test_the_table_of_exact_values_by_hand(folders):
+    """The mean over images of Pearson's r with the exact values; a grid of more cells than an exact game is left out."""
+    target, split = networks.load(folders / "target").eval(), datasets.load(folders / "data").validation
+    made = {str(cells): shapley_task(settings(folders, cells=cells)).model.eval() for cells in (2, 5)}
+    rows = removal.beside_exact(target, split, range(5), made, seed=0, resamples=100)
+    images = split.tensor(torch.arange(5))
+    exact, found = grid_values(target, images, cells=2)[0], predicted_values(target, images, None, made["2"])
+    each = [np.corrcoef(a.flatten(), b.flatten())[0, 1] for a, b in zip(found, exact, strict=True)]
+    assert list(rows.index) == ["2"]
+    assert rows.correlation["2"].startswith(f"{np.mean(each):.3f} [")
+    assert rows["mean error"]["2"] == f"{(found - exact).abs().mean():.4f}"
+
+
+def test_the_chapter_s_scores_are_of_the_images_asked_for(folders):
+    """Rows stand at their images, whatever is held at once; gathering an effect's mass moves neither curve."""
+    target, data = networks.load(folders / "target").eval(), datasets.load(folders / "data")
+    made = {"ours": effect_task(settings(folders, grains=[2], order_weight=0.0)).model.eval()}
+    frame = removal.held_out_scores(target, data, [7, 2, 11], made, seed=0)
+    assert list(frame.method.unique()) == ["ours", "ours, as it is", "grad_cam", "random"]
+    assert frame.image[frame.method == "ours"].tolist() == [7, 2, 11]
+    for name in ("insertion", "deletion"):
+        plain, gathered = (frame[name][frame.method == row].to_numpy() for row in ("ours", "ours, as it is"))
+        assert np.abs(plain - gathered).max() < 1e-3  # pixels that nearly tie
+    assert list(removal.table(frame, seed=0, resamples=100)) == ["insertion ↑", "deletion ↓"]

@@ -13,7 +13,7 @@ from torch import nn
 
 from xai_utils.explainers import CONTROLS, EXPLAINERS, Explainer, cam_maps, explain, explain_many, rows_of
 from xai_utils.metrics.cost import counted_passes
-from xai_utils.networks import Surrogate, Target, build, gate_for, predictor_of
+from xai_utils.networks import Surrogate, Target, build, effect_predictor_of, gate_for, predictor_of
 from xai_utils.training.mask_predictor import CONTROLLER_OF
 
 FAST = {  # fewer draws than a report would use
@@ -40,6 +40,12 @@ def surrogate():
 def predictor(controller):
     torch.manual_seed(4)
     return settled(predictor_of(explained(), torch.rand(1, 3, 64, 64), controller=controller).eval())
+
+
+@lru_cache
+def effects(cells):
+    torch.manual_seed(4)
+    return settled(effect_predictor_of(explained(), torch.rand(1, 3, 64, 64), cells=cells).eval())
 
 
 @lru_cache
@@ -90,8 +96,10 @@ def generated(method, seed=3):
     """The method's quick options, with the network that it brings, and a fresh generator if it draws."""
     record, options = EXPLAINERS[method], dict(FAST.get(method, {}))
     if record.part is not None:
-        networks = {"surrogate": surrogate, "predictor": partial(predictor, CONTROLLER_OF.get(method)), "gate": gate}
-        options[record.part.option] = networks[record.part.option]()
+        networks = {"surrogate": surrogate, "attention_gate": gate}
+        networks["mask_predictor"] = partial(predictor, CONTROLLER_OF.get(method))
+        networks["effect_predictor"] = partial(effects, 3 if method == "fast_shap" else 0)
+        options[record.part.option] = networks[record.part.kind]()
     return record.seeded(options, seed)
 
 

@@ -64,7 +64,7 @@ def test_a_kept_run_says_how_it_was_made(run):
     assert about["hashes"]["made"]["build/target"] == made["build/target"]
     assert {"data/birds", "data/published"} <= set(about["hashes"]["data"])
     assert "xai_utils/files.py" in about["hashes"]["code"]
-    assert "build/notebooks/07_evaluate.ipynb" in about["hashes"]["code"]
+    assert "build/notebooks/08_evaluate.ipynb" in about["hashes"]["code"]
     verdicts = {(row["paper"], row["claim"]): row["verdict"] for row in about["claims"]}
     assert {paper for paper, _ in verdicts} == {"AKD", "DGLE", "FastCAM", "AMG"}
     pages = (run / "reports" / f"{stage}.html" for stage in ("evaluate", "remove_and_retrain", "train_attention"))

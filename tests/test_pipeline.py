@@ -28,7 +28,7 @@ def stage_of(folder, *cells, assigned=PARAMETERS):
     notebook.cells += [nbformat.v4.new_code_cell(source) for source in ("\n".join(assigned), *cells)]
     notebook.cells[1].metadata["tags"] = ["parameters"]
     (folder / "notebooks").mkdir(parents=True)
-    nbformat.write(notebook, folder / "notebooks" / "10_figures.ipynb")
+    nbformat.write(notebook, folder / "notebooks" / "11_figures.ipynb")
     shutil.copy(ROOT / "params.yaml", folder)
     (folder / "dvc.yaml").write_text("stages: {figures: {outs: [build/half, reports/figures.html]}}")
     return folder
@@ -102,7 +102,7 @@ def test_wrong_parameters_stop_before_anything_runs(tmp_path):
     status, out, error = run(folder)
     assert (status, out) == (1, "")
     assert error.strip() == (
-        "10_figures.ipynb: its parameters cell must name exactly what params.yaml gives; "
+        "11_figures.ipynb: its parameters cell must name exactly what params.yaml gives; "
         "missing: colour_map; too many: none"
     )
     change(folder / "params.yaml", **{"figures.opacity": 5})
@@ -242,9 +242,9 @@ def test_a_full_disk_is_said_of_whatever_a_notebook_writes():
 def test_a_saved_notebook_is_stripped_to_the_same_source(tmp_path):
     """Outputs, counts and ids of a notebook saved after a look at it do not reach the copy that stages depend on."""
     folder = stage_of(tmp_path / "p", "1 + 1")
-    path = folder / "notebooks" / "10_figures.ipynb"
+    path = folder / "notebooks" / "11_figures.ipynb"
     stage.strip_all(folder / "notebooks", folder / "clean")
-    before = (folder / "clean" / "10_figures.ipynb").read_bytes()
+    before = (folder / "clean" / "11_figures.ipynb").read_bytes()
     notebook = nbformat.read(path, as_version=4)
     notebook.cells[2].outputs = [nbformat.v4.new_output("stream", text="2")]
     notebook.cells[2].execution_count = 7
@@ -252,7 +252,7 @@ def test_a_saved_notebook_is_stripped_to_the_same_source(tmp_path):
     notebook.metadata["language_info"] = {"name": "python", "version": "3.99"}
     nbformat.write(notebook, path)
     stage.strip_all(folder / "notebooks", folder / "clean")
-    assert (folder / "clean" / "10_figures.ipynb").read_bytes() == before
+    assert (folder / "clean" / "11_figures.ipynb").read_bytes() == before
     path.write_text("not json")
-    with pytest.raises(ValueError, match=r"10_figures.ipynb is no notebook"):
+    with pytest.raises(ValueError, match=r"11_figures.ipynb is no notebook"):
         stage.strip_all(folder / "notebooks", folder / "clean")

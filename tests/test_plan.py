@@ -30,6 +30,7 @@ def test_trainings_and_images_are_those_of_the_parameters(works):
     assert trainings["distill_surrogate"] == 3  # the student, an explanation network for each lambda
     assert trainings["train_mask_predictor"] == 4  # the filter, three predictors
     assert trainings["train_attention"] == 1 + 2 + 4  # a black box, gates at two layers, four ways of one
+    assert trainings["train_effect_predictor"] == 3  # a surrogate, FastSHAP, removal_effect
     assert trainings["remove_and_retrain"] == 1 + (14 * 2 * 2 + 2 + 1) + 5 * (2 * 10 + 1)
     assert images["prepare_data", "drawing"] == 12 * (4 + 3)
     assert images["finetune_target", "the target"] == 12 * (4 + 3)
@@ -48,7 +49,7 @@ def test_seconds_follow_from_what_is_measured(works):
 def test_the_plan_names_what_dominates_and_what_leaves_it_out():
     """Nine tenths of two hours are ROAR's: it is named, with what switches it off; the last run stands beside."""
     work = plan.Work("remove_and_retrain", "networks on masked images", 2e6, 6480, 3e9, 140)
-    others = [plan.Work(stage, "notebook and page", 0, 80) for stage in parameters.STAGES]
+    others = [plan.Work(stage, "notebook and page", 0, 72) for stage in parameters.STAGES]
     values = {"scale": "paper", "dataset": "data/mine", "target": "resnet50"}
     lines = plan.told([work, *others], values, {"remove_and_retrain": 7000.0})
     [row] = [line for line in lines if line.startswith("remove_and_retrain ")]

@@ -208,7 +208,7 @@ def test_links_are_refused(recorded, tmp_path):
     other.mkdir()
     (other / "passwd").write_text("private")
     outside = ("reports/linked", "reports/figures/linked")
-    for place in (*outside, "reports/figures.html", "reports", "notebooks/10_figures.ipynb"):
+    for place in (*outside, "reports/figures.html", "reports", "notebooks/11_figures.ipynb"):
         link, elsewhere = recorded / place, other if place in outside else tmp_path / "the very content"
         if elsewhere != other:
             link.rename(elsewhere)

@@ -30,7 +30,12 @@ FEWEST = {  # what still makes each kind of pass
     "smooth_grad_squared": {"samples": 1},
 }
 COARSE = {"pixels_per_step": 20_000}  # of the curves at 224 pixels
-SAVED = {"surrogate": networks.save_surrogate, "predictor": networks.save_predictor, "gate": networks.save_gate}
+SAVED = {
+    "surrogate": networks.save_surrogate,
+    "mask_predictor": networks.save_predictor,
+    "attention_gate": networks.save_gate,
+    "effect_predictor": networks.save_effect_predictor,
+}
 
 
 class Writing(Target):
@@ -56,7 +61,7 @@ def saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp("parts")
     for method, record in EXPLAINERS.items():
         if record.part is not None:
-            SAVED[record.part.option](generated(method)[record.part.option], folder / method)
+            SAVED[record.part.kind](generated(method)[record.part.option], folder / method)
     return lambda method: folder / method
 
 

@@ -28,7 +28,7 @@ def test_what_is_left_of_a_run(project):
     assert terminal.remaining("figures", described, made) == []
     behind = ["evaluate", "measure_speed", "figures"]
     assert terminal.remaining("explain", described, made) == behind
-    assert terminal.remaining("train_attention", described, made) == ["explain", "evaluate", *STAGES[7:]]
+    assert terminal.remaining("train_attention", described, made) == ["explain", "evaluate", *STAGES[8:]]
     assert terminal.remaining("measure_speed", described, made | {"explain": 2.0}) == ["evaluate", "figures"]
 
 
@@ -36,16 +36,16 @@ def test_a_stage_says_how_long_it_takes(project):
     """The default scale begins with dvc.yaml's estimate; after a run, this machine's times of the same scale count."""
     runs = project / "build/runs"
     first = terminal.announcement("prepare_data", "default", runs)
-    assert first.startswith("stage 1 of 10, prepare_data: about ")
+    assert first.startswith("stage 1 of 11, prepare_data: about ")
     assert first.endswith(" min for what follows")
-    assert terminal.announcement("prepare_data", "paper", runs) == "stage 1 of 10, prepare_data"
+    assert terminal.announcement("prepare_data", "paper", runs) == "stage 1 of 11, prepare_data"
     runs.mkdir(parents=True)
     for name in STAGES:
         (runs / f"{name}.ipynb").touch()
         os.utime(runs / f"{name}.ipynb", (1, 1))
         terminal.record(name, "paper", 100)
     later = terminal.announcement("evaluate", "paper", runs)
-    assert later == "stage 8 of 10, evaluate: about 2 min, and about 3 min for what follows"
+    assert later == "stage 9 of 11, evaluate: about 2 min, and about 3 min for what follows"
     assert terminal.announcement("figures", "paper", runs) == "stage 10 of 10, figures: about 2 min"
     terminal.SECONDS.write_text("{")  # a damaged note of times is no reason to stop
     assert terminal.announcement("figures", "paper", runs) == "stage 10 of 10, figures"

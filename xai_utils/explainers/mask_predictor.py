@@ -20,7 +20,7 @@ CONTROLLER = (  # of DGLE's customized controller
 )
 
 
-def _prepared(predictor):
+def prepared(predictor):
     """The predictor with its generator as an inference copy, for feature maps of its kind of sizes."""
     device, noise = next(predictor.parameters()).device, torch.Generator().manual_seed(0)
     number = len(predictor.channels)
@@ -36,7 +36,7 @@ PART = Part(
     MaskPredictor,
     KIND,
     load_predictor,
-    _prepared,
+    prepared,
     settings=lambda predictor: CONTROLLER if predictor.controller == "customized" else (),
 )
 

@@ -11,6 +11,7 @@ from xai_utils.explainers import (
     attention_gate,
     cam,
     controls,
+    effect_predictor,
     gradients,
     lovi,
     mask_predictor,
@@ -65,6 +66,16 @@ EXPLAINERS = {
             Option("composition", WORD, choices=attention_gate.COMPOSITIONS),
         ),
         part=attention_gate.PART,
+    ),
+    "removal_effect": Explainer(
+        effect_predictor.removal_effect,
+        "Removal effect",
+        "this repository",
+        options=(Option("concentration", NUMBER, low=1e-6, offered=(1.0, 64.0), optional=True),),
+        part=effect_predictor.PART,
+    ),
+    "fast_shap": Explainer(
+        effect_predictor.fast_shap, "FastSHAP", "Jethani et al. 2022", part=effect_predictor.PART, signed=True
     ),
     "rise": Explainer(
         masking.rise,

@@ -20,6 +20,7 @@ STAGES = {  # kind of network -> the stage of the pipeline that trains it
     "surrogate": "distill_surrogate",
     "mask_predictor": "train_mask_predictor",
     "attention_gate": "train_attention",
+    "effect_predictor": "train_effect_predictor",
 }
 
 
@@ -60,8 +61,7 @@ def facts(folder, kind, names):
     noun = kind.replace("_", " ")
     for file in _files(folder, kind):
         if not file.is_file():
-            way = f"`dvc repro {STAGES[kind]}`" if kind in STAGES else f"xai_utils.training.{kind}"
-            place, way = Path(folder).absolute(), f"{way} trains it"
+            place, way = Path(folder).absolute(), f"`dvc repro {STAGES[kind]}` trains it"
             raise FileNotFoundError(f"{place} holds no {noun}: {file.name} is missing; {way}")
     file = _files(folder, kind)[0]
     try:

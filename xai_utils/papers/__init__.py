@@ -33,6 +33,7 @@ LINKS = {  # what the records of methods and metrics name as their paper -> wher
     "Fong & Vedaldi 2017": "https://arxiv.org/abs/1704.03296",
     "Fu et al. 2020": "https://arxiv.org/abs/2008.02312",
     "Hooker et al. 2019": "https://arxiv.org/abs/1806.10758",
+    "Jethani et al. 2022": "https://arxiv.org/abs/2107.07436",
     "Omeiza et al. 2019": "https://arxiv.org/abs/1908.01224",
     "Petsiuk et al. 2018": "https://arxiv.org/abs/1806.07421",
     "Rao et al. 2022": "https://arxiv.org/abs/2205.10435",
@@ -44,5 +45,6 @@ LINKS = {  # what the records of methods and metrics name as their paper -> wher
     "Springenberg et al. 2015": "https://arxiv.org/abs/1412.6806",
     "Sundararajan et al. 2017": "https://arxiv.org/abs/1703.01365",
     "Yeh et al. 2019": "https://arxiv.org/abs/1901.09392",
+    "this repository": "",
     "Zhang et al. 2016": "https://arxiv.org/abs/1608.00507",
 }

@@ -1,4 +1,7 @@
-"""AKD's Figures 2 to 4, DGLE's 1 (b) and AMG's 1 to 5, drawn from the modules, with their names, shapes, parameters."""
+"""AKD's Figures 2 to 4, DGLE's 1 (b), AMG's 1 to 5 and an effect predictor, drawn from the modules.
+
+With their names, shapes, parameters.
+"""
 
 from typing import NamedTuple
 
@@ -199,6 +202,29 @@ def distribution_guided(target, predictor, images) -> Figure:
     }
     arrows = [("x", "T", ""), ("T", "filter", ""), ("filter", "generator", ""), ("generator", "controller", "")]
     arrows += [("controller", "perturbed", "bilinear"), ("perturbed", "T2", ""), ("T2", "loss", "")]
+    return _diagram(boxes, arrows)
+
+
+def effect_prediction(target, predictor, images) -> Figure:
+    """How an effect predictor learns: what it says of each place, and what hiding places does to the answer."""
+    *_, coarsest = (_captured_shape(target, layer, images) for layer in predictor.layers)
+    first, last = predictor.layers[0], predictor.layers[-1]
+    with torch.no_grad():
+        features, logits = encoded(target, images[:1], list(predictor.layers))
+        effects = predictor(features, logits.argmax(1))
+    size = _sized(images.shape[1:])
+    boxes = {
+        "x": (0, 0, "data", ["image x", size]),
+        "T": (1, 0, "frozen", [f"{target.architecture}, frozen", f"{first} … {last}"]),
+        "filter": (2, 0, "trained", ["filter: X σ(X·E_c)", _sized(coarsest), _parameters(predictor.filter)]),
+        "generator": (3, 0, "trained", ["generator", _parameters(predictor.generator)]),
+        "effects": (3, 1, "data", ["effects φ of class c", _sized(effects.shape[1:])]),
+        "loss": (2, 1, "loss", ["squares: Σ φ (2m − 1)", "beside the difference"]),
+        "T2": (1, 1, "frozen", ["the same network,", "twice: v_c, v_c"]),
+        "hidden": (0, 1, "data", ["x ⊙ m, x ⊙ (1 − m)", "m drawn at random"]),
+    }
+    arrows = [("x", "T", ""), ("T", "filter", ""), ("filter", "generator", ""), ("generator", "effects", "w_c")]
+    arrows += [("effects", "loss", ""), ("x", "hidden", ""), ("hidden", "T2", ""), ("T2", "loss", "")]
     return _diagram(boxes, arrows)
 
 

@@ -36,6 +36,7 @@ from xai_utils.networks import (
     NotApplicable,
     cam_layer,
     engine,
+    save_effect_predictor,
     save_gate,
     save_predictor,
     save_surrogate,
@@ -51,7 +52,7 @@ from xai_utils.progress import span
 from xai_utils.retraining import inputs
 from xai_utils.retraining.experiment import UNMASKED
 from xai_utils.retraining.trainings import image_task, layer_task
-from xai_utils.training import mask_predictor, surrogate
+from xai_utils.training import effect_predictor, mask_predictor, surrogate
 from xai_utils.training.distributed import HOST, Compute
 from xai_utils.training.gate import gate_task, starting_gate
 from xai_utils.training.target import source_of, target_task
@@ -62,11 +63,13 @@ LEAST = 0.3  # seconds that are timed at least
 PIXELS = 8 * 224**2  # of a batch that is timed on a CPU
 ASPECT = 4 / 3  # of photographs: what an image stored whole has of a longer side
 DOMINATES = 0.1  # share of the hours from which a work is named
+CURVED = 60  # passes of a short insertion and deletion, a row and image
 MASKED = 12  # passes of the scores that need no curve, a row and image: drops, increase, percentages
 WITHOUT = {  # stage -> what leaves it, or most of it, out
     "distill_surrogate": "distill_surrogate.student.epochs=0",
     "train_mask_predictor": "train_mask_predictor.generator.epochs=0",
     "train_attention": "train_attention.networks=[] -S train_attention.variants=0",
+    "train_effect_predictor": "train_effect_predictor.predictor.epochs=0",
     "explain": "explain.rows.rise=false -S explain.rows.meaningful_perturbation=false -S explain.rows.lime=false",
     "evaluate": "evaluate.pixels_per_step=1792 -S evaluate.sanity_images=0",
     "remove_and_retrain": "'remove_and_retrain.rows={}' -S 'remove_and_retrain.statistics=[]'",
@@ -148,6 +151,7 @@ class _Measured:
             ("distill_surrogate", self.distill_surrogate),
             ("train_mask_predictor", self.train_mask_predictor),
             ("train_attention", self.train_attention),
+            ("train_effect_predictor", self.train_effect_predictor),
             ("explain", self.explain),
             ("evaluate", self.evaluate),
             ("remove_and_retrain", self.remove_and_retrain),
@@ -258,6 +262,28 @@ class _Measured:
         rows = 2 + len(ways) * given["variants"] + len(GATE_INPUTS)  # maps and masked scores, per image
         passes = images * (rows * (1 + MASKED) + 4 * given["smooth_samples"])
         yield "maps and scores of the tables", passes, passes * self.a_pass
+
+    def train_effect_predictor(self, given):
+        if not given["predictor"]["epochs"] or not self.trained:
+            return
+        common, cells = self.common | {"pairs": given["pairs"], "surrogate": None}, given["cells"]
+        try:
+            for name, each in (dict.fromkeys(given["order_weights"], 0) | cells).items():
+                made = effect_predictor.starting_effect_predictor(common | {"cells": each}).eval()
+                save_effect_predictor(made, Path("build/effect_predictor", name))
+        except NotApplicable:
+            return
+        if cells and given["surrogate"]["epochs"]:
+            task = effect_predictor.surrogate_task(common | given["surrogate"] | {"cells": next(iter(cells.values()))})
+            yield self._training("the surrogate", task, given["surrogate"])
+        for name, each in cells.items():
+            task = effect_predictor.shapley_task(common | given["predictor"] | {"cells": each})
+            yield self._training(name, task, given["predictor"])
+        for name, weight in given["order_weights"].items():
+            chosen = common | given["predictor"] | {"grains": given["grains"], "order_weight": weight}
+            yield self._training(name, effect_predictor.effect_task(chosen), given["predictor"])
+        passes = self._of(given["images"]) * len({"removal_effect", *given["order_weights"], *cells}) * CURVED
+        yield "scores of the tables", passes, passes * self.a_pass
 
     def explain(self, given):
         rows = explainers.rows_of(given["methods"], given["rows"])

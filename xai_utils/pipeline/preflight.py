@@ -16,6 +16,7 @@ from xai_utils.metrics import metrics_of
 from xai_utils.networks import (
     build,
     cam_layer,
+    effect_predictor_of,
     evaluating,
     gate_for,
     last_convolution,
@@ -35,7 +36,7 @@ from xai_utils.training.target import source_of
 
 # stage -> the section of it whose epochs are 0 where nothing is to be trained
 TRAINED = {"finetune_target": "", "distill_surrogate": "student", "train_mask_predictor": "generator"}
-TRAINED |= {"train_attention": "gate"}
+TRAINED |= {"train_attention": "gate", "train_effect_predictor": "predictor"}
 PASSES = 2  # at most of what only multiplies passes: more tell nothing new
 
 
@@ -167,6 +168,11 @@ def _predictor(given, target, opened, image):
         yield "", _or_leave_out, partial(predictor_of, target, image, **options)
 
 
+def _effects(given, target, opened, image):
+    if given["train_effect_predictor"]["predictor"]["epochs"]:
+        yield "", _or_leave_out, effect_predictor_of, target, image
+
+
 def _gates(given, target, opened, image):
     stage = given["train_attention"]
     options = {name: stage[name] for name in ("objective", "gate_input", "reduction")}
@@ -201,6 +207,7 @@ QUESTIONS = {
     "distill_surrogate": _surrogate,
     "train_mask_predictor": _predictor,
     "train_attention": _gates,
+    "train_effect_predictor": _effects,
     "explain": _explained,
     "remove_and_retrain": _retrained,
 }
@@ -214,8 +221,9 @@ def _require_part(row, options, given):
         return
     path, folder = Path(options[part.option]), Path(explainer(method).keywords[part.option]).parent
     stage = given.get(part.stage, {})
-    made = stage.get("l1_weights", stage.get("predictors"))  # a gate's names are the notebook's
-    if path.parent != folder or not (made is None or path.name in made):
+    named = [stage[key] for key in ("l1_weights", "predictors", "order_weights", "cells") if key in stage]
+    made = {name for names in named for name in names}  # none: a gate's names are the notebook's
+    if path.parent != folder or (made and path.name not in made):
         stored.facts(path, part.kind, ())
 
 

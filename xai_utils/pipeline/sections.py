@@ -198,6 +198,25 @@ class TrainAttention(Stage):
     checkpoint_steps: Whole | None
 
 
+class TrainEffectPredictor(Stage):
+    compute: Compute
+    intervals: Intervals
+    order_weights: dict[FileName, NotNegative]
+    cells: dict[Annotated[FileName, but_for("surrogate")], Annotated[int, Field(ge=2, le=64)]]
+    grains: Annotated[list[Annotated[int, Field(ge=1, le=64)]], Field(min_length=1), Once]
+    pairs: Whole
+    predictor: AdamLearning
+    surrogate: AdamLearning
+    images: Count
+    checkpoint_steps: Whole | None
+
+    @model_validator(mode="after")
+    def _named_once(self):
+        if both := sorted(self.order_weights.keys() & self.cells.keys()):
+            raise ValueError(f"order_weights and cells both name {both[0]!r}; give each predictor a name of its own")
+        return self
+
+
 class Mosaics(Section):
     """Of the grid pointing game."""
 
@@ -291,6 +310,7 @@ STAGES: dict[str, type[Stage]] = {
     "distill_surrogate": DistillSurrogate,
     "train_mask_predictor": TrainMaskPredictor,
     "train_attention": TrainAttention,
+    "train_effect_predictor": TrainEffectPredictor,
     "explain": Explain,
     "evaluate": Evaluate,
     "remove_and_retrain": RemoveAndRetrain,

@@ -19,6 +19,7 @@ STAGES = {  # stage -> what trains it; looked up when asked for
     "finetune_target": "xai_utils.training.target:fit_target",
     "distill_surrogate": "xai_utils.training.surrogate:fit_surrogates",
     "train_mask_predictor": "xai_utils.training.mask_predictor:fit_predictors",
+    "train_effect_predictor": "xai_utils.training.effect_predictor:fit_effect_predictors",
     "train_attention": "xai_utils.papers.amg_variants:fit_stage",  # upstairs, where the variants are
 }
 
@@ -53,7 +54,7 @@ def asked_of(stage):
     given = parameters.resolve(parameters.read(), stage)
     compute = loop.Compute(**given.pop("compute")).resolved()
     options = {"compute": compute, "checkpoint_steps": given.pop("checkpoint_steps")}
-    given.pop("intervals", None)  # of the report
+    given = {name: value for name, value in given.items() if name not in ("intervals", "images")}  # of the report
     return {"data": "build/data", "target": "build/target"} | given, options
 
 
