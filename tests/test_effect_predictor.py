@@ -310,7 +310,7 @@ def test_a_step_changes_the_predictor_alone(folders, tmp_path, make_task):
 
 
 def test_the_table_of_exact_values_by_hand(folders):
-    """The mean over images of Pearson's r with the exact values; a grid of more cells than an exact game is left out."""
+    """The mean over images of Pearson's r with the exact values; a grid too fine for an exact game is left out."""
     target, split = networks.load(folders / "target").eval(), datasets.load(folders / "data").validation
     made = {str(cells): shapley_task(settings(folders, cells=cells)).model.eval() for cells in (2, 5)}
     rows = removal.beside_exact(target, split, range(5), made, seed=0, resamples=100)

@@ -90,8 +90,8 @@ def scores_of(built, opened):
 
 
 def test_every_page_opens_from_disk_in_silence_and_fits_a_phone(built, opened):
-    """No console message, no error, no request elsewhere; at 390 pixels no page scrolls sideways, at 1400 none is longer
-    than ten screens of 800; pictures are told."""
+    """No console message, no error, no request elsewhere; at 390 pixels no page scrolls sideways, at 1400 none
+    is longer than ten screens of 800; pictures are told."""
     own = (site.COMPARED.name, explore.FILE)  # the first where make compare was run here
     names = [path.name for path in pages(built) if path.name not in own]
     assert names == [path.name for path in pages(ROOT / "reports")]
