@@ -1,4 +1,4 @@
-"""What the papers claim of their methods, by direction alone, and what a run, or several, say of it.
+"""What the papers, and we, claim of methods, by direction alone, and what a run, or several, say of it.
 
 `CLAIMS` lists all of them, docs/papers.md too. Each is an order of methods. It holds where every method of one rank is
 better than every one of the next on the same images, each pair tested at 5 % (an intersection-union test); it fails
@@ -60,6 +60,7 @@ class Claim(NamedTuple):
 GRADIENTS = ("gradient", "smooth_grad", "integrated_gradients")
 CAMS = ("grad_cam", "grad_cam_plus_plus")
 NO_GRADIENTS = ("dgle_cf", "dgle_bf", "mgnet", "meaningful_perturbation", *CAMS)
+OURS, ONE_PASS = ("removal_effect",), ("akd", "dgle_cf", "fastcam", "amg", "grad_cam")
 FAMILY = (*CAMS, "smooth_grad_cam_plus_plus", "xgrad_cam")
 STATISTICS = (
     "standard_deviation", "mean", "shannon_entropy", "log_normal_mean", "log_normal_entropy", "truncated_normal_mean",
@@ -141,6 +142,19 @@ CLAIMS = (
     Claim("AMG", "AMG is slower than the others", "text", PASSES, "passes", 1, (("amg",), FAMILY)),
     *_scored("AMG", "Figures 6 and 7, of mosaics", "grid_pointing", 1, {
         "AMG localises better than Grad-CAM, in mosaics": (("amg",), ("grad_cam",)),
+    }),
+    # what the removal effect is to be better at
+    *_scored("this repository", "chapter 06", "insertion", 1, {
+        "the removal effect inserts better than RISE": (OURS, ("rise",)),
+    }),
+    *_scored("this repository", "chapter 06", "deletion", -1, {
+        "the removal effect deletes best of one pass": (OURS, (*ONE_PASS, "akd_unoptimised", "dgle_bf", "mgnet")),
+    }),
+    *_scored("this repository", "chapter 06", "part_truth", 1, {
+        "the removal effect lies most on the parts that decide": (OURS, ONE_PASS),
+    }),
+    *_scored("this repository", "chapter 06", "grid_pointing", 1, {
+        "the removal effect localises best, in mosaics": (OURS, ONE_PASS),
     }),
 )  # fmt: skip
 
