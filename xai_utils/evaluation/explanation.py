@@ -8,8 +8,9 @@ import numpy as np
 import torch
 
 from xai_utils import datasets, explainers, runs
+from xai_utils.evaluation.batches import batches, write_arrays
 from xai_utils.evaluation.maps import MOSAICS, Mosaics
-from xai_utils.files import files_fingerprint, new_arrays, new_folder, partial_folder, write_atomically, write_json
+from xai_utils.files import files_fingerprint, new_arrays, new_folder, partial_folder, write_json
 from xai_utils.metrics import cost
 from xai_utils.metrics.grid_pointing import draw_cells, mosaic
 from xai_utils.networks import engine, logits_of, targets
@@ -67,19 +68,19 @@ def _explain(settings, compute, folder, log):
     split, indices = _chosen(settings)
     with partial_folder(folder / "parts") as parts, workers(compute) as done:
         ask = partial(done, opened=Opened(_Subject, (settings, compute)))
-        answers = sorted(ask(_answers, [(rows,) for rows in _batches(len(indices), BATCH)]), key=itemgetter(0))
+        answers = sorted(ask(_answers, [(rows,) for rows in batches(len(indices), BATCH)]), key=itemgetter(0))
         predicted, probability = np.concatenate([answer for _, answer in answers]).T
         predicted = predicted.astype(np.int64)
         [(_, subject)] = ask(_described, [()])
         write = partial(_write_maps, list(settings["methods"]), parts, ask)
-        jobs = [(rows, predicted[rows], rows.start) for rows in _batches(len(indices), BATCH)]
+        jobs = [(rows, predicted[rows], rows.start) for rows in batches(len(indices), BATCH)]
         write(folder, split.images.shape[-2:], jobs, _told(log, "images", len(indices)))
         labels = labels_among(split, subject["classes"])[indices]
         labels = np.where(labels == datasets.UNLABELLED, predicted, labels)  # what nobody says is what is predicted
         mosaics = _mosaics(labels, np.where(predicted == labels, probability, 0), subject["size"], settings)
         if len(mosaics):
-            batches, classes = _batches(len(mosaics), max(1, BATCH // mosaics.cells**2)), predicted[mosaics.explained]
-            jobs = [(rows, classes[rows], len(indices) + rows.start, mosaics) for rows in batches]
+            shares, classes = batches(len(mosaics), max(1, BATCH // mosaics.cells**2)), predicted[mosaics.explained]
+            jobs = [(rows, classes[rows], len(indices) + rows.start, mosaics) for rows in shares]
             write(folder / MOSAICS, mosaics.size, jobs, _told(log, "mosaics", len(mosaics)))
     return {
         "split": "validation",
@@ -98,10 +99,6 @@ def _chosen(settings):
     if not len(split):
         raise ValueError(f"{settings['data']} holds out no image; raise prepare_data.validation_fraction")
     return split, split.subset(min(settings["images"] or len(split), len(split)), settings["seed"])
-
-
-def _batches(count, size):
-    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
 
 class _Subject:
@@ -163,13 +160,8 @@ def _make(subject, parts, rows, classes, begun, mosaics=None):
         maps = explainers.explain_many(subject.model, pictures, asked, _seeded(subject, begun))
     file = parts / f"{begun}.npz"
     maps = {name: made.cpu().numpy() for name, made in maps.items()}
-    write_atomically(file, lambda partial: _save(partial, maps), lasting=False)
+    write_arrays(file, maps)
     return file
-
-
-def _save(path, arrays):
-    with path.open("wb") as file:  # savez puts .npz behind the name of a path
-        np.savez(file, **arrays)
 
 
 def _write_maps(methods, parts, ask, folder, size, jobs, log):

@@ -20,7 +20,8 @@ import torch
 
 from xai_utils import datasets, runs
 from xai_utils.evaluation import maps
-from xai_utils.files import file_name, new_folder, partial_folder, write_atomically, write_json, writing
+from xai_utils.evaluation.batches import batches, write_arrays
+from xai_utils.files import file_name, new_folder, partial_folder, write_json, writing
 from xai_utils.images import as_maps
 from xai_utils.metrics import METRICS, metric
 from xai_utils.metrics.infidelity import removal_falls
@@ -178,7 +179,7 @@ def score_maps(settings, *, compute=None, log=None):
     settings, compute = _complete(settings), (compute or Compute()).resolved()
     run = runs.identity([settings[name] for name in MEASURED], data=settings["data"], target=settings["target"])
     explained, data = maps.load(settings["maps"], run), datasets.load(settings["data"])
-    split, batches = getattr(data, explained.split), _batches(len(explained.indices), settings["batch"])
+    split, shares = getattr(data, explained.split), batches(len(explained.indices), settings["batch"])
     lacking = {"part_masks": data.catalogue is None, "cell_masks": not len(explained.mosaics)}
     scored = [name for name in settings["metrics"] if not lacking.get(METRICS[name].needs)]
     metrics, in_mosaics = [name for name in scored if not of_mosaics(name)], [*filter(of_mosaics, scored)]
@@ -205,16 +206,16 @@ def score_maps(settings, *, compute=None, log=None):
         [(_, about)] = ask(_described, [()])
         labels = labels_among(split, about["classes"])[explained.indices]
         result |= {"engine": about["engine"], "indices": explained.indices, "targets": explained.targets}
-        areas = [area for _, area in sorted(ask(_share, [(rows,) for rows in batches]), key=itemgetter(0))]
+        areas = [area for _, area in sorted(ask(_share, [(rows,) for rows in shares]), key=itemgetter(0))]
         result |= {"labels": labels, "part_area": np.concatenate(areas) if in_parts else None}
         with _written(settings, explained, scored, result) as write:
-            jobs = [(method, rows) for method in explained.arrays for rows in batches]
+            jobs = [(method, rows) for method in explained.arrays for rows in shares]
             for place, table in ask(_score, jobs):
-                method, number = jobs[place][0], place % len(batches)
+                method, number = jobs[place][0], place % len(shares)
                 (tables := waiting.setdefault(method, {}))[number] = table
-                if len(tables) < len(batches):
+                if len(tables) < len(shares):
                     continue
-                table = np.concatenate([tables[number] for number in range(len(batches))])
+                table = np.concatenate([tables[number] for number in range(len(shares))])
                 del waiting[method]
                 scores, *drawn = np.split(table, np.cumsum(widths)[:-1], axis=1)
                 drawn = dict(zip(protocols, drawn, strict=True))
@@ -229,10 +230,6 @@ def score_maps(settings, *, compute=None, log=None):
                     told = f"{len(table)} images scored, {failed.sum()} without a map"
                     log(f"{method}: {told}; {progress(several)}")
     return result
-
-
-def _batches(count, size):
-    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
 
 class _Subject:
@@ -277,13 +274,8 @@ def _share(subject, rows):
         if "falls" in needs:  # what infidelity asks of the network
             options = settings["options"].get("infidelity", {}) | {"chunk": settings["chunk"]}
             found["falls"] = removal_falls(subject.model, subject.images(rows), classes.to(device), **options).numpy()
-    write_atomically(subject.shared(rows), lambda partial: _save(partial, found), lasting=False)
+    write_arrays(subject.shared(rows), found)
     return area
-
-
-def _save(path, arrays):
-    with path.open("wb") as file:  # savez puts .npz behind the name of a path
-        np.savez(file, **arrays)
 
 
 def _score(subject, method, rows):
@@ -313,7 +305,7 @@ def _scores_of_mosaics(mosaics, method, metrics, settings, count):
         return {}
 
     scores = np.full((len(metrics), count), np.nan, np.float32)
-    for rows in _batches(len(mosaics), settings["batch"]):
+    for rows in batches(len(mosaics), settings["batch"]):
         given = {"cell_masks": mosaics.masks(range(rows.start, rows.stop)), "options": settings["options"]}
         found, _ = score_batch(None, None, None, torch.tensor(mosaics.arrays[method][rows]), metrics=metrics, **given)
         scores[:, mosaics.explained[rows]] = torch.stack([*found.values()]).numpy()
