@@ -11,7 +11,7 @@ def batches(count: int, size: int) -> list[slice]:
 
 
 def write_arrays(path, arrays: dict) -> None:
-    """Arrays by name in an .npz file at `path`, whole or not at all; not synchronised: it is read at once, then gone."""
+    """Arrays by name in an .npz file at `path`, whole or not at all; not kept beyond a crash: it is read and gone."""
 
     def save(partial):
         with partial.open("wb") as file:  # savez puts .npz behind the name of a path
