@@ -12,9 +12,10 @@ import re
 import shutil
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from urllib.parse import urlsplit
 
+import ipywidgets
 import numpy as np
 import pytest
 import torch
@@ -24,8 +25,10 @@ from PIL import Image
 
 from xai_utils import datasets, networks
 from xai_utils.explainers import EXPLAINERS
+from xai_utils.explainers.masking import rise_and_count
 from xai_utils.metrics.part_truth import deciding_parts
 from xai_utils.widgets import Inspector, inspector, keeping, open_subject, openers, pictures, truth
+from xai_utils.widgets.page import OLDER
 from xai_utils.widgets.panel import overlay
 from xai_utils.widgets.side import Side
 
@@ -152,7 +155,7 @@ def test_passes_are_counted_once_and_a_plain_pass_is_timed_once(page, side, subj
     before = [numbers_of(column)["passes, counted"] for column in page.columns]
     assert before[1] == "1.0"  # Grad-CAM reads what the pass has left behind
     assert float(before[2]) > 1.9  # the gradient goes all the way back
-    side.number.value = 1
+    side.split.value = "train"
     assert page.wait(PATIENCE)
     assert [numbers_of(column)["passes, counted"] for column in page.columns] == before
     assert (counted, timed) == ([], [])
@@ -178,7 +181,7 @@ def test_no_map_is_ever_shown_under_the_name_of_another(page, side):
         side.target.value = 1 - side.target.value
         (head,) = re.findall(r'<div class="pair"><div>(.*?)</div>', column.output.value)[:1]
         assert html.unescape(head) == side.asked.name
-    side.number.value = 1
+    side.split.value = "train"
     assert page.wait(PATIENCE)
     assert len(written) > 14
     for name, shots in written:
@@ -211,6 +214,160 @@ def test_an_answer_that_comes_late_is_shown_nowhere(page, monkeypatch):
     assert page.wait(PATIENCE)
     assert "Centred Gaussian" in column.output.value
     assert "Sobel" not in column.output.value
+
+
+def seen(widget, older=False):
+    """The texts of a page that a browser shows now: its HTML, thumbnails' names, what a class is explained of."""
+    older = older or OLDER in widget._dom_classes
+    if (older and "xai-own" in widget._dom_classes) or widget.layout.display == "none":
+        return []
+    own = [widget.value] if isinstance(widget, ipywidgets.HTML) else []
+    own += [widget.description] if isinstance(widget, ipywidgets.Button) else []
+    if isinstance(widget, ipywidgets.Dropdown) and widget.description == "explain":
+        own += [name for name, _ in widget.options]
+    return own + [text for child in getattr(widget, "children", ()) for text in seen(child, older)]
+
+
+# the project's classes, on a card and in a list
+WORDS = html.escape(HOSTILE), f"{HOSTILE}  (", "plain</span>", "plain  ("
+
+
+@contextmanager
+def messages(page):
+    """What the page shows after each message that it sends to the browser; the first one tells what is chosen."""
+    shown = []
+    with pytest.MonkeyPatch.context() as patched:
+        send = ipywidgets.Widget.send_state
+        patched.setattr(
+            ipywidgets.Widget,
+            "send_state",
+            lambda widget, *given, **more: send(widget, *given, **more) or shown.append("\n".join(seen(page.view))),
+        )
+        yield shown
+
+
+def test_no_message_leaves_an_older_answer_under_a_new_name(subject, birds):
+    """From the first message after a choice on, be it of a network, image, class, method, comparison, reopened state:
+    nothing that was shown is, whichever message the browser draws last."""
+    with opened({"first": lambda: subject, "birds": lambda: birds}) as page:
+        (side,) = page.sides
+        begun, name = page.state(), side.asked.picture.name
+
+        def check(choose, older, newer):
+            assert all(word in "\n".join(seen(page.view)) for word in older)
+            with messages(page) as shown:
+                choose()
+                assert page.wait(PATIENCE)
+            assert not [word for text in shown[1:] for word in older if word in text]
+            assert newer in shown[-1]
+
+        method, other = (f"<h3>1 {EXPLAINERS[each].label}</h3>" for each in (page.columns[0].method, "gradient"))
+        check(lambda: setattr(page.columns[0].picker, "value", "gradient"), [method], other)
+        head, heads = f'<div class="pair"><div>{html.escape(side.asked.name)}</div>', '<div class="pair"><div>A: '
+        check(lambda: setattr(page.compare, "value", True), [head], heads)
+        check(lambda: setattr(page.compare, "value", False), [heads], head)
+        check(lambda: setattr(side.target, "value", 1 - side.target.value), [head], '<div class="pair"><div>')
+        check(lambda: setattr(side.split, "value", "train"), [name], "images, train ")
+        check(lambda: setattr(side.network, "value", "birds"), WORDS, side.asked.name)
+        check(lambda: page.restore(begun), [side.asked.name], name)
+
+
+def test_while_a_network_is_opened_nothing_of_the_last_one_is_seen(subject, birds):
+    """Its answers are gone before the other has any, the status says why, and what arrives meanwhile is not drawn."""
+    begun, go = threading.Event(), threading.Event()
+
+    def held():
+        begun.set()
+        assert go.wait(PATIENCE)
+        return birds
+
+    with opened({"first": lambda: subject, "birds": held}) as page:
+        (side,) = page.sides
+        choosing = threading.Thread(target=setattr, args=(side.network, "value", "birds"))
+        choosing.start()
+        assert begun.wait(PATIENCE)
+        page._arrived("late", None)
+        text = "\n".join(seen(page.view))
+        assert not [word for word in WORDS if word in text]
+        assert "<img" not in text
+        assert page.status.value == "asking …"
+        go.set()
+        choosing.join(PATIENCE)
+        assert page.wait(PATIENCE)
+        text = "\n".join(seen(page.view))
+        assert html.escape(side.asked.name) in text
+        assert "of 4 maps are there" in text
+
+
+def test_a_network_without_an_image_has_no_answers_of_another(subject, folder):
+    """An upload that another network cannot be asked about, for it has gone: its classes and its card are empty."""
+    without = dataclasses.replace(subject, sources=(), weights="other")
+    with opened({"first": lambda: subject, "without": lambda: without}) as page:
+        (side,) = page.sides
+        side.kind.value, side.file.value = "file", "images/plain/1.png"
+        side.file.value = "images/plain/9.png"
+        assert side.asked.picture.name == "1.png"  # the last one stays, of the same network
+        side.network.value = "without"
+        assert side.asked is None
+        assert side.target.options == ()
+        assert "<img" not in "\n".join(seen(page.view))
+        page.compare.value = True  # whose other side may have one
+        page.sides[1].network.value, page.sides[1].kind.value = "first", "data set"
+        assert page.wait(PATIENCE)
+        assert "<img" not in side.card.value
+        assert "<img" in page.sides[1].card.value
+        state = page.state()
+        page.restore(state)
+        assert page.state() == state
+        page.files()
+
+
+def test_the_class_of_the_second_side_can_be_chosen(page):
+    """Asked about the image of the first one, it keeps its class until that image is another."""
+    page.compare.value = True
+    first, second = page.sides
+    second.target.value = chosen = 1 - second.target.value
+    assert second.asked.target == chosen
+    first.target.value = 1 - first.target.value
+    state = page.state()
+    page.restore(state)
+    assert page.state() == state
+    assert second.asked.target == chosen
+    first.split.value = "train"
+    assert second.asked.image == first.asked.image
+
+
+def test_a_map_of_rise_tells_how_many_masks_it_took(page, side):
+    """All, or as many as it took until the maps of their halves agreed; which is counted for each image anew."""
+    column = page.columns[0]
+    column.picker.value = "rise"
+    column._widgets["masks"].value = 16
+    assert page.wait(PATIENCE)
+    assert "; all 16 masks taken<" in column.output.value
+    (told,) = (each.value for each in column.options.children if isinstance(each, ipywidgets.HTML))
+    assert "stops as soon as" in told
+    column._widgets["estimator"].value = "balanced"
+    column._widgets["cells"].value = 2
+    column._widgets["masks"].value = 256
+    column._widgets["until"].value = 0.5
+    for split in ("validation", "train"):
+        side.split.value = split
+        assert page.wait(PATIENCE)
+        (seen,) = (each for each in page._shown if each.place == 0)
+        options = EXPLAINERS["rise"].keywords | seen.question.options
+        images, target = seen.question.asked.picture.pixels[None], torch.tensor([seen.question.asked.target])
+        maps, (taken,) = rise_and_count(side.subject.model, images, target, **options)
+        assert torch.equal(maps[0], seen.answer.scores)
+        assert taken < 256
+        assert (
+            f"stopped after {taken} of 256 masks: the maps of their halves correlate above 0.50" in column.output.value
+        )
+        assert taken <= float(numbers_of(column)["passes, counted"]) <= taken + 1
+        assert seen.about["masks_taken"] == taken
+    column._widgets["masks"].value = 32
+    column._widgets["until"].value = 0.99
+    assert page.wait(PATIENCE)
+    assert "all 32 masks taken: before, their halves did not correlate above 0.99" in column.output.value
 
 
 def test_the_same_pixels_from_another_file_are_known(page, side, subject, explained):
@@ -416,7 +573,7 @@ def test_a_saved_state_opens_again(page, side, subject, folder, monkeypatch):
         page.display.widgets[name].value = value
     page.compare.value = True
     page.sides[1].kind.value = "data set"
-    page.sides[1].number.value = 1
+    page.sides[1].split.value = "train"
     assert page.wait(PATIENCE)
     before, state = shown_by(page), page.state()
     name, content, _ = page.files()[".json"]
@@ -533,14 +690,14 @@ def test_another_network_has_its_own_images_classes_and_methods(imagenet):
         assert [button.description for button in side.thumbnails.buttons[:5]] == [
             "chelsea, shown", "coffee", "camera", "rocket", "astronaut"
         ]  # fmt: skip
-        assert "it knows 1000 classes" in page.about.value
+        assert "it knows 1000 classes" in side.card.value
         before, card = {each.key for each in page._shown}, side.card.value
         side.network.value = second
         assert page.wait(PATIENCE)
         assert [index for _, index in sorted(side.target.options, key=lambda option: option[1])] == [0, 1]
         assert side.asked.picture.label == HOSTILE
         assert side.search.layout.display == "none"
-        assert "it knows 2 classes" in page.about.value
+        assert "it knows 2 classes" in side.card.value
         assert all(len(pictures_of(column)) == 3 for column in page.columns)
         assert not before & {each.key for each in page._shown}
         side.network.value = first
@@ -580,7 +737,7 @@ def test_two_networks_and_two_images_are_compared_by_the_same_methods(imagenet, 
 
 def test_of_a_thousand_classes_one_is_found(imagenet):
     """The five most probable stand first; a part of a name puts its classes before them, and the only one is taken."""
-    side = Side(imagenet, lambda: None)
+    side = Side(imagenet, nullcontext)
     side.label.value = "camera"
     assert side.search.layout.display == ""
     assert len(side.target.options) == 1000
@@ -602,7 +759,7 @@ def test_of_a_thousand_classes_one_is_found(imagenet):
 
 def test_the_cell_of_the_explained_class_is_outlined_in_a_mosaic(imagenet):
     """A mosaic of photographs: the class is that of its cell alone, which is outlined as true, the others as others."""
-    side = Side(imagenet, lambda: None)
+    side = Side(imagenet, nullcontext)
     side.kind.value = "mosaics of photographs"
     side.label.value = "coffee"  # the second one stands in the second cell
     assert side.asked.name == "espresso"

@@ -106,7 +106,10 @@ class Answers:
         return self._models[subject.weights][lane is self.slow]
 
     def map_task(self, question):
-        """The work that makes a map; what a method's options cost is counted once, a plain pass timed once."""
+        """The work that makes a map; what a method's options cost is counted once, a plain pass timed once.
+
+        What may stop early (`until`) is counted each time, for it costs as much as the image needs.
+        """
         (subject, picture, _, target, *_), method, options = question
         model = self._model(subject, self.quick if question.is_quick else self.slow)
         counting = subject.weights, subject.size, method, str(options)
@@ -115,7 +118,7 @@ class Answers:
             with self._measuring:
                 if subject.weights not in self._seconds:
                     self._seconds[subject.weights] = subject.plain_seconds(model)
-            known = self._counted.get(counting)
+            known = self._counted.get(counting) if options.get("until", 1) == 1 else None
             found = subject.explain(model, picture, target, method, options, look, counted=known)
             self._counted[counting] = found.passes
             return found

@@ -3,6 +3,7 @@
 import ipywidgets as widgets
 
 from xai_utils.explainers import EXPLAINERS
+from xai_utils.widgets.drawing import text
 from xai_utils.widgets.subject import spoken
 
 NONE = "none"
@@ -10,10 +11,12 @@ WIDE = {"width": "100%"}
 
 
 class Column:
-    """One method of the `subjects` that answer, with the options of the first that has it; `changed()`: any change."""
+    """One method of the `subjects` that answer, with the options of the first that has it; it becomes another, or an
+    option does, within `changing(self)`.
+    """
 
-    def __init__(self, place, changed):
-        self.place, self._changed, self.subjects = place, changed, []
+    def __init__(self, place, changing):
+        self.place, self._changing, self.subjects = place, changing, []
         about = {"description": f"method {place + 1}", "style": {"description_width": "62px"}}
         self.picker = widgets.Dropdown(options=[("no method", NONE)], layout=WIDE, **about)
         self.output = widgets.HTML(layout=WIDE)
@@ -23,6 +26,8 @@ class Column:
         self.options = widgets.VBox(layout=WIDE)
         self.box = widgets.VBox([self.picker, self.output, self.progress, self.options])
         self.box.add_class("xai-column")
+        for own in (self.output, self.bar):  # of what was asked last
+            own.add_class("xai-own")
         self._widgets, self._quiet, self._running = {}, False, None
         self.picker.observe(self._picked, "value")
 
@@ -80,17 +85,24 @@ class Column:
 
     def _picked(self, change):
         if not self._quiet:
-            self._rebuild()
-            self._changed(change)
+            with self._changing(self):
+                self._rebuild()
+
+    def _option_set(self, change):
+        with self._changing(self):
+            pass
 
     def _rebuild(self):
-        self._widgets = {}
-        if self.method is not None:
-            able = [subject for subject in self.subjects if self.method not in subject.missing]
-            self._widgets = {each.name: _widget(each) for each in (able or self.subjects)[0].settings(self.method)}
+        able = [subject for subject in self.subjects if self.method not in subject.missing] or self.subjects
+        settings = [] if self.method is None else able[0].settings(self.method)
+        self._widgets = {each.name: _widget(each) for each in settings}
         for widget in self._widgets.values():
-            widget.observe(self._changed, "value")
-        self.options.children = list(self._widgets.values())
+            widget.observe(self._option_set, "value")
+        shown = []
+        for each in settings:
+            told = [widgets.HTML(f'<p class="told">{text(each.told)}</p>', layout=WIDE)] if each.told else []
+            shown += [self._widgets[each.name], *told]
+        self.options.children = shown
 
 
 def _allows(widget, value):

@@ -68,8 +68,6 @@ class Keeping:
             self._opened(state())
         except (ValueError, OSError) as error:  # of JSON and of UTF-8, too
             self.complain(error)
-        else:
-            self.said.value = ""
 
     def complain(self, message):
         """Say why something could not be saved or opened."""
@@ -77,6 +75,7 @@ class Keeping:
 
     def point(self, state):
         """Lead to `state`: by a link on a page of voila's, by what to write in a notebook."""
+        self.said.value = ""  # which was of another state
         address = drawing.text(link(state))
         if "VOILA_REQUEST_URL" in os.environ:
             self.link.value = f'<p><a href="{address}">link to what is shown</a></p>'
@@ -137,6 +136,8 @@ def facts(state, asked, shown):
         | {"architecture": each.subject.model.architecture, "notices": each.subject.notices}
         | {"probability": float(each.probabilities[each.target]), "curves": each.subject.curves}
         | {"maps": [seen.about for seen in shown if seen.side == side and isinstance(seen.answer, Explanation)]}
+        if each is not None
+        else None
         for side, each in enumerate(asked)
     ]
     return state | {"found": found}
@@ -144,9 +145,9 @@ def facts(state, asked, shown):
 
 def files(state, asked, shown, display):
     """What is shown, as files: ending -> (name, content, kind). ValueError where nothing is."""
+    saved, rows, asked = facts(state, asked, shown), [], [each for each in asked if each is not None]
     if not asked:
         raise ValueError("there is nothing to save yet; choose an image")
-    saved, rows = facts(state, asked, shown), []
     for each in shown:
         if isinstance(each.answer, Explanation):
             image = plots.pixels(each.question.asked.picture.pixels)

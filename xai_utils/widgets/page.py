@@ -2,12 +2,14 @@
 
 What is set on the page ends in `_refresh`, which writes it down as one `Request`. All that is computed and shown since
 then is of that request: `_update` asks the lanes for what is not known of it, and draws what is (`panel.Seen`). Lanes
-never read a widget, so no answer can come to stand under the name of what was chosen meanwhile.
+never read a widget, so no answer can come to stand under the name of what was chosen meanwhile. From the moment at
+which something else is chosen until that is asked for and drawn (`_changing`), nothing drawn before is seen.
 """
 
 import functools
 import os
 import threading
+from contextlib import contextmanager
 from itertools import zip_longest
 from typing import NamedTuple
 
@@ -24,13 +26,15 @@ from xai_utils.widgets.side import Side
 from xai_utils.widgets.subject import Explanation
 
 COLUMNS, SIDES = 4, "AB"
+OLDER = "xai-older"  # of a box: what it shows of answers is of what was set before, and hidden
 FIRST = ("akd", "dgle_cf", "fastcam", "grad_cam", "gradient", "smoe")  # shown first, as far as they can answer
 
 
 class Request(NamedTuple):
     """All that is set at one moment."""
 
-    asked: tuple[Asked, ...]  # one side, or two
+    subjects: tuple  # the network of each side, one or two; None: none could be opened
+    asked: tuple[Asked | None, ...]  # of each side; None: no image yet
     methods: tuple  # (place, method, options)
     display: Display
 
@@ -39,12 +43,12 @@ class Inspector:
     """The page. `view` is what a notebook shows; `networks`: what a network is called -> what opens its `Subject`."""
 
     def __init__(self, networks):
-        self._lock, self._quiet, self._declined = threading.RLock(), True, set()
-        self._request, self._shown, self._settled = Request((), (), None), [], threading.Event()
+        self._lock, self._quiet, self._older, self._declined = threading.RLock(), True, False, set()
+        self._request, self._shown, self._settled = Request((), (), (), None), [], threading.Event()
         self._networks = {name: functools.cache(opener) for name, opener in networks.items()}
         self.answers = Answers(done=self._arrived, progress=self._advanced)
-        self.sides = [Side(self._networks, self._asked_anew)]
-        self.columns = [Column(place, self._refresh) for place in range(COLUMNS)]
+        self.sides = [Side(self._networks, self._changing)]
+        self.columns = [Column(place, self._changing) for place in range(COLUMNS)]
         self.display = DisplayControls(self._refresh)
         self.keeping = keeping.Keeping(self.files, self.restore, self._folders)
         self.compare = widgets.Checkbox(description="compare with another image or network", indent=False, layout=WIDE)
@@ -57,8 +61,10 @@ class Inspector:
         self._asked_anew()
 
     def _lay_out(self):
-        self.about, self.status, self.curves, self.reading, self.layers = (widgets.HTML(layout=WIDE) for _ in range(5))
+        self.status, self.curves, self.reading, self.layers = (widgets.HTML(layout=WIDE) for _ in range(4))
         self.status.add_class("xai-status")
+        for own in (self.curves, self.reading, self.layers):
+            own.add_class("xai-own")
 
         def title(words):
             return widgets.HTML(f"<h2>{words}</h2>")
@@ -76,7 +82,7 @@ class Inspector:
         results = widgets.VBox([*above, self._columns, self.reading, *below])
         for box, name in ((controls, "xai-controls"), (self._columns, "xai-columns"), (results, "xai-results")):
             box.add_class(name)
-        self.view = widgets.Box([widgets.HTML(drawing.look(), layout=WIDE), self.about, controls, results])
+        self.view = widgets.Box([widgets.HTML(drawing.look(), layout=WIDE), controls, results])
         self.view.add_class("xai-inspector")
 
     # ---------------------------------------------------------------- what is asked
@@ -95,6 +101,27 @@ class Inspector:
         for column, method in zip(self.columns, self._began, strict=True):
             column.offer(subjects, method)
 
+    @contextmanager
+    def _changing(self, column=None):
+        """Within it a side, or the method of a `column`, becomes another: what was drawn of it before is hidden."""
+        if self._quiet:  # within another change
+            yield
+            return
+        boxes = [self.view] if column is None else [column.box, self.curves, self.reading]
+        with self._lock:
+            self._older = True
+            for box in boxes:
+                box.add_class(OLDER)
+            self.status.value = "asking …"
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._older = False
+                self._asked_anew() if column is None else self._refresh()
+                for box in boxes:
+                    box.remove_class(OLDER)
+
     def _asked_anew(self):
         """A side asks another network, about another image or for another class."""
         subjects, quiet, self._quiet = self._subjects(), self._quiet, True
@@ -105,7 +132,6 @@ class Inspector:
                 self._first_methods()
             for column in self.columns:
                 column.offer(subjects)
-        self._tell(subjects)
         for side in self.sides[1:]:
             side.follow()
         found = [truth.kinds(side.asked.picture) for side in self.sides if side.asked is not None]
@@ -115,15 +141,15 @@ class Inspector:
 
     def _compared(self, change):
         """Show a second side, or hide it."""
-        if self.compare.value:
-            self.sides.append(Side(self._networks, self._asked_anew, self.sides[0]))
-            self._second.children = [widgets.HTML("<h2>B: compared with it</h2>"), self.sides[1].view]
-            self._columns.add_class("two")
-        else:
-            self.sides.pop()
-            self._second.children = []
-            self._columns.remove_class("two")
-        self._asked_anew()
+        with self._changing():
+            if self.compare.value:
+                self.sides.append(Side(self._networks, self._changing, self.sides[0]))
+                self._second.children = [widgets.HTML("<h2>B: compared with it</h2>"), self.sides[1].view]
+                self._columns.add_class("two")
+            else:
+                self.sides.pop()
+                self._second.children = []
+                self._columns.remove_class("two")
 
     def _refresh(self, change=None):
         """From now on what is set now is computed and shown, and nothing else."""
@@ -131,8 +157,8 @@ class Inspector:
             return
         with self._lock:
             methods = tuple((column.place, column.method, column.values) for column in self.columns if column.method)
-            asked = tuple(side.asked for side in self.sides if side.asked is not None)
-            self._request = Request(asked, methods, self.display.values)
+            sides = zip(*((side.subject, side.asked) for side in self.sides), strict=True)
+            self._request = Request(*sides, methods, self.display.values)
             self.keeping.point(self.state())  # first, so that a link never lags behind what is drawn
             self._update()
 
@@ -140,8 +166,10 @@ class Inspector:
 
     def _seen(self):
         """All that is known of the answers to the request."""
-        known, (asked, methods, display), found = self.answers.known, self._request, []
+        known, (_, asked, methods, display), found = self.answers.known, self._request, []
         for side, each in enumerate(asked):
+            if each is None:
+                continue
             outlines, seconds = self._outlines(each), self.answers.plain_seconds(each.subject)
             letter = SIDES[side] if len(asked) > 1 else ""
             for place, method, options in methods:
@@ -161,7 +189,7 @@ class Inspector:
 
     def _update(self):
         """Ask for what is not known of the request, in the order in which it is wanted, and show what is."""
-        answers, (asked, _, display), shown = self.answers, self._request, self._seen()
+        answers, (_, asked, _, display), shown = self.answers, self._request, self._seen()
         quick, scores, slow, curves = {}, {}, {}, {}
         for each in shown:
             if each.answer is None and not each.declined:
@@ -176,7 +204,8 @@ class Inspector:
         deciding = {
             _deciding(each): answers.deciding_task(each)
             for each in asked
-            if display.outlined == truth.DECIDING and each.picture.deciding and answers.known(_deciding(each)) is None
+            if each is not None and display.outlined == truth.DECIDING and each.picture.deciding
+            if answers.known(_deciding(each)) is None
         }
         quick, slow = quick | scores | deciding, curves | slow
         self._settled.clear()
@@ -188,7 +217,8 @@ class Inspector:
     def _arrived(self, key, answer):
         with self._lock:
             self.answers.keep(key, answer)
-            self._update()
+            if not self._older:
+                self._update()
 
     def _advanced(self, key, images):
         with self._lock:
@@ -207,23 +237,18 @@ class Inspector:
     # ---------------------------------------------------------------- what is shown
 
     def _draw(self, shown):
-        asked, _, display = self._request
-        self._shown, marks = shown, [display.mark(each.subject.size) for each in asked]
+        answers, (subjects, asked, _, display) = self.answers, self._request
+        self._shown, marks = shown, [each and display.mark(each.subject.size) for each in asked]
         for column in self.columns:
             own = [each for each in shown if each.place == column.place]
-            column.show(own, panel(own, display, self.answers.once, marks) if own else "")
-        for side, each, mark in zip(self.sides, asked, marks, strict=False):
-            side.card.value = around.card(each, self._outlines(each), self.answers.once, mark)
+            column.show(own, panel(own, display, answers.once, [marks[each.side] for each in own]) if own else "")
+        for side, subject, each, mark in zip(self.sides, subjects, asked, marks, strict=False):
+            said = around.card(each, self._outlines(each), answers.once, mark) if each else ""
+            side.card.value = (drawing.about(subject.about, subject.notices) if subject else "") + said
         self.curves.value = drawing.curves(around.curves(shown))
-        self.layers.value = "".join(around.layers(each, display.colour_map, self.answers.once) for each in asked)
+        self.layers.value = "".join(around.layers(each, display.colour_map, answers.once) for each in asked if each)
         self.reading.value = around.reading(shown, marks, display.share)
         self.status.value = around.told(shown)
-
-    def _tell(self, subjects):
-        """Which networks answer, and what a reader must know of them."""
-        self.about.value = "".join(
-            drawing.about(each.about, each.notices) for each in {id(each): each for each in subjects}.values()
-        )
 
     # ---------------------------------------------------------------- what is kept
 
@@ -236,14 +261,15 @@ class Inspector:
     def restore(self, state):
         """Set what `state` says, all or nothing. ValueError, saying why, where that cannot be set here."""
         before = self.state()
-        try:
-            self._restore(state)
-        except (ValueError, KeyError, TypeError, TraitError) as error:
-            self._restore(before)
-            raise ValueError(f"this state cannot be opened: {error}") from None
+        with self._changing():
+            try:
+                self._restore(state)
+            except (ValueError, KeyError, TypeError, TraitError) as error:
+                self._restore(before)
+                raise ValueError(f"this state cannot be opened: {error}") from None
         for side, found in zip(self.sides, state.get("found", ()), strict=False):
-            now = keeping.identity(side.asked)
-            if other := [name for name in now if now[name] != found[name]]:
+            now = side.asked and found and keeping.identity(side.asked)
+            if now and (other := [name for name in now if now[name] != found[name]]):
                 self.keeping.complain(f"since this was saved another: {' and '.join(other)} ({side.network.value})")
 
     def _restore(self, state):
@@ -259,12 +285,11 @@ class Inspector:
                 self.display.widgets[name].value = value
         finally:
             self._quiet = False
-        self._refresh()
 
     def files(self):
         """What is shown, as files: ending -> (name, content, kind). ValueError where nothing is."""
         with self._lock:
-            asked, _, display = self._request
+            _, asked, _, display = self._request
             return keeping.files(self.state(), asked, self._shown, display)
 
     # ---------------------------------------------------------------- for those who drive it without a page

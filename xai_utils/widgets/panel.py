@@ -44,7 +44,19 @@ class Seen(NamedTuple):
         """What the answer says beside its map, plain data for JSON."""
         found = {"method": self.question.method, "options": self.question.options, "masked_score": self.score}
         found |= {"seconds": self.answer.seconds, "passes": self.answer.passes, "seconds_of_a_pass": self.seconds}
+        found |= {} if self.answer.taken is None else {"masks_taken": self.answer.taken}
         return found | (self.curves._asdict() if isinstance(self.curves, Curves) else {})
+
+    @property
+    def stopped(self):
+        """How many masks were taken and why no more, to end a caption; "" where the method takes none."""
+        if (taken := self.answer.taken) is None:
+            return ""
+        masks, until = (self.question.options[name] for name in ("masks", "until"))
+        if taken < masks:
+            return f"; stopped after {taken} of {masks} masks: the maps of their halves correlate above {until:.2f}"
+        before = "" if until == 1 else f": before, their halves did not correlate above {until:.2f}"
+        return f"; all {masks} masks taken{before}"
 
 
 def overlay(seen, display, opacity):
@@ -110,7 +122,7 @@ def _pictures(seen, display, once, mark):
         (
             ("map", seen.key, display[1:3]),
             lambda: overlay(seen, display, 1.0),
-            f"map, kept raw: {low:.3g} to {high:.3g}",
+            f"map, kept raw: {low:.3g} to {high:.3g}{seen.stopped}",
             f"{seen.name}, the map alone{top}{lines}",
         ),
         (

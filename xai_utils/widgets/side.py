@@ -21,15 +21,15 @@ MANY = 20  # classes that nobody scrolls through
 
 
 class Side:
-    """The widgets that choose, and what is `asked` (None: no image yet). `changed()` is called when that is another.
+    """The widgets that choose, and what is `asked` (None: no image yet), which becomes another within `changing()`.
 
     `networks`: what a network is called -> the function that gives its `Subject`. `first`: the side whose image can be
     asked about here, too. `subject` is None where no network could be opened yet.
     """
 
-    def __init__(self, networks, changed, first=None):
-        self._networks, self._changed, self.first = networks, changed, first
-        self.subject = self.asked = self._upload = self._image = None
+    def __init__(self, networks, changing, first=None):
+        self._networks, self._changing, self.first = networks, changing, first
+        self.subject = self.asked = self._upload = self._image = self._followed = None
         self._quiet = False
 
         def text(description, placeholder, **more):
@@ -48,8 +48,11 @@ class Side:
         self.search, self.target = text("find class", "a part of a class's name"), dropdown("explain")
         self.card.add_class("xai-card")
         image = [self.kind, self.split, self.label, self.number, self.thumbnails.view, self.file, self.upload]
-        self.view = widgets.VBox([self.network, *image, self.error, self.card, self.search, self.target], layout=WIDE)
+        image = widgets.VBox([*image, self.error], layout=WIDE)
+        self.view = widgets.VBox([self.network, image, self.card, self.search, self.target], layout=WIDE)
         self.view.add_class("xai-side")
+        for own in (image, self.thumbnails.view, self.card, self.target):  # of what was asked last
+            own.add_class("xai-own")
         self._open()
         self.network.observe(self._network_chosen, "value")
         for widget in (self.split, self.label, self.number, self.kind, self.file):
@@ -71,6 +74,8 @@ class Side:
                 self.network.value, self._quiet = self._opened, quiet
             return False
         self.subject, self._opened, quiet, self._quiet = subject, self.network.value, self._quiet, True
+        self.asked = self._image = None  # another network said that
+        self.target.options = ()
         sources = [source.kind for source in subject.sources]
         kinds = [*sources, FILE, UPLOAD, *([SAME] if self.first else [])]
         kept = self.kind.value if self.kind.value in (FILE, UPLOAD, SAME) else None
@@ -78,7 +83,7 @@ class Side:
         self.kind.value = kept or (SAME if self.first else kinds[0])
         self.search.layout.display = "" if len(subject.classes) > MANY else "none"
         self._offer_images()
-        if not self._look() and sources and kept:  # nothing is chosen from outside, and the last answer is another's
+        if not self._look() and sources and kept:  # nothing is chosen from outside
             self.kind.value = kinds[0]
             self._offer_images()
             self._look()
@@ -86,8 +91,9 @@ class Side:
         return True
 
     def _network_chosen(self, change):
-        if not self._quiet and self._open():
-            self._changed()
+        if not self._quiet:
+            with self._changing():
+                self._open()
 
     # ---------------------------------------------------------------- the image
 
@@ -120,10 +126,10 @@ class Side:
     def _show_thumbnails(self):
         """The images of the class that is picked; where each has one, the one of each class."""
         source, split, label, number = self.source, self.split.value, self.label.value, self.number.value
-        if source is None:
+        count = 0 if source is None else source.count(split, label)
+        if not count:
             self.thumbnails.view.layout.display = "none"
             return
-        count = source.count(split, label)
         picks = [(label, place) for place in range(count)] if count > 1 else [(each, 0) for each in source.classes]
         items = [(self.subject.weights, source.kind, split, *pick) for pick in picks]
 
@@ -142,11 +148,11 @@ class Side:
     def _image_chosen(self, change=None):
         if self._quiet or self.subject is None:
             return
-        self._quiet = True
-        self._offer_images()
-        self._quiet = False
-        if self._look():
-            self._changed()
+        with self._changing():
+            self._quiet = True
+            self._offer_images()
+            self._quiet = False
+            self._look()
 
     def _uploaded(self, change):
         if not self.upload.value:
@@ -154,10 +160,9 @@ class Side:
         given = self.upload.value[-1]
         before, self._upload = self._upload, (bytes(given["content"]), given["name"])
         self.upload.value = ()  # the same file can be given again, and is not held twice
-        if self._look():
-            self._changed()
-        else:
-            self._upload = before
+        with self._changing():
+            if not self._look():
+                self._upload = before
 
     def open_image(self, size, geometry, folders):
         """The `Picture` that is chosen, with `size` pixels a side; None where nothing is chosen yet."""
@@ -176,6 +181,9 @@ class Side:
     def _look(self):
         """Ask about the image that is chosen; whether there is one. Where there is none, the last one stays."""
         subject = self.subject
+        self._complain("")
+        self._show_thumbnails()
+        self._followed = self.first and self.first._image
         try:
             picture = self.open_image(subject.size, subject.geometry, subject.folders)
         except (DataError, OSError) as error:  # of the file system: a name too long, a folder that is closed
@@ -183,7 +191,6 @@ class Side:
             return False
         if picture is None:
             return False
-        self._complain("")
         probabilities = subject.probabilities(subject.model, picture)
         try:
             stack = subject.stack(subject.model, picture)
@@ -195,12 +202,11 @@ class Side:
         self.asked = Asked(subject, picture, image, chosen, probabilities, stack, cells)
         self._image = self._described()
         self._offer_classes()
-        self._show_thumbnails()
         return True
 
     def follow(self):
-        """Ask about the first side's image again, where that is the one that is asked about here."""
-        if self.subject is not None and self.kind.value == SAME:
+        """Ask about the first side's image, where that is the one that is asked about here and has become another."""
+        if self.subject is not None and self.kind.value == SAME and self._followed is not self.first._image:
             self._look()
 
     def _complain(self, message):
@@ -229,18 +235,20 @@ class Side:
 
     def _class_chosen(self, change):
         if not self._quiet and self.asked is not None:
-            self._explain(self.target.value)
-            self._changed()
+            with self._changing():
+                self._explain(self.target.value)
 
     def _searched(self, change):
         """Offer the classes that are searched for; where there is but one, it is explained."""
         if self._quiet or self.asked is None:
             return
         found = self._matches()
-        if len(found) == 1:
+        if found == [self.asked.target] or len(found) != 1:
+            self._offer_classes()
+            return
+        with self._changing():
             self._explain(found[0])
-        self._offer_classes()
-        self._changed()
+            self._offer_classes()
 
     # ---------------------------------------------------------------- as data
 
@@ -281,8 +289,8 @@ class Side:
                     raise ValueError(f"image {image['number']} of {image['label']}: there are {self.number.max + 1}")
                 self.number.value = image["number"]
             elif image["kind"] == FILE:
-                self.file.value = image["file"]
-            elif image["kind"] == UPLOAD:
+                self.file.value = image.get("file", "")
+            elif image["kind"] == UPLOAD and "name" in image:
                 if "content" not in image:
                     raise ValueError("the image was an upload, which a link cannot hold; open the saved JSON")
                 self._upload = base64.b64decode(image["content"], validate=True), image["name"]

@@ -7,12 +7,14 @@ Colours are those of the JupyterLab theme (voila: `?theme=dark`), with those of 
 SCRIPT = """
 const page = this.closest('.xai-inspector');
 const mend = () => {
-  page.querySelectorAll('.noUi-handle').forEach(handle => {
-    const label = handle.closest('.widget-slider').querySelector('.widget-label');
-    handle.setAttribute('aria-label', label.textContent); });
-  page.querySelectorAll('.widget-slider .widget-readout').forEach(readout =>
-    readout.setAttribute('aria-label', readout.closest('.widget-slider').querySelector('.widget-label').textContent));
+  page.querySelectorAll('.widget-slider').forEach(slider => {
+    const name = slider.querySelector('.widget-label').textContent;
+    slider.querySelectorAll('.noUi-handle, .widget-readout').forEach(each => each.setAttribute('aria-label', name));
+    slider.querySelectorAll('.widget-readout').forEach(each => each.setAttribute('role', 'textbox')); });
   page.querySelectorAll('.widget-upload input').forEach(input => input.tabIndex = -1);
+  page.querySelectorAll('button.widget-upload').forEach(button => {  // counts the files that it holds: never any
+    button.childNodes.forEach(each => { if (each.nodeType === 3) each.data = each.data.replace(' (0)', ''); });
+    button.setAttribute('aria-label', button.textContent.trim()); });
   page.querySelectorAll('.progress').forEach(bar => { bar.setAttribute('aria-label', 'progress of the map'); });
   for (const [place, role, name] of [['.xai-status .widget-html-content', 'status', ''],
       ['.xai-side', 'group', 'network, image and class'], ['.xai-thumbnails', 'group', 'images to pick from'],
@@ -25,6 +27,11 @@ const mend = () => {
 };
 new MutationObserver(mend).observe(page, {childList: true, subtree: true});
 mend();
+const busy = () => page.setAttribute('aria-busy', page.classList.contains('xai-older'));
+new MutationObserver(busy).observe(page, {attributeFilter: ['class']});
+if (document.body.dataset.voila && !new URLSearchParams(location.search).has('theme'))
+  document.head.append(Object.assign(document.createElement('link'), {rel: 'stylesheet',
+    media: '(prefers-color-scheme: dark)', href: '/voila/api/themes/@jupyterlab/theme-dark-extension/index.css'}));
 """
 
 # A click writes "x, y" into the page's field "pixel", which is a widget: the only way to Python without an extension.
@@ -39,7 +46,7 @@ CLICK = (
 STYLE = """
 .xai-inspector { --soft: var(--jp-ui-font-color2, #5b6670); --strong: var(--jp-ui-font-color1, #14202b);
   --pale: var(--jp-layout-color2, #eef1f4); --line: var(--jp-border-color2, #e3e7eb); --accent: #1c8a80;
-  --bar: color-mix(in srgb, var(--accent) 30%, transparent);
+  --bar: color-mix(in srgb, var(--accent) 40%, var(--pale));
   --bad: color-mix(in srgb, var(--jp-error-color0, #9d1c1c) 65%, var(--strong));
   --link: color-mix(in srgb, var(--accent) 75%, var(--strong)); /* mixed with the text's, or the dark has too little */
   color: var(--strong); align-items: flex-start; flex-flow: row wrap !important; gap: 20px;
@@ -47,12 +54,14 @@ STYLE = """
   padding-right: 16px; width: 100% }
 .xai-inspector .widget-box, .xai-inspector .widget-html, .xai-inspector .widget-html-content { overflow: visible }
 .xai-inspector .widget-html-content { line-height: 1.45; font: inherit; white-space: normal; width: 100% }
+.xai-older .xai-own:not(:focus-within), .xai-older.xai-own { visibility: hidden }
+.xai-inspector .told { color: var(--soft); font-size: 12px; margin: 0 0 4px }
 .xai-inspector h2 { font-size: 12px; margin: 10px 0 2px; font-weight: 650; color: var(--soft); letter-spacing: .04em;
   text-transform: uppercase }
 .xai-inspector h3 { font-size: 13px; margin: 4px 0 0; font-weight: 650; overflow-wrap: anywhere }
 .xai-inspector p { margin: 2px 0 }
 .xai-inspector a { color: var(--link); overflow-wrap: anywhere }
-.xai-inspector :is(button, select, input, a, summary, [tabindex="0"]):focus-visible {
+.xai-inspector :is(button, select, input, a, summary, [tabindex="0"], [contenteditable]):focus-visible {
   outline: 3px solid var(--accent) !important; outline-offset: 1px; box-shadow: 0 0 0 1px #fff !important }
 .xai-inspector .xai-controls { flex: 1 1 270px; max-width: 300px; min-width: 0 }
 .xai-inspector .xai-results { flex: 1 1 560px; min-width: 0 }
@@ -60,6 +69,10 @@ STYLE = """
 .xai-inspector .xai-controls .widget-label { min-width: 0; width: 84px }
 .xai-inspector :is(.xai-column, .xai-display) .widget-label { font-size: 12px; min-width: 0 }
 .xai-inspector .widget-readout { min-width: 34px }
+.xai-inspector .noUi-handle { border-color: var(--soft) !important }
+.xai-inspector select { background-image: url("data:image/svg+xml,\
+%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 18 18'%3E\
+%3Cpath d='M5 7l4 4 4-4' fill='none' stroke='%23888' stroke-width='2'/%3E%3C/svg%3E") }
 .xai-inspector .xai-display { display: grid !important; gap: 2px 18px;
   grid-template-columns: repeat(auto-fill, minmax(min(250px, 100%), 1fr)) }
 .xai-inspector .xai-columns { display: grid !important; gap: 14px; grid-template-columns: repeat(4, minmax(0, 1fr)) }
@@ -69,8 +82,9 @@ STYLE = """
 .xai-inspector .xai-thumbnails button { width: auto; height: auto; aspect-ratio: 1; margin: 0; padding: 0;
   background-size: cover; color: #fff; font-size: 10px; line-height: 1.2; display: flex; align-items: flex-end;
   white-space: normal; overflow: hidden }
-.xai-inspector .xai-thumbnails button { text-shadow: 0 0 3px #000, 0 0 2px #000 }
-.xai-inspector .xai-thumbnails button.chosen { box-shadow: inset 0 0 0 3px var(--accent), inset 0 0 0 4px #fff }
+.xai-inspector .xai-thumbnails button { --foot: inset 0 -30px 14px -8px #000b; box-shadow: var(--foot) }
+.xai-inspector .xai-thumbnails button.chosen {
+  box-shadow: inset 0 0 0 3px var(--accent), inset 0 0 0 4px #fff, var(--foot) }
 .xai-inspector .xai-card figure { max-width: 220px; margin: 0 auto 6px }
 .xai-inspector figure { margin: 0 0 6px; min-width: 0 }
 .xai-inspector figcaption { color: var(--soft); font-size: 12px; margin-top: 1px; overflow-wrap: anywhere }
@@ -84,7 +98,7 @@ STYLE = """
 .xai-inspector .shot svg { position: absolute; inset: 0; height: 100%; pointer-events: none; fill: none;
   stroke-linecap: square }
 .xai-inspector .shot path { vector-effect: non-scaling-stroke }
-.xai-inspector .shot.empty { display: flex; align-items: center; justify-content: center; color: var(--soft);
+.xai-inspector .shot.empty { display: flex; align-items: center; justify-content: center; color: var(--strong);
   line-height: 1.4; text-align: center; padding: 10px; box-sizing: border-box; overflow-wrap: anywhere }
 .xai-inspector .bars { display: grid; grid-template-columns: 1fr 54px; gap: 2px 6px; margin: 6px 0 }
 .xai-inspector .bars span { background: linear-gradient(90deg, var(--bar) var(--share), var(--pale) var(--share));
@@ -112,4 +126,8 @@ STYLE = """
 @media (max-width: 900px) { .xai-inspector .xai-controls { max-width: none }
   .xai-inspector .xai-columns { grid-template-columns: repeat(2, minmax(0, 1fr)) }
   .xai-inspector .xai-columns.two { grid-template-columns: minmax(0, 1fr) } }
+@media (max-width: 480px) { /* names above what they name */
+  .xai-inspector .xai-columns:not(.two) .widget-inline-hbox { flex-direction: column; height: auto }
+  .xai-inspector .xai-columns:not(.two) .widget-inline-hbox > * { width: 100% !important; text-align: left }
+  .xai-inspector .xai-columns:not(.two) .widget-inline-hbox > :is(select, input) { flex: 0 0 28px } }
 """

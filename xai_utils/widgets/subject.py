@@ -16,6 +16,7 @@ import torch
 
 from xai_utils import explainers, networks
 from xai_utils.explainers import EXPLAINERS, passes, smoe
+from xai_utils.explainers.masking import rise_and_count
 from xai_utils.explainers.records import FLAG, LAYER
 from xai_utils.images import baseline, keep_top, perturb, rank_pixels
 from xai_utils.metrics.cost import counted_passes, plain_forward
@@ -26,6 +27,10 @@ from xai_utils.widgets.background import watched
 QUICK = 4  # passes that take no time worth telling: such maps wait for no slow one
 UNIT_ROUNDS = 5  # plain passes, whose shortest time is a network's unit
 SEEDS = (0, 2**31 - 1)
+TOLD = {  # of a method's option, what its name does not tell
+    ("rise", "until"): "RISE stops as soon as the maps of the two halves of its masks have a rank correlation above "
+    "this; at 1 it takes all masks."
+}
 
 
 class Setting(NamedTuple):
@@ -37,6 +42,7 @@ class Setting(NamedTuple):
     choices: tuple = ()
     low: float = 0
     high: float = 0
+    told: str = ""  # a sentence for who sets it
 
 
 class Explanation(NamedTuple):
@@ -46,6 +52,7 @@ class Explanation(NamedTuple):
     ranks: torch.Tensor  # (S, S) int64, 0 = most salient
     seconds: float
     passes: float  # counted, see `counted_passes`
+    taken: int | None = None  # masks of RISE, which may stop before it has taken all
 
 
 class Curves(NamedTuple):
@@ -116,7 +123,8 @@ class Subject:
                     continue
                 choices = (True, False) if option.kind == FLAG else option.choices
                 low, high = option.offered or (0, 0)
-                found.append(Setting(name, word, given.get(name, default), choices, low, high))
+                told = TOLD.get((method, name), "")
+                found.append(Setting(name, word, given.get(name, default), choices, low, high, told))
         return found
 
     def _of_part(self, method, part):
@@ -192,16 +200,16 @@ class Subject:
 
         def explained(*_):
             given = self._arguments(method, options)
-            make = partial(explainers.explain, model, images, int(target), method=method, **given)
-            found.append(self._timed(lambda: make()[0].cpu()))
+            make = partial(_map_and_count, model, images, int(target), method, given)
+            found.append(self._timed(make))
 
         with watched(model, look or (lambda _: None)):
             if once := counted is None:
                 counted = counted_passes(model, images, explained)
             if not once or passes(method, options) <= QUICK:  # whose time the counting would lengthen
                 explained()
-        scores, seconds = found[-1]
-        return Explanation(scores, rank_pixels(scores[None])[0], seconds, counted)
+        (scores, taken), seconds = found[-1]
+        return Explanation(scores, rank_pixels(scores[None])[0], seconds, counted, taken)
 
     def _arguments(self, method, options):
         """The options as the method's function takes them."""
@@ -231,6 +239,14 @@ class Subject:
         keep = keep_top(explanation.ranks[None], round(share * explanation.ranks.numel()))
         images = picture.pixels[None]
         return perturb(images, keep, baseline(hidden, self.model, images))[0]
+
+
+def _map_and_count(model, images, target, method, options):
+    """The map (S, S) of an image, and how many masks RISE took for it; None: the method is another."""
+    if method == "rise":
+        maps, taken = rise_and_count(model, images, target, **EXPLAINERS[method].keywords | options)
+        return maps[0].cpu(), int(taken)
+    return explainers.explain(model, images, target, method=method, **options)[0].cpu(), None
 
 
 def spoken(name):
