@@ -99,14 +99,47 @@ UNNAMED = """() => [...document.querySelectorAll('.xai-inspector *')]
   .map(each => each.outerHTML.slice(0, 200))"""
 
 
+# Texts that are less than 4.5 times as light as what they stand on, or the other way round; not those over pictures.
+FAINT = """() => { const pen = new OffscreenCanvas(1, 1).getContext('2d', {willReadFrequently: true}), found = [];
+  const light = colours => { for (pen.fillStyle of ['#fff', ...colours]) pen.fillRect(0, 0, 1, 1);
+    const [r, g, b] = [...pen.getImageData(0, 0, 1, 1).data].map(each => each / 255).map(each =>
+      each <= .04045 ? each / 12.92 : ((each + .055) / 1.055) ** 2.4);
+    return .2126 * r + .7152 * g + .0722 * b + .05; };
+  const under = each => each ? [...under(each.parentElement), getComputedStyle(each).backgroundColor] : [];
+  const texts = document.createTreeWalker(document.querySelector('.xai-inspector'), NodeFilter.SHOW_TEXT);
+  while (texts.nextNode()) { const each = texts.currentNode.parentElement, style = getComputedStyle(each);
+    if (!texts.currentNode.data.trim() || !each.checkVisibility() || each.matches('style, .xai-thumbnails *')) continue;
+    const ground = under(each), own = light([...ground, each.matches('text') ? style.fill : style.color]);
+    if (Math.max(own / light(ground), light(ground) / own) < 4.5) found.push(each.outerHTML.slice(0, 200)); }
+  return found }"""
+
+# What the keyboard can reach, in the order of the page; from here on, what it has reached, and whether that is seen.
+REACHABLE = """() => { window.reached = [];
+  window.reachable = [...document.querySelectorAll(
+    '.xai-inspector :is(a, button, select, input, [tabindex="0"], [contenteditable])')].filter(
+    each => each.checkVisibility() && !each.disabled && (each.tabIndex >= 0 || each.isContentEditable));
+  document.addEventListener('focusin', ({target}) => { const {outlineStyle, outlineWidth} = getComputedStyle(target);
+    window.reached.push([target, outlineStyle === 'solid' && parseFloat(outlineWidth) >= 2]) });
+  window.reachable[0].focus(); return window.reachable.length }"""
+MISSED = """() => window.reachable.filter((each, place) => { const [target, seen] = window.reached[place] || [];
+  return target !== each || !seen }).map(each => each.outerHTML.slice(0, 200))"""
+
+
 def unnamed(page):
     return page.evaluate(UNNAMED)
 
 
+def missed(page):
+    """What keys do not reach in its order, or reach without showing it."""
+    for _ in range(page.evaluate(REACHABLE) - 1):
+        page.keyboard.press("Tab")
+    return page.evaluate(MISSED)
+
+
 def test_the_page_answers_in_a_browser(served, browser, tmp_path):
     """Load, pick a thumbnail, change a method, move a slider, click, upload, refuse, save, reopen: pictures change and
-    never stand under another's name, text stays text, all has a name for a screen reader, no request leaves this
-    machine."""
+    never stand under another's name, text stays text, all has a name for a screen reader, is reached by keys and can be
+    read in the light and in the dark, no request leaves this machine."""
     printed, folder = served
     address = printed.split("?")[0]
     page = browser.new_page(viewport={"width": 1280, "height": 1500}, accept_downloads=True)
@@ -130,12 +163,16 @@ def test_the_page_answers_in_a_browser(served, browser, tmp_path):
     assert page.evaluate("document.activeElement.textContent") == "coffee, shown"  # the keyboard stays where it was
     assert unnamed(page) == []
     page.get_by_role("status").get_by_text("4 of 4 maps are there").wait_for(timeout=PATIENCE)
+    assert page.locator(".xai-inspector").get_attribute("aria-busy") == "false"
+    assert missed(page) == []
+    assert page.evaluate(FAINT) == []
+    page.emulate_media(color_scheme="dark")
+    page.wait_for_function("getComputedStyle(document.body).backgroundColor === 'rgb(17, 17, 17)'", timeout=PATIENCE)
+    assert page.evaluate(FAINT) == []
 
     # the network of this project is the second choice: its page follows
     page.get_by_label("network", exact=True).select_option(index=1)
     page.locator(".xai-inspector .about", has_text="tiny_resnet answers; it knows 2 classes").wait_for(timeout=PATIENCE)
-    overlay.wait_for(timeout=PATIENCE)
-
     # a class that attacks HTML is text wherever it stands
     assert HOSTILE in page.locator(".bars").inner_text()
     options = page.locator("select option").all_text_contents()

@@ -859,7 +859,7 @@ def test_a_notebook_is_given_a_state(folder, monkeypatch):
     monkeypatch.setattr("xai_utils.widgets.page.openers", lambda root, folders: {"n": lambda: subject})
     subject = open_subject(folder)
     pages, init = [], Inspector.__init__
-    monkeypatch.setattr(Inspector, "__init__", lambda page, given: pages.append(page) or init(page, given))
+    monkeypatch.setattr(Inspector, "__init__", lambda page, *given: pages.append(page) or init(page, *given))
     inspector()
     state = pages[0].state()
     state["display"]["share"] = 33

@@ -97,12 +97,12 @@ def link(state):
 
 
 def read(given, folders=()):
-    """The state in a link, a query or the path of a JSON file, or as it is; None where a query holds none.
+    """The state in a link, a query or the path of a JSON file, or that is given itself; None where a query holds none.
 
     Paths as in `pictures.within`. ValueError and OSError, saying what is wrong.
     """
     if isinstance(given, dict):
-        return given
+        return parsed(json.dumps(given))
     if "?" in given:
         (found,) = parse_qs(urlsplit(given).query).get(STATE, [None])[-1:]
         return None if found is None else parsed(found)

@@ -85,10 +85,15 @@ def open_subject(root=".", folders=None) -> Subject:
     )
 
 
+def readable(root=".", folders=None):
+    """The folders from which files may be read: `root`, and `folders` (None: those that `make inspect` was given)."""
+    folders = json.loads(os.environ.get(FOLDERS, "[]")) if folders is None else folders
+    return tuple(Path(folder).resolve() for folder in (root, *folders))
+
+
 def _project(root, folders):
     """The root, what every `Subject` takes of the pipeline's parameters and of the command line, and the device."""
     root = Path(root)
-    folders = json.loads(os.environ.get(FOLDERS, "[]")) if folders is None else folders
     values = parameters.read(root / "params.yaml")
     explain, evaluate = (parameters.resolve(values, name) for name in ("explain", "evaluate"))
     compute = Compute(**explain["compute"]).resolved()
@@ -99,7 +104,7 @@ def _project(root, folders):
     }
     settings = {
         "device": compute.device,
-        "folders": tuple(Path(folder).resolve() for folder in (root, *folders)),
+        "folders": readable(root, folders),
         "defaults": rows_of("all", explain["rows"]),
         "curves": curves,
         "seed": values["seed"],

@@ -20,7 +20,7 @@ from xai_utils.widgets import around, drawing, keeping, truth
 from xai_utils.widgets.answers import Answers, Asked, Question
 from xai_utils.widgets.column import NONE, Column
 from xai_utils.widgets.display import WIDE, Display, DisplayControls
-from xai_utils.widgets.opening import openers
+from xai_utils.widgets.opening import openers, readable
 from xai_utils.widgets.panel import Seen, panel
 from xai_utils.widgets.side import Side
 from xai_utils.widgets.subject import Explanation
@@ -40,14 +40,17 @@ class Request(NamedTuple):
 
 
 class Inspector:
-    """The page. `view` is what a notebook shows; `networks`: what a network is called -> what opens its `Subject`."""
+    """The page. `view` is what a notebook shows; `networks`: what a network is called -> what opens its `Subject`.
 
-    def __init__(self, networks):
+    `chosen`: the network that is asked first, where it is one of them; else the first one is.
+    """
+
+    def __init__(self, networks, chosen=None):
         self._lock, self._quiet, self._older, self._declined = threading.RLock(), True, False, set()
         self._request, self._shown, self._settled = Request((), (), (), None), [], threading.Event()
         self._networks = {name: functools.cache(opener) for name, opener in networks.items()}
         self.answers = Answers(done=self._arrived, progress=self._advanced)
-        self.sides = [Side(self._networks, self._changing)]
+        self.sides = [Side(self._networks, self._changing, chosen=chosen)]
         self.columns = [Column(place, self._changing) for place in range(COLUMNS)]
         self.display = DisplayControls(self._refresh)
         self.keeping = keeping.Keeping(self.files, self.restore, self._folders)
@@ -314,12 +317,18 @@ def inspector(state=None, *, root=".", folders=None):
     that of the address in the browser, or as it is. The page reads files under `root` and `folders`; None: those that
     `make inspect` was given.
     """
-    page = Inspector(openers(root, folders))
     given = state or "?" + os.environ.get("QUERY_STRING", "")  # which voila sets
+    wanted, problem = None, None
     try:
-        wanted = keeping.read(given, page._folders())
+        wanted = keeping.read(given, readable(root, folders))
+    except (ValueError, OSError) as error:
+        problem = error
+    page = Inspector(openers(root, folders), wanted and wanted["sides"][0]["network"])  # no other need be opened
+    try:
         if wanted is not None:
             page.restore(wanted)
-    except (ValueError, OSError) as error:
-        page.keeping.complain(error)
+    except ValueError as error:
+        problem = error
+    if problem is not None:
+        page.keeping.complain(problem)
     return page.view

@@ -153,7 +153,7 @@ def _numbers(seen, display):
     if _is_there(seen):
         passes, time = f"{seen.answer.passes:.1f}", f"{1000 * seen.answer.seconds:.0f} ms"
         if seen.seconds:
-            time += f", {seen.answer.seconds / seen.seconds:.1f} ×"
+            time += f", {seen.answer.seconds / seen.seconds:.1f}\u00a0×"
     if isinstance(seen.score, float):
         score = f"{100 * seen.score:.1f} %"
     if isinstance(seen.curves, Curves):

@@ -24,10 +24,10 @@ class Side:
     """The widgets that choose, and what is `asked` (None: no image yet), which becomes another within `changing()`.
 
     `networks`: what a network is called -> the function that gives its `Subject`. `first`: the side whose image can be
-    asked about here, too. `subject` is None where no network could be opened yet.
+    asked about here, too. `chosen`: the network to begin with. `subject` is None where none could be opened yet.
     """
 
-    def __init__(self, networks, changing, first=None):
+    def __init__(self, networks, changing, first=None, chosen=None):
         self._networks, self._changing, self.first = networks, changing, first
         self.subject = self.asked = self._upload = self._image = self._followed = None
         self._quiet = False
@@ -39,6 +39,8 @@ class Side:
             return widgets.Dropdown(description=description, options=options, layout=WIDE, style=STYLE)
 
         self.network, self.kind = dropdown("network", tuple(networks)), dropdown("image from")
+        if chosen in networks:
+            self.network.value = chosen
         self.split, self.label = dropdown("images"), dropdown("class")
         self.number = widgets.BoundedIntText(description="number", layout=WIDE, style=STYLE)
         self.thumbnails = Thumbnails(self._picked)

@@ -127,7 +127,9 @@ STYLE = """
   .xai-inspector .xai-columns { grid-template-columns: repeat(2, minmax(0, 1fr)) }
   .xai-inspector .xai-columns.two { grid-template-columns: minmax(0, 1fr) } }
 @media (max-width: 480px) { /* names above what they name */
-  .xai-inspector .xai-columns:not(.two) .widget-inline-hbox { flex-direction: column; height: auto }
-  .xai-inspector .xai-columns:not(.two) .widget-inline-hbox > * { width: 100% !important; text-align: left }
-  .xai-inspector .xai-columns:not(.two) .widget-inline-hbox > :is(select, input) { flex: 0 0 28px } }
+  .xai-inspector .xai-columns:not(.two) :is(.widget-dropdown, .widget-text) { flex-direction: column; height: auto }
+  .xai-inspector .xai-columns:not(.two) :is(.widget-dropdown, .widget-text) > * { width: 100% !important;
+    text-align: left }
+  .xai-inspector .xai-columns:not(.two) :is(.widget-dropdown, .widget-text) > :is(select, input) { flex: 0 0 28px }
+  .xai-inspector .xai-columns:not(.two) .widget-slider .widget-label { width: auto !important } }
 """
