@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Hashable
 from contextlib import contextmanager
 
+CLOSED_WITHIN = 10.0  # seconds, for a thread that is in no pass
 TOLD_EVERY = 0.1  # seconds between two reports of progress: more would only keep the page busy
 
 
@@ -39,7 +40,8 @@ class Lane:
         self._waiting: dict[Hashable, Callable] = {}
         self._running, self._unwanted, self._closed = None, False, False
         self._seen, self._told = 0, 0.0
-        threading.Thread(target=self._work, name="explaining", daemon=True).start()
+        self._thread = threading.Thread(target=self._work, name="explaining", daemon=True)
+        self._thread.start()
 
     def want(self, tasks: dict[Hashable, Callable]):
         """From now on these `tasks` (key -> work) and no others; one that runs already goes on."""
@@ -61,10 +63,11 @@ class Lane:
             return self._change.wait_for(lambda: not self._waiting and self._running is None, timeout)
 
     def close(self):
-        """Drop all tasks and end the thread at its next pass."""
+        """Drop all tasks and end the thread, at its next pass: Python must not end while it is in one."""
         with self._change:
             self._closed = True
             self.want({})
+        self._thread.join(CLOSED_WITHIN)
 
     def _look(self, images):
         if self._unwanted:
