@@ -84,9 +84,11 @@ def _paper(named: str) -> str:
     return escape(named)
 
 
-def _code(text: str) -> str:
-    """Text as HTML, what stands in backquotes as code."""
-    return "".join(f"<code>{part}</code>" if place % 2 else part for place, part in enumerate(escape(text).split("`")))
+def _told(text: str) -> str:
+    """A docstring's sentence as HTML: code, emphasis, and no paper in brackets, which has a line of its own."""
+    text = re.sub(r" \([^()]*(?:\d{4}|eq\.|§)[^()]*\)", "", text)
+    parts = [re.sub(r"\*(\w+)\*", r"<em>\1</em>", escape(part)) for part in text.split("`")]
+    return "".join(f"<code>{part}</code>" if place % 2 else part for place, part in enumerate(parts))
 
 
 def entries() -> dict[str, list[dict]]:
@@ -109,7 +111,7 @@ def entries() -> dict[str, list[dict]]:
             "place": f"method-{name}",
             "name": name,
             "label": about.label,
-            "told": _code(sentence(about.function)),
+            "told": _told(sentence(about.function)),
             "formula": formula(about.function),
             "direction": "signed: below 0 speaks against the class" if about.signed else "never below 0",
             "paper": "a control: it never saw the network"
