@@ -102,7 +102,7 @@ def test_all_numbers_are_of_one_run(finished):
     """
     files = [path for path in (finished / "reports").glob("*.json") if path.name != "headlines.json"]
     files += finished.glob("*/*/protocol.json")
-    assert len(files) == 9 + 2
+    assert len(files) == 10 + 2
     found = {str(path): json.loads(path.read_text())["run"] for path in files}
     assert len({run["data"] for run in found.values()}) == 1
     assert len({run["target"] for run in found.values() if "target" in run}) == 1
