@@ -48,7 +48,7 @@ def test_a_stage_says_how_long_it_takes(project):
     assert later == "stage 9 of 11, evaluate: about 2 min, and about 3 min for what follows"
     assert terminal.announcement("figures", "paper", runs) == "stage 11 of 11, figures: about 2 min"
     terminal.SECONDS.write_text("{")  # a damaged note of times is no reason to stop
-    assert terminal.announcement("figures", "paper", runs) == "stage 10 of 10, figures"
+    assert terminal.announcement("figures", "paper", runs) == "stage 11 of 11, figures"
 
 
 def test_a_run_ends_with_its_numbers(tmp_path):
