@@ -27,6 +27,7 @@ from xai_utils.datasets.decoding import Form
 from xai_utils.datasets.on_disk import read_image
 from xai_utils.datasets.prepared import CATALOGUE, SPLITS
 from xai_utils.evaluation import explanation, sanity, sanity_tables, scores
+from xai_utils.explainers.shapley import MOST
 from xai_utils.files import scratch_folder
 from xai_utils.metrics import METRICS, metrics_of
 from xai_utils.metrics.cost import plain_forward
@@ -282,7 +283,9 @@ class _Measured:
         for name, weight in given["order_weights"].items():
             chosen = common | given["predictor"] | {"grains": given["grains"], "order_weight": weight}
             yield self._training(name, effect_predictor.effect_task(chosen), given["predictor"])
-        passes = self._of(given["images"]) * len({"removal_effect", *given["order_weights"], *cells}) * CURVED
+        rows = len(cells) + 2 * len(given["order_weights"]) + 2  # ours also as it is, Grad-CAM, random maps
+        exact = sum(2**each**2 for each in cells.values() if each**2 <= MOST)
+        passes = self._of(given["images"]) * (rows * CURVED + exact)
         yield "scores of the tables", passes, passes * self.a_pass
 
     def explain(self, given):
