@@ -22,9 +22,8 @@ from timing import count, new_file, processor
 from xai_utils import datasets, networks, plots
 from xai_utils.datasets.fitting import fit
 from xai_utils.datasets.on_disk import read_image
-from xai_utils.explainers.masking import ESTIMATORS, rise
+from xai_utils.explainers.masking import ESTIMATORS, rise_by_masks
 from xai_utils.files import write_text
-from xai_utils.images import rank_correlation
 from xai_utils.metrics import deletion, insertion
 from xai_utils.metrics.statistics import paired_test, summary
 
@@ -33,8 +32,6 @@ MEASURED = {"birds": HERE / "rise.json", "photographs": HERE / "rise_photographs
 COUNTS = (125, 250, 500, 1000, 2000, 4000, 8000)
 FEW, MANY = 1000, 8000  # balanced masks, and masks drawn one by one, that are compared
 SCORES = {"rank correlation": 1, "insertion": 1, "deletion": -1}  # whether higher is better
-OTHER_SEEDS = 1_000_000  # those of the converged map begin there
-BLOCK = 4000  # masks of a seed of the converged map
 STEP = 896  # pixels of a step of the curves, at 224 pixels
 
 
@@ -64,21 +61,16 @@ def measured(target, images, begins, converged):
         print(f"image {place + 1} of {len(images)}", file=sys.stderr)
         with torch.inference_mode():
             target = model(image).argmax(1).clone()
-        true = sum(
-            rise(model, image, target, masks=BLOCK, estimator=ESTIMATORS[part % 2], seed=OTHER_SEEDS + part)
-            for part in range(converged // BLOCK)
-        )
-        for estimator in ESTIMATORS:
-            for masks in COUNTS:
-                maps = rise(model, image, target, masks=masks, estimator=estimator, seed=place)
-                curves = {"pixels_per_step": STEP}
-                scores = {
-                    "rank correlation": rank_correlation(maps, true),
-                    "insertion": insertion(model, image, target, maps, baseline=begins, **curves),
-                    "deletion": deletion(model, image, target, maps, **curves),
-                }
-                for score, value in scores.items():
-                    found[score][estimator][masks].append(round(value.item(), 5))
+        by_masks = rise_by_masks(model, image, target, counts=COUNTS, converged=converged, seed=place)
+        for estimator, masks, maps, correlation in by_masks:
+            curves = {"pixels_per_step": STEP}
+            scores = {
+                "rank correlation": correlation,
+                "insertion": insertion(model, image, target, maps, baseline=begins, **curves),
+                "deletion": deletion(model, image, target, maps, **curves),
+            }
+            for score, value in scores.items():
+                found[score][estimator][masks].append(round(value.item(), 5))
     return found
 
 

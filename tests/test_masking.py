@@ -17,10 +17,12 @@ from xai_utils.explainers.masking import (
     lime,
     rise,
     rise_and_count,
+    rise_by_masks,
     rise_draws,
     rise_masks,
     superpixels,
 )
+from xai_utils.images import rank_correlation
 from xai_utils.networks import Target, build
 
 
@@ -156,6 +158,25 @@ def test_an_image_takes_no_more_masks_than_it_needs():
     for image, own, count in zip(images.split(1), maps, used.tolist(), strict=True):
         torch.testing.assert_close(rise(Picked(), image, masks=count, cells=3)[0], own)
     assert rise_and_count(Picked(), images, None, until=1.0, **given, **options)[1].tolist() == [2048] * 3
+
+
+def test_maps_of_more_masks_come_nearer_to_the_map_of_many(monkeypatch):
+    """The map of many is the mean of both estimators' by other seeds; every other map is the one of its masks."""
+    monkeypatch.setattr(masking, "CONVERGED_PART", 512)
+    images, options = torch.rand(3, 3, 12, 12), {"cells": 3, "chunk": 64}
+    found = list(rise_by_masks(Picked(), images, None, counts=[32, 512], converged=2048, seed=7, until=0.5, **options))
+    assert [each[:2] for each in found] == [(name, count) for name in masking.ESTIMATORS for count in (32, 512)]
+    parts = [
+        rise(Picked(), images, masks=512, estimator=name, seed=masking.OTHER_SEEDS + part, **options)
+        for part, name in enumerate(masking.ESTIMATORS * 2)
+    ]
+    for estimator, count, maps, correlation in found:
+        expected = rise(Picked(), images, masks=count, estimator=estimator, seed=7, **options)
+        torch.testing.assert_close(maps, expected)
+        torch.testing.assert_close(correlation, rank_correlation(expected, sum(parts)))
+    nearness = [correlation.mean() for *_, correlation in found]
+    assert nearness[0] < nearness[1]
+    assert nearness[2] < nearness[3]
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ from xai_utils.networks import answering, class_indices, class_scores, evaluatin
 ESTIMATORS = ("balanced", "paper")
 MOST_BALANCED = 32  # cells of a side: more would need a design of 4096 rows and more
 BLOCK = 256  # RISE masks that are drawn, held and summed together, whatever the chunk
+OTHER_SEEDS, CONVERGED_PART = 1_000_000, 4000  # of a map of many masks: its first seed, the masks of one seed
 KERNEL_WIDTH = 0.25  # of LIME's proximity kernel, in cosine distance
 RIDGE_PENALTY = 1.0
 QUICKSHIFT = {"kernel_size": 4, "max_dist": 200, "ratio": 0.2}  # LIME's superpixels, at 224 pixels
@@ -189,6 +190,27 @@ def rise_and_count(model, images, target, *, masks, cells, probability, baseline
                 break
         maps = totals.sum(0) / (used.to(totals) * probability)[:, None]
         return maps.unflatten(1, size), used
+
+
+def rise_by_masks(model, images, target, *, counts, converged, seed=0, **options):
+    """RISE's maps by more and more masks, and how near each is to a map of many more.
+
+    Yields, for each of `ESTIMATORS` and of `counts`, estimator, count, maps (N, H, W), and their rank correlation (N,)
+    with the maps of about `converged` masks of other seeds. Half of those are drawn one by one and half are balanced,
+    so that neither estimator is measured by its own kind. `options`: others of `rise`; all masks are taken.
+    """
+
+    def made(masks, estimator, seed):
+        own = {"masks": masks, "estimator": estimator, "seed": seed, "until": 1.0}
+        return rise(model, images, target, **options | own)
+
+    parts = 2 * math.ceil(converged / (2 * CONVERGED_PART))
+    each = math.ceil(converged / parts)
+    true = sum(made(each, ESTIMATORS[part % 2], OTHER_SEEDS + part) for part in range(parts))
+    for estimator in ESTIMATORS:
+        for count in counts:
+            maps = made(count, estimator, seed)
+            yield estimator, count, maps, rank_correlation(maps, true)
 
 
 def _apart(totals, going, size, until):

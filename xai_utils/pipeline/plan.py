@@ -27,6 +27,7 @@ from xai_utils.datasets.decoding import Form
 from xai_utils.datasets.on_disk import read_image
 from xai_utils.datasets.prepared import CATALOGUE, SPLITS
 from xai_utils.evaluation import explanation, sanity, sanity_tables, scores
+from xai_utils.explainers.masking import ESTIMATORS
 from xai_utils.explainers.shapley import MOST
 from xai_utils.files import scratch_folder
 from xai_utils.metrics import METRICS, metrics_of
@@ -157,6 +158,7 @@ class _Measured:
             ("evaluate", self.evaluate),
             ("remove_and_retrain", self.remove_and_retrain),
             ("measure_speed", self.measure_speed),
+            ("figures", self.figures),
         ):
             self.tell(f"measuring for {stage}")
             with self.compute.casting():
@@ -400,6 +402,16 @@ class _Measured:
             heavy = seconds > 100 * self.a_pass
             total += seconds * (3 if heavy else 2 * (given["rounds"] + 1) * batch + given["frames"] + 10)
         yield "rounds and frames", total / self.a_pass, total
+
+    def figures(self, given):
+        if "rise" not in self.rows:
+            return
+        explain = self.given["explain"]
+        own = explainers.explainer("rise").keywords | explainers.rows_of(explain["methods"], explain["rows"])["rise"]
+        masks = given["rise_converged"] + len(ESTIMATORS) * sum(given["rise_masks"])
+        images = min(given["rise_images"], self.amounts.validation)
+        total = images * masks * self.rows["rise"] / own["masks"]
+        yield "RISE by more and more masks", total / self.a_pass, total
 
     # ---- what they share
 

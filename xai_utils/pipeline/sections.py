@@ -302,6 +302,9 @@ class Figures(Stage):
     leave_out: Annotated[list[Word], Once]
     opacity: Annotated[float, Field(ge=0, le=1)]
     colour_map: ColourMap
+    rise_images: Annotated[int, Field(ge=0, le=1_000_000)]
+    rise_masks: Annotated[list[Whole], Field(min_length=1), Ascending]
+    rise_converged: Whole
 
 
 STAGES: dict[str, type[Stage]] = {
