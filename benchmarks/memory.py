@@ -2,12 +2,13 @@
 
 What the stages call, each in a process of its own for each number of images: prepare_data (reading and decoding),
 finetune_target (a training of one epoch, and held-out logits), train_mask_predictor (the distribution of its scores),
-train_attention (AMG's tables and variants), explain (maps, what is said of them), evaluate (all metrics that need no
-drawn birds), remove_and_retrain (maps, ranks and trainings of one row), figures (AKD's failures). Its private memory,
-with that of the processes that it starts (RssAnon of Linux: without libraries and mapped files, whose pages the system
-takes back when it needs them), is read every 5 ms. glibc is told to give back every freed piece of 64 kB and more at
-once. By default it keeps fragments, which hide what a stage holds: 657 and 824 MB were seen, a level that depends on
-chance and not on the images so far. `--images 40 80` takes minutes and shows no more than that this file works.
+train_attention (AMG's tables and variants), train_effect_predictor (scores of held-out images, exact Shapley values),
+explain (maps, what is said of them), evaluate (all metrics that need no drawn birds), remove_and_retrain (maps, ranks
+and trainings of one row), figures (AKD's failures). Its private memory, with that of the processes that it starts
+(RssAnon of Linux: without libraries and mapped files, whose pages the system takes back when it needs them), is read
+every 5 ms. glibc is told to give back every freed piece of 64 kB and more at once. By default it keeps fragments, which
+hide what a stage holds: 657 and 824 MB were seen, a level that depends on chance and not on the images so far.
+`--images 40 80` takes minutes and shows no more than that this file works.
 """
 
 import argparse
@@ -28,8 +29,9 @@ from timing import new_file
 from xai_utils import datasets, networks
 from xai_utils.evaluation import explanation, maps, scores
 from xai_utils.metrics import METRICS
+from xai_utils.networks import effect_predictor_of
 from xai_utils.networks.mask_predictor import predictor_of
-from xai_utils.papers import akd, amg, amg_variants, dgle
+from xai_utils.papers import akd, amg, amg_variants, dgle, removal
 from xai_utils.retraining import experiment
 from xai_utils.training.distributed import Compute
 from xai_utils.training.surrogate import explained_classes
@@ -39,6 +41,7 @@ COUNTS, SIZE, NETWORK, METHODS = (1000, 10_000), 64, "tiny_resnet", {"grad_cam":
 CURVES = {name: {"pixels_per_step": 25088} for name in ("insertion", "deletion")}  # short ones: longer take no more
 CURVES["faithfulness"] = {"steps": 4}
 SHORT = {"curves": CURVES, "options": {"road": {"percents": [20]}, "infidelity": {"squares": 4}}}
+PLAYERS = {"fast_shap": 2, "removal_effect": 0}  # cells of a side, few for the exact values; 0: no grid
 LEARNING = {"epochs": 1, "batch_size": 32, "learning_rate": 0.01, "schedule": "steps", "milestones": []}
 LEARNING |= {"momentum": 0.9, "weight_decay": 1e-4, "smallest_crop": 0.6}
 RETRAINING = {"data": "data", "target": "target", "seed": 0, "network": "target", "image_size": 48, "fill": "mean"}
@@ -90,6 +93,15 @@ def train_attention():
     amg_variants.held_out_scores(target, data, indices, classes, ways, layer=layer)
 
 
+def train_effect_predictor():
+    target, data = networks.load("target").eval(), datasets.load("data")
+    indices, probe = np.arange(len(data.validation)), data.validation.tensor([0])
+    predictors = {name: effect_predictor_of(target, probe, cells=cells).eval() for name, cells in PLAYERS.items()}
+    removal.POINTS.update(pixels_per_step=25088)
+    removal.held_out_scores(target, data, indices, predictors, seed=0)
+    removal.beside_exact(target, data.validation, indices, predictors, seed=0)
+
+
 def explain():
     settings = {"data": "data", "target": "target", "maps": "maps", "images": None, "seed": 0, "methods": METHODS}
     settings |= {"mosaics": {"number": 40, "cells": 2, "confidence": 0}}
@@ -114,7 +126,7 @@ def figures():
     akd.box_areas(split, made.indices)
 
 
-JOBS = (prepare_data, finetune_target, train_mask_predictor, train_attention)
+JOBS = (prepare_data, finetune_target, train_mask_predictor, train_attention, train_effect_predictor)
 JOBS += (explain, evaluate, remove_and_retrain, figures)
 
 

@@ -17,7 +17,7 @@ from xai_utils import networks
 from xai_utils.explainers import CONTROLS, EXPLAINERS, cam_maps, smoe
 from xai_utils.metrics import METRICS, cost
 from xai_utils.metrics.confidence import all_scores
-from xai_utils.networks import Target, captured, evaluating, inference_copy
+from xai_utils.networks import Target, captured, evaluating, inference_copy, stored
 
 FEWEST = {  # what still makes each kind of pass
     "smooth_grad_cam_plus_plus": {"samples": 1},
@@ -245,6 +245,20 @@ def test_global_generators_rest_where_networks_are_opened(plain, saved, tmp_path
     for name in METRICS:
         scored(name, plain, pictures(), None, maps)
     assert states() == before
+
+
+@pytest.mark.parametrize("name", ["small_resnet", "mobilenet_v3_small"])
+def test_an_opened_network_is_the_saved_one_though_nothing_was_drawn(name, tmp_path):
+    """No parameter is filled at random before it is read, and each is the one of the file."""
+    given = networks.build(name, "ab").eval()
+    networks.save(given, tmp_path)
+    before = torch.get_rng_state()
+    with stored.Undrawn():
+        networks.build(name, "ab")
+    assert torch.equal(torch.get_rng_state(), before)
+    opened = networks.load(tmp_path).state_dict()
+    assert opened.keys() == given.state_dict().keys()
+    assert all(torch.equal(opened[key], tensor) for key, tensor in given.state_dict().items())
 
 
 def test_a_random_map_does_not_depend_on_what_was_opened(plain, tmp_path):

@@ -10,6 +10,8 @@ from pathlib import Path
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
+from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from xai_utils.files import sha256, write_atomically, write_json
 
@@ -71,7 +73,21 @@ def facts(folder, kind, names):
         raise ValueError(f"{file} is corrupt ({type(error).__name__}: {error}); save the {noun} again") from error
 
 
+_DRAWS = {torch.Tensor.normal_, torch.Tensor.uniform_}
 _OPENING = threading.Lock()  # torch's global generator is put back for one thread at a time
+
+
+class Undrawn(TorchFunctionMode):
+    """Networks that are built in it leave their parameters as memory was: for those that are filled from a file next.
+
+    Random weights take longer to draw than to read.
+    """
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        given = args[0] if args else kwargs.get("tensor")
+        fills = function in _DRAWS or getattr(function, "__module__", None) == nn.init.__name__
+        return given if fills and isinstance(given, nn.Parameter) else function(*args, **kwargs)
 
 
 def drawing_nothing(opener):
@@ -79,7 +95,7 @@ def drawing_nothing(opener):
 
     @wraps(opener)
     def opened(*given, **options):
-        with _OPENING, torch.random.fork_rng(devices=[]):
+        with _OPENING, torch.random.fork_rng(devices=[]), Undrawn():
             return opener(*given, **options)
 
     return opened

@@ -5,7 +5,7 @@ from functools import partial
 
 import torch
 
-from xai_utils.networks import deep_copy, targets
+from xai_utils.networks import deep_copy, stored, targets
 from xai_utils.networks.layouts import Layout
 from xai_utils.retraining.inputs import FOLDER, batches, images_of, masked
 from xai_utils.retraining.masks import layer_masked_model
@@ -105,7 +105,8 @@ def _trained(make_task, chosen, compute):
         compute=compute,
         checkpoint_seconds=CHECKPOINT_SECONDS,
     )
-    model = make_task(chosen).model
+    with stored.Undrawn():
+        model = make_task(chosen).model
     model.load_state_dict(fitted.weights)
     hits = _hits(model, chosen, compute.device)
     shutil.rmtree(fitted.folder)  # hundreds of checkpoints would fill a disk
