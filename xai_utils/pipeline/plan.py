@@ -400,7 +400,8 @@ class _Measured:
         batch, total = given["batch_size"], 0
         for seconds in self.rows.values():
             heavy = seconds > 100 * self.a_pass
-            total += seconds * (3 if heavy else 2 * (given["rounds"] + 1) * batch + given["frames"] + 10)
+            single = given["frames"] + min(10, given["frames"])
+            total += seconds * (3 if heavy else 2 * (given["rounds"] + 1) * batch + single)
         yield "rounds and frames", total / self.a_pass, total
 
     def figures(self, given):
