@@ -203,10 +203,15 @@ class Subject:
             make = partial(_map_and_count, model, images, int(target), method, given)
             found.append(self._timed(make))
 
+        quick = passes(method, options) <= QUICK
         with watched(model, look or (lambda _: None)):
-            if once := counted is None:
+            if counted is None:
+                if quick:
+                    explained()  # what is found once, such as the layers to read, is no cost of a map
                 counted = counted_passes(model, images, explained)
-            if not once or passes(method, options) <= QUICK:  # whose time the counting would lengthen
+                if quick:  # whose time the counting would lengthen
+                    explained()
+            else:
                 explained()
         (scores, taken), seconds = found[-1]
         return Explanation(scores, rank_pixels(scores[None])[0], seconds, counted, taken)
