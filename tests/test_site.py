@@ -21,6 +21,8 @@ from xai_utils.pipeline import explore, kept, outputs, parameters, recorded, rep
 
 SCORES = ":is(#scores, details:has(> .scroll > table tr.groups))"  # all of them: of a kept run, of the front page
 LONGEST = 8000  # pixels of a page at 1400
+BEYOND = """[...document.querySelectorAll("tbody th")].filter(each => each.scrollWidth > each.clientWidth + 1)
+  .map(each => each.textContent)"""  # names of rows that are wider than their cells
 HOSTILE = "<img src=x onerror=alert(1)>"
 
 
@@ -90,8 +92,8 @@ def scores_of(built, opened):
 
 
 def test_every_page_opens_from_disk_in_silence_and_fits_a_phone(built, opened):
-    """No console message, no error, no request elsewhere; at 390 pixels no page scrolls sideways, at 1400 none
-    is longer than ten screens of 800; pictures are told."""
+    """No console message, no error, no request elsewhere; at 390 pixels no page scrolls sideways and no row's name lies
+    over its numbers, at 1400 none is longer than ten screens of 800; pictures are told."""
     own = (site.COMPARED.name, explore.FILE)  # the first where make compare was run here
     names = [path.name for path in pages(built) if path.name not in own]
     assert names == [path.name for path in pages(ROOT / "reports")]
@@ -99,6 +101,7 @@ def test_every_page_opens_from_disk_in_silence_and_fits_a_phone(built, opened):
     for path in pages(built):
         page = opened(path, width=390)
         assert page.evaluate("document.documentElement.scrollWidth") <= 390, path.name
+        assert page.evaluate(BEYOND) == [], path.name
         assert page.eval_on_selector_all("img", "images => images.every((i) => i.naturalWidth > 0)"), path.name
         assert page.eval_on_selector_all("img", "images => images.every((i) => i.alt.length > 20)"), path.name
         assert page.locator("h1").count() == 1, path.name
