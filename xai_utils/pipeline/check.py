@@ -122,7 +122,7 @@ def _require_answer(address: str):
     except OSError as error:
         raise ValueError(
             f"params.yaml: compute.scheduler = '{address}' cannot be reached ({error}); start a scheduler there "
-            "(dask scheduler), or leave it empty"
+            "(python -m dask scheduler), or leave it empty"
         ) from None
 
 
