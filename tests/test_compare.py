@@ -114,9 +114,14 @@ def tables(root, *names):
 
 
 def test_runs_that_differ_in_the_seed_alone_are_one_group(tmp_path):
-    """Another parameter, other data under the same name, or the same seed again: another group, "one run"."""
+    """Another parameter, other data under the same name, or the same seed again: another group, "one run". What decides
+    no score, a figure's parameter or who computes, parts nothing."""
     for seed in range(3):
         keep(tmp_path, f"b{seed}", seed=seed, data=f"birds 0{seed}")
+    about = json.loads((tmp_path / "runs" / "b1" / "run.json").read_text())
+    about["parameters"] |= {"figures": {"seed": 1, "rise_images": 8}}
+    about["parameters"]["evaluate"]["compute"] = {"prefetch": 4, "scheduler": "tcp://127.0.0.1:8786"}
+    (tmp_path / "runs" / "b1" / "run.json").write_text(json.dumps(about))
     keep(tmp_path, "again", seed=1)
     keep(tmp_path, "other", seed=3, md5="d1")
     folder = keep(tmp_path, "fewer", seed=4)
@@ -493,3 +498,18 @@ def test_the_page_fits_a_phone_and_a_screen(compared, browser):
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         assert page.locator("#scores").count() == 1
         page.close()
+
+
+def test_the_page_of_all_kept_runs_is_no_longer_than_ten_screens(tmp_path, browser):
+    """Also with every run that the project keeps; a pair of runs takes a line until it is opened."""
+    folder = project(tmp_path / "p")
+    shutil.copytree(ROOT / "runs", folder / "runs")
+    (folder / "data").mkdir()
+    (folder / "data" / "published").symlink_to(ROOT / "data" / "published")
+    page = browser.new_page(viewport={"width": 1400, "height": 800})
+    page.goto(compare.build(folder).absolute().as_uri())
+    assert page.evaluate("document.documentElement.scrollHeight") <= 8000
+    pairs = page.locator("details.pair")
+    assert pairs.count() == len(kept.kept(folder)) - 1
+    assert not any(each.is_visible() for each in pairs.locator("table").all())
+    page.close()

@@ -38,6 +38,8 @@ METHODS = (  # no variants of one method: a table to be read at a glance
     "sobel_edges",
 )
 CONDITION = ("level", "mode", "row", "layer", "percent")  # of a record of remove_and_retrain
+APART = ("measure_speed", "figures")  # stages that decide nothing of what is compared here
+UNCHANGING = ("prefetch", "scheduler")  # of compute: no result is another by them
 LISTED = """# Kept runs
 
 Numbers of whole runs (`make keep`); `make readme` writes this page. `make compare` shows by which numbers each verdict
@@ -104,18 +106,26 @@ def chosen(root: Path, names=()) -> dict[str, dict]:
 def grouped(runs: dict[str, dict]) -> dict[str, dict]:
     """Heading -> group: runs on the same data set that have all parameters in common but the seed.
 
-    A second run with the same seeds is no other training: it goes into another group.
+    Parameters that decide no score are not asked. A second run with the same seeds is no other training: it goes into
+    another group.
     """
     found, seen = {}, Counter()
     for name, about in runs.items():
         given, prepared = about["parameters"], numbers_of(about, "prepare_data")
         sizes = [prepared.get(name) for name in ("classes", "train", "validation")]
         data = about["hashes"].get("data", {}).get(given["prepare_data"]["dataset"])
-        same = json.dumps([data, sizes, {key: each | {"seed": None} for key, each in given.items()}], sort_keys=True)
-        seeds = json.dumps([each.get("seed") for each in given.values()])
+        deciding = {stage: _deciding(each) for stage, each in given.items() if stage not in APART}
+        same = json.dumps([data, sizes, deciding], sort_keys=True)
+        seeds = json.dumps([given[stage].get("seed") for stage in deciding])
         found.setdefault((same, seen[same, seeds]), {})[name] = about
         seen[same, seeds] += 1
     return {_heading(*group): group for group in found.values()}
+
+
+def _deciding(given):
+    """The parameters of a stage that decide a score, without the seed."""
+    compute = {key: value for key, value in given.get("compute", {}).items() if key not in UNCHANGING}
+    return given | {"seed": None, "compute": compute}
 
 
 def _heading(name, *others):
