@@ -61,7 +61,7 @@ def test_what_beats_every_control_and_follows_the_network_is_trusted():
     assert 2 <= len(said) <= 4
     assert said[0].startswith(f"On these 20 images `{found.level[0]}` explains this network best")
     assert "`twin` is the cheapest, 2 passes a map" in said[1]
-    assert said[2].startswith("Not to be trusted: 1 of 5 methods is not above every control; `blind` makes nearly")
+    assert said[2].startswith("Not to be trusted: 1 of 5 methods is not above every control (`half`); `blind` makes")
 
 
 def test_a_method_alone_that_passes_is_named_with_its_cost():

@@ -23,6 +23,7 @@ BEST, LEVEL, BELOW = "best", "level with the best", "below the best"
 WEAK, BLIND = "not above every control", "does not follow the network"
 ORDER = [BEST, LEVEL, BELOW, WEAK, BLIND]
 NAMED, ROWS = 3, 10  # methods in a sentence, rows of the table
+PLACES = 5
 
 
 class Trust(NamedTuple):
@@ -63,11 +64,12 @@ def of_run(frame, passes, checked, *, controls, seed, **intervals) -> Trust:
     table = pandas.DataFrame(index=pandas.Index(methods, name="method"))
     for method in methods:
         about = summary(values[method].to_numpy(), seed, **intervals)
-        table.loc[method, ["overall", "low", "high"]] = about["mean"], about["low"], about["high"]
+        shown = (round(about[name], PLACES) for name in ("mean", "low", "high"))  # rounded once: all say the same
+        table.loc[method, ["overall", "low", "high"]] = list(shown)
     for name in CURVES:
         table[name] = sum(_better(frame, name, methods, control, seed) for control in controls)
     table["follows"] = [checked[method].verdict if method in checked else "not checked" for method in methods]
-    table["passes"] = [passes[method] for method in methods]
+    table["passes"] = [round(passes[method], PLACES) for method in methods]
     table["standing"] = BELOW
     table.loc[(table[list(CURVES)] < len(controls)).any(axis=1), "standing"] = WEAK
     table.loc[table["follows"] == "does not depend on the model", "standing"] = BLIND
@@ -100,14 +102,11 @@ def sentences(trust: Trust) -> list[str]:
             f"On these {trust.images} images `{level[0]}` explains this network best: insertion minus deletion is "
             f"{first['overall']:.3f} [{first['low']:.3f}, {first['high']:.3f}]."
         )
-        others, below = level[1:NAMED], int((table["standing"] == BELOW).sum())
-        more = f" and {len(level) - NAMED} more" if len(level) > NAMED else ""
+        others, below = level[1:], int((table["standing"] == BELOW).sum())
         if others:
-            are = "is" if len(level) == 2 else "are"
-            said.append(
-                f"{_listed(others)}{more} {are} not significantly worse; of these {len(level)} `{trust.cheapest}` is "
-                f"the cheapest, {_passes(table.loc[trust.cheapest, 'passes'])} a map."
-            )
+            told = f"{_first(others, NAMED - 1)} {'is' if len(others) == 1 else 'are'} not significantly worse"
+            cost = _passes(table.loc[trust.cheapest, "passes"])
+            said.append(f"{told}; of these {len(level)} `{trust.cheapest}` is the cheapest, {cost} a map.")
         else:
             beside = f"all {below} others that pass are" if below > 1 else "the other one that passes is"
             beside = f"{beside} significantly worse" if below else "no other method passes"
@@ -120,7 +119,8 @@ def sentences(trust: Trust) -> list[str]:
     left = {each: list(table.index[table["standing"] == each]) for each in (WEAK, BLIND)}
     told = []
     if names := left[WEAK]:
-        told.append(f"{len(names)} of {all_methods} methods {'is' if len(names) == 1 else 'are'} {WEAK}")
+        are = "is" if len(names) == 1 else "are"
+        told.append(f"{len(names)} of {all_methods} methods {are} {WEAK} ({_first(names)})")
     if names := left[BLIND]:
         told.append(
             f"{_listed(names)} {'makes' if len(names) == 1 else 'make'} nearly the same maps of a network that "
@@ -143,13 +143,18 @@ def _listed(names) -> str:
     return ", ".join(f"`{name}`" for name in names)
 
 
+def _first(names, most=NAMED) -> str:
+    """The first names, and how many more there are."""
+    return _listed(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
 def _passes(number) -> str:
     return f"{number:.3g} pass{'' if f'{number:.3g}' == '1' else 'es'}"
 
 
 def told(trust: Trust) -> dict:
     """The advice as plain JSON: methods level with the best, the cheapest of them, the sentences, a row per method."""
-    table = trust.table[["overall", "low", "high", "passes", "standing"]].round(5).to_dict("index")
+    table = trust.table[["overall", "low", "high", "passes", "standing"]].to_dict("index")
     return {"level": trust.level, "cheapest": trust.cheapest, "sentences": sentences(trust), "table": table}
 
 
