@@ -26,6 +26,7 @@ METHODS = (  # no variants of one method: a table to be read at a glance
     "amg",
     "fastcam",
     "smoe",
+    "removal_effect",
     "rise",
     "lime",
     "meaningful_perturbation",
