@@ -305,8 +305,10 @@ def test_a_readme_without_markers_is_left_alone(tmp_path):
 
 
 def test_the_readme_counts_the_claims_of_several_seeds():
-    """Those of the group with most runs; a single run decides none."""
+    """Those of the papers, of the group with most runs; a single run decides none."""
     verdicts = {"birds": dict(enumerate(["holds", "fails", "undecided", "undecided"])), "pets": {0: "fails"}}
     told = beside._counted(verdicts, {"birds": ["seed 0", "seed 1"], "pets": ["pets"]})
     assert told == "Over 2 seeds of birds 1 of the papers' claims hold, 1 fail and 2 are undecided.\n\n"
     assert beside._counted(verdicts, {"birds": ["seed 0"]}) == ""
+    of_both = {("AKD", "RISE inserts best"): "holds", ("this repository", "ours deletes best"): "fails"}
+    assert beside.of_the_papers(of_both) == {("AKD", "RISE inserts best"): "holds"}

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from xai_utils.evaluation import tables
 from xai_utils.metrics.statistics import FAILS, HOLDS, UNDECIDED
+from xai_utils.papers import CITED
 from xai_utils.pipeline import kept, pooling
 from xai_utils.pipeline.pooling import METHODS, METRICS
 from xai_utils.pipeline.project import REPORTS
@@ -30,10 +31,16 @@ def markdown(root: Path) -> str:
         else {claim: row["verdict"] for claim, row in pooling.claimed(group).items()}
         for name, group in groups.items()
     }
+    verdicts = {name: of_the_papers(each) for name, each in verdicts.items()}
     rows = [("images", "best insertion", "best grid pointing", "best part truth"), ["---"] * 4]
     rows += [(_told(name, group), *_best(pooling.scored(group))) for name, group in groups.items()]
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     return f"{table}\n\n{_counted(verdicts, groups)}{_claims(verdicts)}"
+
+
+def of_the_papers(verdicts: dict) -> dict:
+    """(paper, claim) -> verdict without what we claim ourselves."""
+    return {(paper, claim): verdict for (paper, claim), verdict in verdicts.items() if paper in CITED}
 
 
 def _counted(verdicts, groups):
