@@ -15,6 +15,7 @@ from conftest import ROOT
 from markupsafe import escape
 from reported import project
 from scipy import stats
+from test_site import LONGEST
 
 from xai_utils.papers import amg, claims, fastcam, fastcam_claims
 from xai_utils.pipeline import compare, kept, pooling, site
@@ -508,7 +509,7 @@ def test_the_page_of_all_kept_runs_is_no_longer_than_ten_screens(tmp_path, brows
     (folder / "data" / "published").symlink_to(ROOT / "data" / "published")
     page = browser.new_page(viewport={"width": 1400, "height": 800})
     page.goto(compare.build(folder).absolute().as_uri())
-    assert page.evaluate("document.documentElement.scrollHeight") <= 8000
+    assert page.evaluate("document.documentElement.scrollHeight") <= LONGEST
     pairs = page.locator("details.pair")
     assert pairs.count() == len(kept.kept(folder)) - 1
     assert not any(each.is_visible() for each in pairs.locator("table").all())
