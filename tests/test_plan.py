@@ -6,7 +6,7 @@ import pytest
 from conftest import ROOT
 from scratch import project
 
-from xai_utils.pipeline import parameters, plan
+from xai_utils.pipeline import costs, parameters, plan
 
 
 @pytest.fixture(scope="module")
@@ -14,7 +14,7 @@ def works(tmp_path_factory):
     """Of the smoke scale on drawn birds, where all that is timed takes 10 ms."""
     folder = project(tmp_path_factory.mktemp("plan"), scale="smoke", **{"compute.threads": 1})
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(plan, "_timed", lambda function, device=None: 0.01)
+        patched.setattr(costs, "_timed", lambda function, device=None: 0.01)
         patched.chdir(folder)
         return parameters.read(), plan.plan(parameters.read())
 
@@ -48,8 +48,8 @@ def test_seconds_follow_from_what_is_measured(works):
 
 def test_the_plan_names_what_dominates_and_what_leaves_it_out():
     """Nine tenths of two hours are ROAR's: it is named, with what switches it off; the last run stands beside."""
-    work = plan.Work("remove_and_retrain", "networks on masked images", 2e6, 6480, 3e9, 140)
-    others = [plan.Work(stage, "notebook and page", 0, 72) for stage in parameters.STAGES]
+    work = costs.Work("remove_and_retrain", "networks on masked images", 2e6, 6480, 3e9, 140)
+    others = [costs.Work(stage, "notebook and page", 0, 72) for stage in parameters.STAGES]
     values = {"scale": "paper", "dataset": "data/mine", "target": "resnet50"}
     lines = plan.told([work, *others], values, {"remove_and_retrain": 7000.0})
     [row] = [line for line in lines if line.startswith("remove_and_retrain ")]
