@@ -102,8 +102,8 @@ def compared(found):
     for score, sign in SCORES.items():
         few, many = found[score]["balanced"][str(FEW)], found[score]["paper"][str(MANY)]
         test = paired_test(few, many, seed=0)
-        worse = test["p"] < 0.05 and sign * test["difference"] < 0
-        tests[score] = test | {"few": float(np.mean(few)), "many": float(np.mean(many)), "worse": worse}
+        verdict = ("worse", "better")[sign * test["difference"] > 0] if test["p"] < 0.05 else "undecided"
+        tests[score] = test | {"few": float(np.mean(few)), "many": float(np.mean(many)), "verdict": verdict}
     return tests
 
 
@@ -137,7 +137,7 @@ def told(files):
     for name, facts in files.items():
         for score, test in compared(facts["scores"]).items():
             difference = "{difference:+.3f} [{low:+.3f}, {high:+.3f}]".format(**test)
-            verdict = f"worse, p = {test['p']:.2g}" if test["worse"] else "not worse"
+            verdict = f"{test['verdict']}, p = {test['p']:.2g}"
             lines.append(f"| {name}, {score} | {test['few']:.3f} | {test['many']:.3f} | {difference} | {verdict} |")
     notes = [
         f"{name}: {facts['network']}, {facts['images']} images of {facts['size']} pixels, beside maps of "
