@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 from test_metrics import Odds
+from threadpoolctl import threadpool_limits
 
 from xai_utils.images import gaussian_blur, keep_top, rank_pixels
-from xai_utils.metrics import road
+from xai_utils.metrics import imputation, road
 from xai_utils.metrics.imputation import NOISE, imputed, road_curves
 
 WEIGHTS = {(y, x): 1 / 6 if 0 in (y, x) else 1 / 12 for y in (-1, 0, 1) for x in (-1, 0, 1) if (y, x) != (0, 0)}
@@ -111,3 +112,17 @@ def test_what_cannot_be_removed_is_refused():
     ):
         with pytest.raises(ValueError, match=message):
             road(model, image, 0, saliency, **wrong)
+
+
+def test_small_systems_are_solved_in_one_thread(monkeypatch):
+    """Threads of BLAS that wait for each other on a busy machine would take hundreds of times as long; others stay."""
+
+    def threads():
+        return {pool["num_threads"] for pool in imputation.POOLS.info() if pool["user_api"] == "blas"}
+
+    seen, solved = [], imputation._imputed
+    monkeypatch.setattr(imputation, "_imputed", lambda *given: seen.append(threads()) or solved(*given))
+    with threadpool_limits(2, user_api="blas"):
+        imputed(torch.rand(1, 3, 4, 4), torch.eye(4, dtype=torch.bool)[None])
+        assert threads() == {2}
+    assert seen == [{1}]

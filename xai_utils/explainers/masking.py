@@ -144,10 +144,19 @@ def rise(
     return rise_and_count(model, images, target, **options)[0]
 
 
-def rise_and_count(model, images, target, *, masks, cells, probability, baseline, score, estimator, until, seed, chunk):
+def rise_and_count(model, images, target, *, masks, **options):
     """The maps of `rise`, and how many masks each image took: int64 (N,), `masks` where none is to stop."""
-    size = images.shape[-2:]
-    _check(seed, masks=masks, cells=cells, chunk=chunk)
+    maps, used = _rise(model, images, target, counts=[masks], **options)
+    return maps[masks], used
+
+
+def _rise(model, images, target, *, counts, cells, probability, baseline, score, estimator, until, seed, chunk):
+    """Count -> the maps (N, H, W) of so many masks, all in one go, and how many each image took of the most.
+
+    Several counts are for images that never stop (`until` is 1).
+    """
+    size, masks = images.shape[-2:], max(counts)
+    _check(seed, masks=min(counts), cells=cells, chunk=chunk)
     if cells > min(size):
         raise ValueError(f"cells is {cells} on images of {size[0]} x {size[1]}; give 1..{min(size)}")
     if not 0 < probability < 1:
@@ -172,8 +181,12 @@ def rise_and_count(model, images, target, *, masks, cells, probability, baseline
         difference = images - colour
         totals = images.new_zeros(2, len(images), size[0] * size[1], dtype=torch.float32)  # of every other set
         used, going = torch.zeros(len(images), dtype=torch.int64), torch.arange(len(images), device=images.device)
-        taken = 0
-        for grids, offsets in blocks:
+        taken, maps = 0, {}
+
+        def mean():
+            return (totals.sum(0) / (used.to(totals) * probability)[:, None]).unflatten(1, size)
+
+        for grids, offsets in _ending_at(blocks, counts):
             shown = rise_masks(grids.to(images.device), offsets.to(images.device), size)  # (B, H, W)
             blend, scores = shown[:, None].to(images.dtype), []
             for items in torch.arange(len(shown) * len(going), device=images.device).split(chunk):
@@ -186,10 +199,21 @@ def rise_and_count(model, images, target, *, masks, cells, probability, baseline
             totals[half, going] = summed.addmm_(scores.T, shown.flatten(1).float())  # in place: in float32, always
             used[going.cpu()] += len(shown)
             taken += len(shown)
+            if taken in counts:
+                maps[taken] = mean()
             if until < 1 and taken % (2 * together) == 0 and not len(going := _apart(totals, going, size, until)):
                 break
-        maps = totals.sum(0) / (used.to(totals) * probability)[:, None]
-        return maps.unflatten(1, size), used
+        return maps | {masks: mean()}, used
+
+
+def _ending_at(blocks, counts):
+    """The blocks of masks, parted where one of `counts` ends inside."""
+    taken = 0
+    for grids, offsets in blocks:
+        ends = [end - taken for end in sorted(set(counts)) if taken < end < taken + len(grids)]
+        parts = np.diff([0, *ends, len(grids)]).tolist()
+        yield from zip(grids.split(parts), offsets.split(parts), strict=True)
+        taken += len(grids)
 
 
 def rise_by_masks(model, images, target, *, counts, converged, seed=0, **options):
@@ -200,17 +224,19 @@ def rise_by_masks(model, images, target, *, counts, converged, seed=0, **options
     so that neither estimator is measured by its own kind. `options`: others of `rise`; all masks are taken.
     """
 
-    def made(masks, estimator, seed):
-        own = {"masks": masks, "estimator": estimator, "seed": seed, "until": 1.0}
-        return rise(model, images, target, **options | own)
+    given = rise.__kwdefaults__ | options | {"until": 1.0}
+    given.pop("masks")
+
+    def made(counts, estimator, seed):
+        return _rise(model, images, target, **given | {"counts": counts, "estimator": estimator, "seed": seed})[0]
 
     parts = 2 * math.ceil(converged / (2 * CONVERGED_PART))
     each = math.ceil(converged / parts)
-    true = sum(made(each, ESTIMATORS[part % 2], OTHER_SEEDS + part) for part in range(parts))
+    true = sum(made([each], ESTIMATORS[part % 2], OTHER_SEEDS + part)[each] for part in range(parts))
     for estimator in ESTIMATORS:
+        maps = made(counts, estimator, seed)
         for count in counts:
-            maps = made(count, estimator, seed)
-            yield estimator, count, maps, rank_correlation(maps, true)
+            yield estimator, count, maps[count], rank_correlation(maps[count], true)
 
 
 def _apart(totals, going, size, until):
