@@ -8,6 +8,7 @@ import nbformat
 import pytest
 import torch
 from conftest import ROOT
+from PIL import Image
 
 from xai_utils.pipeline import compare, kept, parameters, site, stage
 from xai_utils.training import __main__ as training
@@ -142,3 +143,19 @@ def test_the_data_path_is_measured_in_the_parts_of_a_training(tmp_path, monkeypa
     settings = data_path.SETTINGS | {"data": data, "target": "tiny_resnet", "batch_size": 4, "counts": str(tmp_path)}
     loop.fit(data_path.counting_task, settings, checkpoints=tmp_path, data_hash="", compute=loop.Compute("cpu"))
     assert (tmp_path / "0").read_text() == "10"
+
+
+def test_masks_of_rise_are_measured_on_photographs(tmp_path, monkeypatch):
+    """A folder's images meet the network trained on ImageNet: each estimator, number of masks and score has a value."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import rise
+
+    monkeypatch.setattr(rise, "COUNTS", (4, 8))
+    for number in range(3):
+        Image.new("RGB", (50, 40), (number, 90, 200)).save(tmp_path / f"{number}.JPEG")
+    target, images, begins = rise.of_photographs(2, tmp_path, 32)
+    assert (len(target.classes), tuple(images.shape)) == (1000, (2, 3, 32, 32))
+    found = rise.of_one(target, images[:1], begins, 8, 0)
+    assert set(found) == set(rise.SCORES)
+    for score in found.values():
+        assert {name: [*values] for name, values in score.items()} == {"balanced": [4, 8], "paper": [4, 8]}
