@@ -37,7 +37,7 @@ COUNTS = (125, 250, 500, 1000, 2000, 4000, 8000)
 FEW, MANY = 1000, 8000  # balanced masks, and masks drawn one by one, that are compared
 SCORES = {"rank correlation": 1, "insertion": 1, "deletion": -1}  # whether higher is better
 STEP = 896  # pixels of a step of the curves, at 224 pixels
-PROCESSES = 2  # of one thread each: faster than two threads of one
+PROCESSES = 2  # of one thread each
 
 
 def of_the_last_run(number):
@@ -62,7 +62,7 @@ def of_one(model, image, begins, converged, place):
     curves = {"pixels_per_step": STEP, "chunk": 16}
     with torch.inference_mode():
         target = model(image).argmax(1).clone()
-    options = {"counts": COUNTS, "converged": converged, "seed": place, "chunk": 4}  # so few pass one thread fastest
+    options = {"counts": COUNTS, "converged": converged, "seed": place, "chunk": 4}
     for estimator, masks, maps, correlation in rise_by_masks(model, image, target, **options):
         scores = {
             "rank correlation": correlation,
